@@ -1,0 +1,3 @@
+using LoraTrainer.Cli;
+
+return (int)await CommandLine.RunAsync(args);

@@ -1,0 +1,53 @@
+using System.Runtime.InteropServices;
+
+namespace LoraTrainer.Cli;
+
+/// <summary>
+/// Ctrl-C and SIGTERM. Until a verb listens they end the program at once, as anywhere. Once one listens, the first asks it to stop in good order
+/// and the second aborts.
+/// </summary>
+internal sealed class StopSignals(Terminal terminal) : IDisposable
+{
+    private readonly CancellationTokenSource stop = new();
+    private readonly TaskCompletionSource aborted = new(TaskCreationOptions.RunContinuationsAsynchronously);
+    private readonly List<PosixSignalRegistration> registrations = [];
+    private int received;
+
+    /// <summary>Completes with the second signal.</summary>
+    public Task Aborted => aborted.Task;
+
+    public bool StopRequested => stop.IsCancellationRequested;
+
+    /// <summary>From now on a first signal cancels the token that is returned, after saying <paramref name="whatHappensNow"/>.</summary>
+    public CancellationToken Listen(string whatHappensNow)
+    {
+        foreach (PosixSignal signal in new[] { PosixSignal.SIGINT, PosixSignal.SIGTERM })
+        {
+            registrations.Add(PosixSignalRegistration.Create(signal, context =>
+            {
+                context.Cancel = true;
+                if (Interlocked.Increment(ref received) == 1)
+                {
+                    terminal.Warn($"Stop requested. {whatHappensNow} Press Ctrl-C again to abort at once.");
+                    stop.Cancel();
+                }
+                else
+                {
+                    aborted.TrySetResult();
+                }
+            }));
+        }
+
+        return stop.Token;
+    }
+
+    public void Dispose()
+    {
+        foreach (PosixSignalRegistration registration in registrations)
+        {
+            registration.Dispose();
+        }
+
+        stop.Dispose();
+    }
+}

@@ -1,0 +1,100 @@
+using System.CommandLine;
+using System.Globalization;
+using LoraTrainer.Training;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Cli.Verbs;
+
+/// <summary>Runs a training from a config file.</summary>
+internal static class TrainVerb
+{
+    private const string Examples = """
+        Examples:
+          lora-trainer train configs/quickstart.yaml
+          lora-trainer train my.yaml --set learning_rate=1e-4 --set output_dir=outputs/second
+          lora-trainer train my.yaml --json > summary.json      the summary alone on standard output
+
+        The first Ctrl-C or SIGTERM saves a checkpoint and stops; lora-trainer resume OUTPUT_DIR goes on, on this machine or another.
+        Exit code: 0 done, 1 failed while running, 2 the configuration or the data are wrong, 75 interrupted and resumable, 130 aborted.
+        """;
+
+    public static Verb Create()
+    {
+        Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
+        return new Verb("train", "Fine-tune a model as a configuration says.", Examples) { config }
+            .WithWork(context => RunAsync(context, context.Arguments.GetRequiredValue(config)));
+    }
+
+    private static Task<ExitCode> RunAsync(VerbContext context, string path)
+    {
+        ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
+        context.Terminal.Remarks(result);
+        TrainingConfig config = result.Require();
+        if (config.Resume == ResumeMode.Must && !new RunFolder(config).HoldsRun)
+        {
+            throw new TrainingSetupException($"resume: must was asked for, but {config.OutputDir} holds no run. Use resume: auto or never to start one.");
+        }
+
+        return RunAsync(context, config, resume: config.Resume != ResumeMode.Never, force: false);
+    }
+
+    /// <summary>What train and resume have in common: the display, the run, the words at its end.</summary>
+    internal static async Task<ExitCode> RunAsync(VerbContext context, TrainingConfig config, bool resume, bool force)
+    {
+        CancellationToken stop = context.Signals.Listen("A checkpoint is saved, then the program ends; the run can be resumed.");
+        RunEnding ending;
+        TrainingRun run;
+        await using (var display = new TrainingDisplay(context.Terminal, config.LoggingSteps, showSamples: true))
+        {
+            run = new TrainingRun(config, display, TimeProvider.System);
+            ending = await run.RunAsync(resume, force, stop);
+        }
+
+        if (ending == RunEnding.Interrupted)
+        {
+            context.Terminal.Say($"Interrupted. Go on with: lora-trainer resume {config.OutputDir}");
+            return ExitCode.Interrupted;
+        }
+
+        RunSummary summary = run.Summary!;
+        context.Terminal.Say(Words(summary, config));
+        context.Terminal.Json(summary.Write);
+        return ExitCode.Done;
+    }
+
+    /// <summary>The end of a run in a few lines.</summary>
+    private static string Words(RunSummary summary, TrainingConfig config)
+    {
+        CultureInfo culture = CultureInfo.InvariantCulture;
+        var lines = new List<string>
+        {
+            string.Create(culture, $"{summary.Steps} steps, {summary.Tokens:#,0} tokens, {summary.TokensPerSecond:#,0} tokens/s, {Quantities.Time(TimeSpan.FromSeconds(summary.TotalSeconds))} in all, peak memory {Quantities.Bytes(summary.PeakBytes)}"),
+        };
+        if (summary is { FirstLoss: { } first, LastLoss: { } last })
+        {
+            lines.Add(string.Create(culture, $"loss {first:0.0000} at the first step, {last:0.0000} at the last"));
+        }
+
+        if (summary.Before is not null || summary.After is not null)
+        {
+            lines.Add($"held out: before {Words(summary.Before)}; after {Words(summary.After)}");
+        }
+
+        if (summary.Cost.Amount is { } amount)
+        {
+            lines.Add(string.Create(culture, $"cost {Quantities.Money(amount, summary.Cost.Currency)} for {summary.Cost.GpuHours:0.0000} hours"));
+        }
+
+        lines.Add($"{(config.Adapter.Kind == AdapterKind.None ? "model" : "adapter")}: {summary.AdapterPath}");
+        return string.Join(Environment.NewLine, lines);
+    }
+
+    private static string Words(EvaluationResult? evaluation) => evaluation switch
+    {
+        null => "not evaluated",
+        { ExactMatch: { } match } result => string.Create(CultureInfo.InvariantCulture, $"exact match {match * 100:0.0} % of {result.Rows}, loss {result.Loss:0.0000}"),
+        { } result => string.Create(CultureInfo.InvariantCulture, $"loss {result.Loss:0.0000} on {result.Rows} rows"),
+    };
+}

@@ -1,0 +1,149 @@
+using System.CommandLine;
+using System.Text.Json;
+using LoraTrainer.Training.Config;
+
+namespace LoraTrainer.Cli.Verbs;
+
+/// <summary>Says whether a configuration is right and how it is understood. Opens no device and reads no data.</summary>
+internal static class ValidateVerb
+{
+    private const string Examples = """
+        Examples:
+          lora-trainer validate my.yaml
+          lora-trainer validate my.yaml --show > resolved.yaml   every key, defaults included
+          lora-trainer validate my.yaml --set learning_rate=1e-4 --set datasets.0.path=my.jsonl
+
+        Exit code: 0 the configuration is right, 2 it is not.
+        """;
+
+    public static Verb Create()
+    {
+        Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
+        Option<bool> show = new("--show") { Description = "Write the resolved configuration: every key, defaults included." };
+        return new Verb("validate", "Check a configuration and tell all that is wrong with it at once.", Examples) { config, show }
+            .WithWork(context => Task.FromResult(Run(context, context.Arguments.GetRequiredValue(config), context.Arguments.GetValue(show))));
+    }
+
+    private static ExitCode Run(VerbContext context, string path, bool show)
+    {
+        Terminal terminal = context.Terminal;
+        ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
+        string[] missing = result.Config is null ? [] : [.. MissingHere(result.Config)];
+        bool valid = result.Errors.Count == 0;
+
+        terminal.Remarks(result);
+        foreach (string sentence in missing)
+        {
+            terminal.Warn(sentence);
+        }
+
+        foreach (ConfigurationIssue error in result.Errors)
+        {
+            terminal.Error(error.Message);
+        }
+
+        if (show && result.Config is { } shown)
+        {
+            terminal.Result(shown.ToYaml());
+        }
+
+        if (!valid)
+        {
+            terminal.Error($"{path}: {(result.Errors.Count == 1 ? "1 problem" : $"{result.Errors.Count} problems")}.", prefix: false);
+        }
+        else if (!show)
+        {
+            terminal.Say($"{path} is right: {Summary(result.Config!)}");
+        }
+
+        terminal.Json(json => WriteJson(json, path, result, missing));
+        return valid ? ExitCode.Done : ExitCode.WrongInput;
+    }
+
+    /// <summary>What the run would do, in one sentence.</summary>
+    internal static string Summary(TrainingConfig config)
+    {
+        AdapterOptions adapter = config.Adapter;
+        string targets = adapter.TargetsAllLinear ? "all linear layers" : adapter.TargetPattern is { } pattern ? $"the layers that match {pattern}" : string.Join(", ", adapter.TargetModules);
+        string what = adapter.Kind == AdapterKind.None
+            ? "all parameters are trained"
+            : $"LoRA of rank {adapter.Rank} on {targets}, scaled by {adapter.Scaling:0.###}";
+        string quantization = config.Quantization switch
+        {
+            { LoadIn4Bit: true } four => $", over a base in 4 bits ({four.FourBit.Type.ToString().ToUpperInvariant()}{(four.FourBit.DoubleQuantization ? ", scales quantized too" : "")})",
+            { LoadIn8Bit: true } => ", over a base in 8 bits",
+            _ => "",
+        };
+        string length = config.Batch.MaxSteps > 0 ? $"{config.Batch.MaxSteps} steps" : config.Batch.NumEpochs == 1 ? "1 epoch" : $"{config.Batch.NumEpochs:0.###} epochs";
+        string sequences = config.Batch.GlobalBatchSize == 1 ? "1 sequence" : $"{config.Batch.GlobalBatchSize} sequences";
+        return $"{what}{quantization}, {length}, {sequences} of up to {config.Data.SequenceLen} tokens a step.";
+    }
+
+    private static IEnumerable<string> MissingHere(TrainingConfig config)
+    {
+        foreach ((string list, EquatableList<DatasetOptions> datasets) in new[] { ("datasets", config.Data.Datasets), ("test_datasets", config.Data.TestDatasets) })
+        {
+            for (int i = 0; i < datasets.Count; i++)
+            {
+                if (!datasets[i].Path.Contains("://", StringComparison.Ordinal) && !Path.Exists(datasets[i].Path))
+                {
+                    yield return $"{list}[{i}].path names {datasets[i].Path}, which is not here. Relative paths start at {Directory.GetCurrentDirectory()}.";
+                }
+            }
+        }
+
+        if (!config.BaseModel.Contains("://", StringComparison.Ordinal) && !Directory.Exists(config.BaseModel))
+        {
+            yield return $"base_model names {config.BaseModel}, which is not a folder here. Relative paths start at {Directory.GetCurrentDirectory()}.";
+        }
+    }
+
+    private static void WriteJson(Utf8JsonWriter json, string path, ConfigurationResult result, string[] missing)
+    {
+        json.WriteStartObject();
+        json.WriteBoolean("valid", result.Errors.Count == 0);
+        json.WriteString("file", path);
+        WriteIssues("errors", result.Errors, []);
+        WriteIssues("warnings", result.Warnings, missing);
+        WriteIssues("notices", result.Notices, []);
+        if (result.Config is { } config)
+        {
+            json.WriteString("run_name", config.RunName);
+            json.WriteString("hash", config.Hash);
+            json.WritePropertyName("config");
+            config.WriteJson(json);
+        }
+        else
+        {
+            json.WriteNull("run_name");
+            json.WriteNull("hash");
+            json.WriteNull("config");
+        }
+
+        json.WriteEndObject();
+
+        void WriteIssues(string name, IReadOnlyList<ConfigurationIssue> issues, string[] more)
+        {
+            json.WriteStartArray(name);
+            foreach (ConfigurationIssue issue in issues)
+            {
+                json.WriteStartObject();
+                json.WriteString("key", issue.Key);
+                json.WriteString("at", issue.Location.ToString());
+                json.WriteString("kind", issue.Kind == ConfigurationIssueKind.NotSupportedYet ? "not_supported_yet" : issue.Kind.ToString().ToLowerInvariant());
+                json.WriteString("message", issue.Message);
+                json.WriteEndObject();
+            }
+
+            foreach (string message in more)
+            {
+                json.WriteStartObject();
+                json.WriteString("kind", "warning");
+                json.WriteString("message", message);
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
+        }
+    }
+}

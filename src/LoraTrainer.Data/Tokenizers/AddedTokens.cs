@@ -1,0 +1,112 @@
+using System.Buffers;
+using LoraTrainer.Data.Tokenizers.Unicode;
+
+namespace LoraTrainer.Data.Tokenizers;
+
+/// <summary>A token that is looked for in text before anything else, with its switches.</summary>
+/// <param name="Id">The token's id.</param>
+/// <param name="Content">As written in the file.</param>
+/// <param name="Text">The content, normalized where <paramref name="Normalized"/>: what is looked for in normalized text, and what decoding yields.</param>
+/// <param name="SingleWord">No match beside a word character.</param>
+/// <param name="StripLeft">A match swallows the white space before it.</param>
+/// <param name="StripRight">A match swallows the white space after it.</param>
+/// <param name="Normalized">Whether it is looked for in normalized text instead of the raw text.</param>
+/// <param name="Special">Left out by a decoder that skips special tokens.</param>
+internal sealed record AddedToken(int Id, string Content, string Text, bool SingleWord, bool StripLeft, bool StripRight, bool Normalized, bool Special);
+
+/// <summary>Finds added tokens in a text: leftmost, longest first, without overlap.</summary>
+internal sealed class AddedTokenMatcher
+{
+    private readonly Dictionary<string, AddedToken> tokens = new(StringComparer.Ordinal);
+    private readonly Dictionary<string, AddedToken>.AlternateLookup<ReadOnlySpan<char>> lookup;
+    private readonly SearchValues<char> firstChars;
+    private readonly Dictionary<char, int[]> lengthsByFirstChar;
+
+    public AddedTokenMatcher(IEnumerable<AddedToken> all, bool normalized)
+    {
+        foreach (AddedToken token in all)
+        {
+            if (token.Normalized == normalized && token.Text.Length > 0)
+            {
+                tokens.TryAdd(token.Text, token);
+            }
+        }
+
+        lookup = tokens.GetAlternateLookup<ReadOnlySpan<char>>();
+        firstChars = SearchValues.Create([.. tokens.Keys.Select(text => text[0]).Distinct()]);
+        lengthsByFirstChar = tokens.Keys.GroupBy(text => text[0]).ToDictionary(
+            group => group.Key,
+            group => group.Select(text => text.Length).Distinct().OrderDescending().ToArray());
+    }
+
+    /// <summary>A stretch of text, or the added token found there.</summary>
+    public readonly record struct Piece(int Start, int End, AddedToken? Token);
+
+    /// <summary>Adds the pieces of <paramref name="text"/>. Without <paramref name="takeSpecial"/> special tokens written in it are text, as untrusted text has to be read.</summary>
+    public void Split(ReadOnlySpan<char> text, bool takeSpecial, List<Piece> pieces)
+    {
+        int done = 0;
+        for (int at = 0; Find(text, at, out int start, out AddedToken? token);)
+        {
+            int end = start + token!.Text.Length;
+            at = end;
+            if ((token.Special && !takeSpecial) || (token.SingleWord && (TouchesWordBefore(text, start) || TouchesWordAfter(text, end))))
+            {
+                continue;
+            }
+
+            if (token.StripLeft)
+            {
+                // Never left of the previous match, which may have swallowed the same white space.
+                while (start > done && UnicodeTables.IsWhiteSpace(text[start - 1]))
+                {
+                    start--;
+                }
+            }
+
+            while (token.StripRight && end < text.Length && UnicodeTables.IsWhiteSpace(text[end]))
+            {
+                end++;
+            }
+
+            if (start > done)
+            {
+                pieces.Add(new Piece(done, start, null));
+            }
+
+            pieces.Add(new Piece(start, end, token));
+            done = end;
+        }
+
+        if (done < text.Length)
+        {
+            pieces.Add(new Piece(done, text.Length, null));
+        }
+    }
+
+    private static bool TouchesWordBefore(ReadOnlySpan<char> text, int start) => start > 0 && UnicodeTables.IsWord(UnicodeTables.ScalarBefore(text, start, out _));
+
+    private static bool TouchesWordAfter(ReadOnlySpan<char> text, int end) => end < text.Length && UnicodeTables.IsWord(UnicodeTables.ScalarAt(text, end, out _));
+
+    private bool Find(ReadOnlySpan<char> text, int from, out int start, out AddedToken? token)
+    {
+        for (start = from; ; start++)
+        {
+            int skip = text[start..].IndexOfAny(firstChars);
+            if (skip < 0)
+            {
+                token = null;
+                return false;
+            }
+
+            start += skip;
+            foreach (int length in lengthsByFirstChar[text[start]])
+            {
+                if (length <= text.Length - start && lookup.TryGetValue(text.Slice(start, length), out token))
+                {
+                    return true;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+using System.Text.Json;
+
+namespace LoraTrainer.Data.Tokenizers;
+
+/// <summary>The tokens a model family gives a role, by content; null where the folder does not say.</summary>
+public sealed record SpecialTokens
+{
+    public string? Bos { get; init; }
+
+    public string? Eos { get; init; }
+
+    public string? Pad { get; init; }
+
+    public string? Unknown { get; init; }
+
+    /// <summary>From tokenizer_config.json; what it does not name, from special_tokens_map.json.</summary>
+    internal static SpecialTokens Read(string folder)
+    {
+        var files = new List<JsonDocument>();
+        try
+        {
+            var roots = new List<JsonPart>();
+            foreach (string name in (ReadOnlySpan<string>)["tokenizer_config.json", "special_tokens_map.json"])
+            {
+                string path = Path.Combine(folder, name);
+                if (!File.Exists(path))
+                {
+                    continue;
+                }
+
+                try
+                {
+                    files.Add(JsonDocument.Parse(File.ReadAllBytes(path)));
+                }
+                catch (JsonException exception)
+                {
+                    throw new TokenizerFormatException(path, $"not valid JSON: {exception.Message}", exception);
+                }
+
+                roots.Add(new JsonPart(path, "", files[^1].RootElement));
+            }
+
+            return new SpecialTokens { Bos = Find("bos_token"), Eos = Find("eos_token"), Pad = Find("pad_token"), Unknown = Find("unk_token") };
+
+            string? Find(string role)
+            {
+                foreach (JsonPart root in roots)
+                {
+                    JsonPart value = root[role];
+                    if (!value.IsNull)
+                    {
+                        return value.Kind == JsonValueKind.Object ? value["content"].Text() : value.Text();
+                    }
+                }
+
+                return null;
+            }
+        }
+        finally
+        {
+            files.ForEach(file => file.Dispose());
+        }
+    }
+}

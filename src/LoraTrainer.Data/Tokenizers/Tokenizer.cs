@@ -1,0 +1,217 @@
+using System.Collections.Concurrent;
+using LoraTrainer.Data.Tokenizers.Unicode;
+
+namespace LoraTrainer.Data.Tokenizers;
+
+/// <summary>
+/// Text to token ids and back, as the tokenizers library does it from the same tokenizer.json:
+/// added tokens -> normalizer -> pre-tokenizer -> model -> post-processor, and the decoder on the way back.
+/// Immutable; may be used from several threads at once.
+/// </summary>
+public sealed class Tokenizer
+{
+    private readonly TokenizerDefinition definition;
+    private readonly AddedTokenMatcher rawMatcher, normalizedMatcher;
+    private readonly bool hasNormalizedTokens;
+    private readonly string?[] texts;
+    private readonly HashSet<string> specialContents;
+    private readonly Dictionary<string, int> ids;
+    private readonly ConcurrentBag<Scratch> scratches = [];
+
+    private Tokenizer(string path, TokenizerDefinition definition, SpecialTokens specialTokens)
+    {
+        this.definition = definition;
+        SourcePath = path;
+        SpecialTokens = specialTokens;
+        rawMatcher = new AddedTokenMatcher(definition.AddedTokens, normalized: false);
+        normalizedMatcher = new AddedTokenMatcher(definition.AddedTokens, normalized: true);
+        hasNormalizedTokens = definition.AddedTokens.Any(token => token.Normalized);
+        specialContents = [.. definition.AddedTokens.Where(token => token.Special).Select(token => token.Content)];
+        ids = new Dictionary<string, int>(definition.Vocabulary, StringComparer.Ordinal);
+        int largest = Math.Max(definition.Vocabulary.Values.DefaultIfEmpty(-1).Max(), definition.AddedTokens.Select(token => token.Id).DefaultIfEmpty(-1).Max());
+        texts = new string?[largest + 1];
+        foreach ((string token, int id) in definition.Vocabulary)
+        {
+            texts[id] = token;
+        }
+
+        foreach (AddedToken token in definition.AddedTokens)
+        {
+            texts[token.Id] = token.Text;
+            ids[token.Content] = token.Id;
+        }
+
+        BosId = IdOf(specialTokens.Bos);
+        EosId = IdOf(specialTokens.Eos);
+        PadId = IdOf(specialTokens.Pad);
+    }
+
+    private sealed class Scratch
+    {
+        public readonly List<AddedTokenMatcher.Piece> RawPieces = [], NormalizedPieces = [];
+        public readonly PreTokenizedText Text = new();
+        public readonly BpeModel.Scratch Model = new();
+        public readonly List<int> Ids = [];
+    }
+
+    /// <summary>The file this was read from.</summary>
+    public string SourcePath { get; }
+
+    /// <summary>One more than the largest id; a model's embedding needs at least so many rows.</summary>
+    public int VocabularySize => texts.Length;
+
+    public SpecialTokens SpecialTokens { get; }
+
+    /// <summary>Null where the folder names no such token or the vocabulary does not have it.</summary>
+    public int? BosId { get; }
+
+    public int? EosId { get; }
+
+    public int? PadId { get; }
+
+    /// <summary>What encoding with special tokens puts before a text; empty for families without BOS.</summary>
+    public IReadOnlyList<int> PrefixIds => definition.Prefix;
+
+    /// <summary>What encoding with special tokens puts after a text.</summary>
+    public IReadOnlyList<int> SuffixIds => definition.Suffix;
+
+    /// <summary>What is odd in the file without being wrong; one sentence each.</summary>
+    public IReadOnlyList<string> Notices => definition.Notices;
+
+    /// <summary>Reads a tokenizer.</summary>
+    /// <param name="path">A tokenizer.json file or the folder that has one.</param>
+    /// <exception cref="TokenizerFormatException">The file is damaged or uses something that is not supported.</exception>
+    public static Tokenizer Load(string path)
+    {
+        string file = Directory.Exists(path) ? Path.Combine(path, "tokenizer.json") : path;
+        if (!File.Exists(file))
+        {
+            string other = Path.Combine(path, "tokenizer.model");
+            throw new TokenizerFormatException(file, File.Exists(other)
+                ? $"there is only {other}; SentencePiece and tiktoken files are not supported yet, convert it to tokenizer.json"
+                : "no such file; expected a tokenizer.json");
+        }
+
+        return new Tokenizer(file, TokenizerJsonReader.Read(file), SpecialTokens.Read(Path.GetDirectoryName(Path.GetFullPath(file))!));
+    }
+
+    /// <summary>Text to ids.</summary>
+    /// <param name="text">A surrogate without its partner is read as U+FFFD.</param>
+    /// <param name="addSpecialTokens">Whether the post-processor's tokens (BOS and the like) are put around the text.</param>
+    /// <param name="takeSpecialTokens">Whether special tokens written out in the text are taken as such; false for text that must not forge them.</param>
+    public int[] Encode(ReadOnlySpan<char> text, bool addSpecialTokens, bool takeSpecialTokens = true)
+    {
+        if (!scratches.TryTake(out Scratch? scratch))
+        {
+            scratch = new Scratch();
+        }
+
+        scratch.Ids.Clear();
+        if (addSpecialTokens)
+        {
+            scratch.Ids.AddRange(definition.Prefix);
+        }
+
+        if (UnicodeTables.HasLoneSurrogate(text))
+        {
+            text = UnicodeTables.ReplaceLoneSurrogates(text);
+        }
+
+        EncodeText(text, takeSpecialTokens, scratch);
+        if (addSpecialTokens)
+        {
+            scratch.Ids.AddRange(definition.Suffix);
+        }
+
+        int[] result = [.. scratch.Ids];
+        scratches.Add(scratch);
+        return result;
+    }
+
+    /// <summary>The text of <paramref name="tokens"/>. Ids that are not in the vocabulary are left out.</summary>
+    public string Decode(ReadOnlySpan<int> tokens, bool skipSpecialTokens)
+    {
+        var parts = new List<string>(tokens.Length);
+        foreach (int id in tokens)
+        {
+            if (TextOf(id) is { } text && !(skipSpecialTokens && specialContents.Contains(text)))
+            {
+                parts.Add(text);
+            }
+        }
+
+        return definition.Decoder is { } decoder ? string.Concat(decoder.Apply(parts)) : string.Join(' ', parts);
+    }
+
+    /// <summary>The vocabulary's spelling of a token; null for an id that is not in it.</summary>
+    public string? TokenOf(int id) => TextOf(id);
+
+    /// <summary>The id of a token by its content; null for one that is not in the vocabulary.</summary>
+    public int? IdOf(string? token) => token is not null && ids.TryGetValue(token, out int id) ? id : null;
+
+    /// <summary>A decoder that yields text as tokens arrive.</summary>
+    public StreamingDecoder StartDecoding(bool skipSpecialTokens) => new(this, skipSpecialTokens);
+
+    private string? TextOf(int id) => (uint)id < (uint)texts.Length ? texts[id] : null;
+
+    private void EncodeText(ReadOnlySpan<char> text, bool takeSpecialTokens, Scratch scratch)
+    {
+        scratch.RawPieces.Clear();
+        rawMatcher.Split(text, takeSpecialTokens, scratch.RawPieces);
+        foreach (AddedTokenMatcher.Piece piece in scratch.RawPieces)
+        {
+            if (piece.Token is { } token)
+            {
+                scratch.Ids.Add(token.Id);
+                continue;
+            }
+
+            bool atTextStart = piece.Start == 0;
+            ReadOnlySpan<char> normalized = text[piece.Start..piece.End];
+            if (definition.Normalizer is { } normalizer)
+            {
+                normalized = normalizer.Apply(normalized.ToString(), ref atTextStart);
+            }
+
+            if (!hasNormalizedTokens)
+            {
+                EncodeWords(normalized, atTextStart, scratch);
+                continue;
+            }
+
+            scratch.NormalizedPieces.Clear();
+            normalizedMatcher.Split(normalized, takeSpecialTokens, scratch.NormalizedPieces);
+            foreach (AddedTokenMatcher.Piece part in scratch.NormalizedPieces)
+            {
+                if (part.Token is { } found)
+                {
+                    scratch.Ids.Add(found.Id);
+                }
+                else
+                {
+                    EncodeWords(normalized[part.Start..part.End], atTextStart && part.Start == 0, scratch);
+                }
+            }
+        }
+    }
+
+    private void EncodeWords(ReadOnlySpan<char> text, bool atTextStart, Scratch scratch)
+    {
+        if (definition.PreTokenizer is null)
+        {
+            if (!text.IsEmpty)
+            {
+                definition.Model.Encode(text, scratch.Model, scratch.Ids);
+            }
+
+            return;
+        }
+
+        scratch.Text.Set(text, atTextStart);
+        definition.PreTokenizer.Apply(scratch.Text);
+        foreach ((int start, int end) in scratch.Text.Ranges)
+        {
+            definition.Model.Encode(scratch.Text.Text[start..end], scratch.Model, scratch.Ids);
+        }
+    }
+}

@@ -1,0 +1,480 @@
+using System.Text.Json;
+using LoraTrainer.Data.Tokenizers.Unicode;
+
+namespace LoraTrainer.Data.Tokenizers;
+
+/// <summary>Everything a tokenizer.json file says, in the form the pipeline runs.</summary>
+internal sealed record TokenizerDefinition
+{
+    public required BpeModel Model { get; init; }
+
+    public required Dictionary<string, int> Vocabulary { get; init; }
+
+    public required IReadOnlyList<AddedToken> AddedTokens { get; init; }
+
+    public Normalizer? Normalizer { get; init; }
+
+    public PreTokenizer? PreTokenizer { get; init; }
+
+    public Decoder? Decoder { get; init; }
+
+    /// <summary>Ids put before a single sequence.</summary>
+    public required IReadOnlyList<int> Prefix { get; init; }
+
+    /// <summary>Ids put after it.</summary>
+    public required IReadOnlyList<int> Suffix { get; init; }
+
+    /// <summary>What is odd in the file without being wrong; one sentence each.</summary>
+    public required IReadOnlyList<string> Notices { get; init; }
+}
+
+/// <summary>
+/// Reads tokenizer.json (version 1.0). Truncation and padding stored in it are ignored: they are settings of a call, and training has its own.
+/// Every other thing that is not supported is refused by name.
+/// </summary>
+internal static class TokenizerJsonReader
+{
+    private const int LargestId = (1 << 24) - 1;
+
+    public static TokenizerDefinition Read(string path)
+    {
+        byte[] bytes = File.ReadAllBytes(path);
+        ReadOnlyMemory<byte> json = bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes;
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(json, new JsonDocumentOptions { MaxDepth = 64 });
+            return ReadRoot(new JsonPart(path, "", document.RootElement));
+        }
+        catch (JsonException exception)
+        {
+            throw new TokenizerFormatException(path, $"not valid JSON: {exception.Message}", exception);
+        }
+    }
+
+    private static TokenizerDefinition ReadRoot(JsonPart root)
+    {
+        root.Only("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model");
+        if (root["version"].TextOrNull() is var version && version != "1.0")
+        {
+            throw root["version"].Error($"expected \"1.0\", found {(version is null ? "nothing" : $"\"{version}\"")}");
+        }
+
+        Dictionary<string, int> vocabulary = ReadVocabulary(root["model"]);
+        BpeModel model = ReadModel(root["model"], vocabulary);
+        Normalizer? normalizer = root["normalizer"].IsNull ? null : ReadNormalizer(root["normalizer"]);
+        var notices = new List<string>();
+        List<AddedToken> added = root["added_tokens"].IsNull ? [] : ReadAddedTokens(root["added_tokens"], vocabulary, normalizer, notices);
+        var known = new HashSet<int>(vocabulary.Values.Concat(added.Select(token => token.Id)));
+        List<int> prefix = [], suffix = [];
+        if (!root["post_processor"].IsNull)
+        {
+            ReadPostProcessor(root["post_processor"], known, prefix, suffix);
+        }
+
+        return new TokenizerDefinition
+        {
+            Model = model,
+            Vocabulary = vocabulary,
+            AddedTokens = added,
+            Normalizer = normalizer,
+            PreTokenizer = root["pre_tokenizer"].IsNull ? null : ReadPreTokenizer(root["pre_tokenizer"]),
+            Decoder = root["decoder"].IsNull ? null : ReadDecoder(root["decoder"]),
+            Prefix = prefix,
+            Suffix = suffix,
+            Notices = notices,
+        };
+    }
+
+    private static Dictionary<string, int> ReadVocabulary(JsonPart model)
+    {
+        if (model.IsNull)
+        {
+            throw model.Error("missing; expected an object with vocab and merges");
+        }
+
+        if (model["type"].TextOrNull() is { } type && type != "BPE")
+        {
+            throw model.Error($"the model type '{type}' is not supported; supported: BPE");
+        }
+
+        model.Only("type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges");
+        var vocabulary = new Dictionary<string, int>(StringComparer.Ordinal);
+        JsonPart table = model["vocab"];
+        foreach (JsonProperty entry in table.Members())
+        {
+            if (entry.Value.ValueKind != JsonValueKind.Number || !entry.Value.TryGetInt32(out int id) || id is < 0 or > LargestId)
+            {
+                throw table.Error($"the id of '{entry.Name}' is {entry.Value.GetRawText()}; expected a whole number from 0 to {LargestId}");
+            }
+
+            vocabulary[NameOf(table, entry)] = id;
+        }
+
+        return vocabulary;
+    }
+
+    private static string NameOf(JsonPart table, JsonProperty entry)
+    {
+        try
+        {
+            return entry.Name;
+        }
+        catch (InvalidOperationException exception)
+        {
+            throw table.Error("a token is not valid Unicode (a surrogate without its partner)", exception);
+        }
+    }
+
+    private static BpeModel ReadModel(JsonPart model, Dictionary<string, int> vocabulary)
+    {
+        JsonPart dropout = model["dropout"];
+        if (!dropout.IsNull && (dropout.Kind != JsonValueKind.Number || dropout.Fraction() != 0))
+        {
+            throw dropout.Error("dropout of merges is not supported: the same text would give other ids each time. Set it to null");
+        }
+
+        var merges = new List<(string, string)>();
+        foreach (JsonPart merge in model["merges"].Items())
+        {
+            if (merge.Kind == JsonValueKind.Array)
+            {
+                List<JsonPart> pair = merge.Items();
+                merges.Add(pair.Count == 2 ? (pair[0].Text(), pair[1].Text()) : throw merge.Error($"expected two tokens, found {pair.Count}"));
+                continue;
+            }
+
+            string line = merge.Text();
+            if (line.StartsWith("#version", StringComparison.Ordinal))
+            {
+                continue;
+            }
+
+            int space = line.IndexOf(' ', StringComparison.Ordinal);
+            merges.Add(space > 0 && line.LastIndexOf(' ') == space ? (line[..space], line[(space + 1)..]) : throw merge.Error($"expected two tokens with one space between, found '{line}'"));
+        }
+
+        try
+        {
+            return new BpeModel(vocabulary, merges, new BpeOptions
+            {
+                UnknownToken = NullIfEmpty(model["unk_token"].TextOrNull()),
+                ContinuingSubwordPrefix = NullIfEmpty(model["continuing_subword_prefix"].TextOrNull()),
+                EndOfWordSuffix = NullIfEmpty(model["end_of_word_suffix"].TextOrNull()),
+                FuseUnknown = model["fuse_unk"].Flag(absent: false),
+                ByteFallback = model["byte_fallback"].Flag(absent: false),
+                IgnoreMerges = model["ignore_merges"].Flag(absent: false),
+            });
+        }
+        catch (FormatException exception) when (exception is not TokenizerFormatException)
+        {
+            throw model.Error(exception.Message, exception);
+        }
+
+        static string? NullIfEmpty(string? text) => string.IsNullOrEmpty(text) ? null : text;
+    }
+
+    /// <summary>
+    /// Ids are what the library makes them: that of the vocabulary where the content is in it, else the next free one in list order. An id in the file
+    /// that says otherwise has no effect there, so it has none here, but it is worth a notice.
+    /// </summary>
+    private static List<AddedToken> ReadAddedTokens(JsonPart list, Dictionary<string, int> vocabulary, Normalizer? normalizer, List<string> notices)
+    {
+        var tokens = new List<AddedToken>();
+        var seen = new Dictionary<string, int>(StringComparer.Ordinal);
+        int next = vocabulary.Count;
+        foreach (JsonPart item in list.Items())
+        {
+            item.Only("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special");
+            string content = item["content"].Text();
+            int written = item["id"].Number();
+            if (content.Length == 0 || seen.ContainsKey(content))
+            {
+                continue;
+            }
+
+            bool inVocabulary = vocabulary.TryGetValue(content, out int id);
+            id = inVocabulary ? id : next;
+            if (id != written)
+            {
+                notices.Add(item["id"].Error($"the file gives '{content}' the id {written}, which has no effect; it is {id} ({(inVocabulary ? "its id in the vocabulary" : "the next free one")})").Message);
+            }
+
+            seen.Add(content, id);
+            next = Math.Max(next, id + 1);
+            bool normalized = item["normalized"].Flag(absent: true);
+            tokens.Add(new AddedToken(
+                id,
+                content,
+                normalized && normalizer is not null ? normalizer.Apply(content) : content,
+                item["single_word"].Flag(absent: false),
+                item["lstrip"].Flag(absent: false),
+                item["rstrip"].Flag(absent: false),
+                normalized,
+                item["special"].Flag(absent: false)));
+        }
+
+        return tokens;
+    }
+
+    private static Normalizer ReadNormalizer(JsonPart part)
+    {
+        string type = part["type"].Text();
+        switch (type)
+        {
+            case "Sequence":
+                return new Normalizer.Sequence(part.Only("type", "normalizers")["normalizers"].Items().ConvertAll(ReadNormalizer));
+            case "NFC":
+                part.Only("type");
+                return new Normalizer.Form(NormalForm.C);
+            case "NFD":
+                part.Only("type");
+                return new Normalizer.Form(NormalForm.D);
+            case "NFKC":
+                part.Only("type");
+                return new Normalizer.Form(NormalForm.KC);
+            case "NFKD":
+                part.Only("type");
+                return new Normalizer.Form(NormalForm.KD);
+            case "Lowercase":
+                part.Only("type");
+                return new Normalizer.Lowercase();
+            case "StripAccents":
+                part.Only("type");
+                return new Normalizer.StripAccents();
+            case "Strip":
+                part.Only("type", "strip_left", "strip_right");
+                return new Normalizer.Strip(part["strip_left"].Flag(absent: true), part["strip_right"].Flag(absent: true));
+            case "Prepend":
+                return new Normalizer.Prepend(part.Only("type", "prepend")["prepend"].Text());
+            case "Replace":
+                part.Only("type", "pattern", "content");
+                return new Normalizer.Replace(ReadPattern(part["pattern"]), part["content"].Text());
+            case "ByteLevel":
+                part.Only("type");
+                return new Normalizer.ByteLevel();
+            default:
+                throw part.Error($"the normalizer '{type}' is not supported; supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, ByteLevel");
+        }
+    }
+
+    private static TextPattern ReadPattern(JsonPart part)
+    {
+        part.Only("String", "Regex");
+        if (part.Has("String") == part.Has("Regex"))
+        {
+            throw part.Error("expected either String or Regex");
+        }
+
+        if (part.Has("String"))
+        {
+            return new TextPattern(part["String"].Text());
+        }
+
+        string pattern = part["Regex"].Text();
+        try
+        {
+            return new TextPattern(SplitPattern.Parse(pattern));
+        }
+        catch (FormatException exception) when (exception is not TokenizerFormatException)
+        {
+            throw part["Regex"].Error($"the pattern {pattern} is not supported: {exception.Message}", exception);
+        }
+    }
+
+    private static SplitBehavior ReadBehavior(JsonPart part, SplitBehavior? absent = null)
+    {
+        if (part.IsNull && absent is { } given)
+        {
+            return given;
+        }
+
+        string name = part.Text();
+        return name switch
+        {
+            "Removed" => SplitBehavior.Removed,
+            "Isolated" => SplitBehavior.Isolated,
+            "MergedWithPrevious" => SplitBehavior.MergedWithPrevious,
+            "MergedWithNext" => SplitBehavior.MergedWithNext,
+            "Contiguous" => SplitBehavior.Contiguous,
+            _ => throw part.Error($"the behavior '{name}' is not known; known: Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous"),
+        };
+    }
+
+    private static PreTokenizer ReadPreTokenizer(JsonPart part)
+    {
+        string type = part["type"].Text();
+        switch (type)
+        {
+            case "Sequence":
+                return new PreTokenizer.Sequence(part.Only("type", "pretokenizers")["pretokenizers"].Items().ConvertAll(ReadPreTokenizer));
+            case "ByteLevel":
+                part.Only("type", "add_prefix_space", "trim_offsets", "use_regex");
+                return new PreTokenizer.ByteLevel(part["add_prefix_space"].Flag(absent: true), part["use_regex"].Flag(absent: true));
+            case "Split":
+                part.Only("type", "pattern", "behavior", "invert");
+                return new PreTokenizer.Split(ReadPattern(part["pattern"]), ReadBehavior(part["behavior"]), part["invert"].Flag(absent: false));
+            case "Metaspace":
+                (char replacement, PreTokenizer.PrependScheme scheme, bool splits) = ReadMetaspace(part);
+                return new PreTokenizer.Metaspace(replacement, scheme, splits);
+            case "Digits":
+                part.Only("type", "individual_digits");
+                return SplitAt(set => set.AddCategories(UnicodeTables.CategoryMask("N")!.Value, complement: false), part["individual_digits"].Flag(absent: false) ? SplitBehavior.Isolated : SplitBehavior.Contiguous);
+            case "Punctuation":
+                part.Only("type", "behavior");
+                return SplitAt(AddPunctuation, ReadBehavior(part["behavior"], absent: SplitBehavior.Isolated));
+            case "Whitespace":
+                part.Only("type");
+                return new PreTokenizer.Split(new TextPattern(SplitPattern.Parse(@"\w+|[^\w\s]+")), SplitBehavior.Removed, Invert: true);
+            case "WhitespaceSplit":
+                part.Only("type");
+                return SplitAt(set => set.AddWhiteSpace(complement: false), SplitBehavior.Removed);
+            case "CharDelimiterSplit":
+                return new PreTokenizer.Split(new TextPattern(part.Only("type", "delimiter")["delimiter"].Text()), SplitBehavior.Removed, Invert: false);
+            case "BertPreTokenizer":
+                part.Only("type");
+                return new PreTokenizer.Sequence([SplitAt(set => set.AddWhiteSpace(complement: false), SplitBehavior.Removed), SplitAt(AddPunctuation, SplitBehavior.Isolated)]);
+            default:
+                throw part.Error($"the pre-tokenizer '{type}' is not supported; supported: Sequence, ByteLevel, Split, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit, BertPreTokenizer");
+        }
+
+        static PreTokenizer.Split SplitAt(Action<ScalarSet> fill, SplitBehavior behavior)
+        {
+            var set = new ScalarSet();
+            fill(set);
+            return new PreTokenizer.Split(new TextPattern(SplitPattern.Single(set.Freeze())), behavior, Invert: false);
+        }
+
+        static void AddPunctuation(ScalarSet set)
+        {
+            set.AddCategories(UnicodeTables.CategoryMask("P")!.Value, complement: false);
+            foreach ((int first, int last) in new[] { ('!', '/'), (':', '@'), ('[', '`'), ('{', '~') })
+            {
+                set.AddRange(first, last);
+            }
+        }
+    }
+
+    private static (char Replacement, PreTokenizer.PrependScheme Scheme, bool Splits) ReadMetaspace(JsonPart part)
+    {
+        part.Only("type", "replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep");
+        string name = part["prepend_scheme"].TextOrNull() ?? "always";
+        PreTokenizer.PrependScheme scheme = name switch
+        {
+            "first" => PreTokenizer.PrependScheme.First,
+            "never" => PreTokenizer.PrependScheme.Never,
+            "always" => PreTokenizer.PrependScheme.Always,
+            _ => throw part["prepend_scheme"].Error($"expected first, never or always, found '{name}'"),
+        };
+        if (!part["add_prefix_space"].Flag(absent: true) && scheme != PreTokenizer.PrependScheme.Never)
+        {
+            throw part["add_prefix_space"].Error($"false contradicts prepend_scheme '{name}'");
+        }
+
+        return (part["replacement"].Character(), scheme, part["split"].Flag(absent: true));
+    }
+
+    private static void ReadPostProcessor(JsonPart part, HashSet<int> known, List<int> prefix, List<int> suffix)
+    {
+        string type = part["type"].Text();
+        switch (type)
+        {
+            case "Sequence":
+                foreach (JsonPart step in part.Only("type", "processors")["processors"].Items())
+                {
+                    ReadPostProcessor(step, known, prefix, suffix);
+                }
+
+                break;
+
+            case "ByteLevel":
+                // Moves offsets only; ids stay.
+                part.Only("type", "add_prefix_space", "trim_offsets", "use_regex");
+                break;
+
+            case "TemplateProcessing":
+                ReadTemplate(part.Only("type", "single", "pair", "special_tokens"), known, prefix, suffix);
+                break;
+
+            case "RobertaProcessing" or "BertProcessing":
+                part.Only("type", "sep", "cls", "trim_offsets", "add_prefix_space");
+                prefix.Insert(0, IdIn(part["cls"]));
+                suffix.Add(IdIn(part["sep"]));
+                break;
+
+            default:
+                throw part.Error($"the post-processor '{type}' is not supported; supported: Sequence, ByteLevel, TemplateProcessing, RobertaProcessing, BertProcessing");
+        }
+
+        int IdIn(JsonPart pair)
+        {
+            List<JsonPart> items = pair.Items();
+            return items.Count == 2 ? Known(items[1], known) : throw pair.Error($"expected [token, id], found {items.Count} items");
+        }
+    }
+
+    private static int Known(JsonPart id, HashSet<int> known) => known.Contains(id.Number()) ? id.Number() : throw id.Error($"the id {id.Number()} is not in the vocabulary");
+
+    private static void ReadTemplate(JsonPart part, HashSet<int> known, List<int> prefix, List<int> suffix)
+    {
+        var before = new List<int>();
+        bool passedText = false;
+        foreach (JsonPart item in part["single"].Items())
+        {
+            item.Only("SpecialToken", "Sequence");
+            if (item.Has("Sequence"))
+            {
+                string id = item["Sequence"]["id"].Text();
+                if (passedText || id != "A")
+                {
+                    throw item.Error($"expected exactly one Sequence, A; found {(passedText ? "another one" : id)}");
+                }
+
+                passedText = true;
+                continue;
+            }
+
+            string name = item["SpecialToken"]["id"].Text();
+            foreach (JsonPart id in part["special_tokens"][name].Only("id", "ids", "tokens")["ids"].Items())
+            {
+                (passedText ? suffix : before).Add(Known(id, known));
+            }
+        }
+
+        if (!passedText)
+        {
+            throw part["single"].Error("expected exactly one Sequence, A; found none");
+        }
+
+        prefix.InsertRange(0, before);
+    }
+
+    private static Decoder ReadDecoder(JsonPart part)
+    {
+        string type = part["type"].Text();
+        switch (type)
+        {
+            case "Sequence":
+                return new Decoder.Sequence(part.Only("type", "decoders")["decoders"].Items().ConvertAll(ReadDecoder));
+            case "ByteLevel":
+                part.Only("type", "add_prefix_space", "trim_offsets", "use_regex");
+                return new Decoder.ByteLevel();
+            case "Replace":
+                part.Only("type", "pattern", "content");
+                return new Decoder.Replace(ReadPattern(part["pattern"]), part["content"].Text());
+            case "ByteFallback":
+                part.Only("type");
+                return new Decoder.ByteFallback();
+            case "Fuse":
+                part.Only("type");
+                return new Decoder.Fuse();
+            case "Strip":
+                part.Only("type", "content", "start", "stop");
+                return new Decoder.Strip(part["content"].Character(), part["start"].Number(), part["stop"].Number());
+            case "Metaspace":
+                (char replacement, PreTokenizer.PrependScheme scheme, _) = ReadMetaspace(part);
+                return new Decoder.Metaspace(replacement, scheme);
+            default:
+                throw part.Error($"the decoder '{type}' is not supported; supported: Sequence, ByteLevel, Replace, ByteFallback, Fuse, Strip, Metaspace");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Devices;
+
+/// <summary>
+/// Where tensors live and operations run. Operations are static contracts in <c>Ops/</c> that check their arguments once, take their workspace
+/// from the arena and hand over to the kernel of the device; a device itself only owns memory and moves it.
+/// </summary>
+public abstract class Device : IDisposable
+{
+    /// <summary>All of this device's memory that operations use.</summary>
+    public abstract Arena Arena { get; }
+
+    /// <summary>Worker threads that operations split their work over (1 on a device with its own scheduler). Workspace depends on it, results never do.</summary>
+    public abstract int ThreadCount { get; }
+
+    /// <summary>One line for people: what this device is.</summary>
+    public abstract string Description { get; }
+
+    /// <summary>Allocates on the arena and fills with zeros.</summary>
+    public Tensor AllocateZeroed(MemoryKind kind, DType dtype, Shape shape)
+    {
+        Tensor tensor = Arena.Allocate(kind, dtype, shape);
+        Zero(tensor);
+        return tensor;
+    }
+
+    /// <summary>Copies host bytes into the tensor from its element <paramref name="elementOffset"/> on.</summary>
+    public abstract void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0);
+
+    /// <summary>Copies the tensor's bytes from its element <paramref name="elementOffset"/> on to the host; waits until all work before it is done.</summary>
+    public abstract void Download(Tensor source, Span<byte> destination, long elementOffset = 0);
+
+    /// <summary>Sets every byte to zero.</summary>
+    public abstract void Zero(Tensor tensor);
+
+    /// <summary>Copies between two tensors of this device with equal size and type.</summary>
+    public abstract void Copy(Tensor destination, Tensor source);
+
+    public void Dispose()
+    {
+        Dispose(disposing: true);
+        GC.SuppressFinalize(this);
+    }
+
+    protected abstract void Dispose(bool disposing);
+
+    private protected static void CheckTransfer(Tensor tensor, long byteCount, long elementOffset)
+    {
+        if (elementOffset < 0 || elementOffset * tensor.DType.SizeBytes() + byteCount > tensor.SizeBytes)
+        {
+            throw new ShapeMismatchException($"A transfer of {byteCount} bytes at element {elementOffset} does not fit into a tensor of {tensor.SizeBytes} bytes.");
+        }
+    }
+}

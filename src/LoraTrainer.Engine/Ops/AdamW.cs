@@ -1,0 +1,76 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Ops;
+
+/// <summary>Settings of one AdamW update.</summary>
+/// <param name="Beta1">Decay of the first moment.</param>
+/// <param name="Beta2">Decay of the second moment.</param>
+/// <param name="Epsilon">Added to the root of the second moment.</param>
+/// <param name="WeightDecay">Decoupled; applied where the segment says so.</param>
+public readonly record struct AdamWSettings(double Beta1, double Beta2, double Epsilon, double WeightDecay);
+
+/// <summary>One tensor's place in the flat buffers, and what the optimizer does to it.</summary>
+/// <param name="Offset">First element; a multiple of <see cref="Alignment"/>.</param>
+/// <param name="Count">Elements of the tensor; the padding after them is left alone.</param>
+/// <param name="LearningRateScale">Multiplies the schedule's rate (LoRA+: the ratio for B).</param>
+/// <param name="Decays">False for tensors without weight decay.</param>
+public readonly record struct ParameterSegment(long Offset, long Count, double LearningRateScale, bool Decays)
+{
+    /// <summary>Segments start at multiples of 256 elements: the block size of 8-bit moments, so that blocks never span two tensors.</summary>
+    public const int Alignment = 256;
+}
+
+/// <summary>
+/// Decoupled-weight-decay Adam over all trainable parameters at once (torch.optim.AdamW, single-tensor form). With g = gradient * gradientScale:
+/// p *= 1 - lr*wd;  m += (1-b1)*(g - m);  v = b2*v + (1-b2)*g*g;  p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps).
+/// </summary>
+public static partial class AdamW
+{
+    /// <summary>parameters, firstMoment and secondMoment change in place.</summary>
+    /// <param name="parameters">(P) f32, all segments</param>
+    /// <param name="gradients">(P) f32</param>
+    /// <param name="firstMoment">(P) f32</param>
+    /// <param name="secondMoment">(P) f32</param>
+    /// <param name="segments">The tensors in the flat buffers.</param>
+    /// <param name="settings">Constants of the run.</param>
+    /// <param name="step">t, counted from 1.</param>
+    /// <param name="learningRate">The schedule's rate for this step.</param>
+    /// <param name="gradientScale">Clipping coefficient.</param>
+    public static void Step(
+        Tensor parameters, Tensor gradients, Tensor firstMoment, Tensor secondMoment,
+        ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate, float gradientScale)
+    {
+        const string op = "AdamW.Step";
+        long count = parameters.ElementCount;
+        Contract.Expect(op, parameters, DType.F32, count);
+        Contract.Expect(op, gradients, DType.F32, count);
+        Contract.Expect(op, firstMoment, DType.F32, count);
+        Contract.Expect(op, secondMoment, DType.F32, count);
+        ArgumentOutOfRangeException.ThrowIfLessThan(step, 1);
+        foreach (ParameterSegment segment in segments)
+        {
+            if (segment.Offset < 0 || segment.Offset % ParameterSegment.Alignment != 0 || segment.Count < 0 || segment.Count > count - segment.Offset)
+            {
+                ThrowSegment(op, segment, count);
+            }
+        }
+
+        Contract.ExpectSameDevice(op, parameters, gradients, firstMoment, secondMoment);
+        switch (parameters.Device)
+        {
+            case CpuDevice cpu:
+                StepCpu(cpu, parameters, gradients, firstMoment, secondMoment, segments, settings, step, learningRate, gradientScale);
+                break;
+            case MeasureDevice measure:
+                measure.Count(12.0 * count);
+                break;
+            default:
+                Contract.ThrowNoKernel(op, parameters.Device);
+                break;
+        }
+    }
+
+    private static void ThrowSegment(string op, ParameterSegment segment, long count) => throw new ShapeMismatchException(
+        $"{op}: a segment of {segment.Count} elements at {segment.Offset} must lie within the {count} parameters and start at a multiple of {ParameterSegment.Alignment}.");
+}

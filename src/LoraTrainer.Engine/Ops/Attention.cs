@@ -1,0 +1,173 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Ops;
+
+/// <summary>
+/// Causal attention over a packed stream of documents, flash-style: scores never exist as a whole and memory is linear in the length. Query i
+/// sees key j iff both lie in one document and j &lt;= i. Query head h reads key/value head h / (H/Hkv).
+/// S = scale * q k^T, P = softmax(S), o = P v; kept for backward besides the inputs: o and lse = logsumexp(S) per row.
+/// </summary>
+public static unsafe class Attention
+{
+    /// <param name="output">(N, H*Dh) f32; overwritten.</param>
+    /// <param name="lse">(H, N) f32; overwritten.</param>
+    /// <param name="q">(N, H*Dh) f32, after the rotary embedding.</param>
+    /// <param name="k">(N, Hkv*Dh) f32, after the rotary embedding.</param>
+    /// <param name="v">(N, Hkv*Dh) f32</param>
+    /// <param name="documentOffsets">B+1 cumulative starts; the first is 0, the last N.</param>
+    /// <param name="heads">Head counts and width.</param>
+    public static void Forward(Tensor output, Tensor lse, Tensor q, Tensor k, Tensor v, ReadOnlySpan<int> documentOffsets, in AttentionHeads heads)
+    {
+        const string op = "Attention.Forward";
+        long n = Check(op, q, k, v, documentOffsets, heads);
+        Contract.Expect(op, output, DType.F32, n, heads.QueryWidth);
+        Contract.Expect(op, lse, DType.F32, heads.Query, n);
+        Contract.ExpectSameDevice(op, q, k, v, output, lse);
+        Device device = q.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(ForwardWorkspace(device, heads, n)));
+        switch (device)
+        {
+            case CpuDevice cpu:
+                CpuAttention.Forward(cpu.Pool, workspace.U8, output.F32, lse.F32, q.F32, k.F32, v.F32, documentOffsets, heads.CpuShape, new AttentionOptions(heads.Scale));
+                break;
+            case MeasureDevice measure:
+                measure.Count(ForwardFlops(documentOffsets, heads));
+                break;
+            default:
+                Contract.ThrowNoKernel(op, device);
+                break;
+        }
+    }
+
+    /// <summary>
+    /// dQ, dK, dV are OVERWRITTEN. With P recomputed from lse and D_i = dO_i . O_i: dV += P^T dO; dS = P * (dO v^T - D); dQ = scale * dS k;
+    /// dK = scale * dS^T q; the gradients of a key/value head sum over its query heads.
+    /// </summary>
+    /// <param name="dQ">(N, H*Dh) f32</param>
+    /// <param name="dK">(N, Hkv*Dh) f32</param>
+    /// <param name="dV">(N, Hkv*Dh) f32</param>
+    /// <param name="dOutput">(N, H*Dh) f32</param>
+    /// <param name="output">(N, H*Dh) f32, from the forward pass.</param>
+    /// <param name="lse">(H, N) f32, from the forward pass.</param>
+    /// <param name="q">(N, H*Dh) f32</param>
+    /// <param name="k">(N, Hkv*Dh) f32</param>
+    /// <param name="v">(N, Hkv*Dh) f32</param>
+    /// <param name="documentOffsets">As in the forward pass.</param>
+    /// <param name="heads">Head counts and width.</param>
+    public static void Backward(
+        Tensor dQ, Tensor dK, Tensor dV, Tensor dOutput, Tensor output, Tensor lse, Tensor q, Tensor k, Tensor v, ReadOnlySpan<int> documentOffsets, in AttentionHeads heads)
+    {
+        const string op = "Attention.Backward";
+        long n = Check(op, q, k, v, documentOffsets, heads);
+        Contract.Expect(op, dQ, DType.F32, n, heads.QueryWidth);
+        Contract.Expect(op, dK, DType.F32, n, heads.KeyValueWidth);
+        Contract.Expect(op, dV, DType.F32, n, heads.KeyValueWidth);
+        Contract.Expect(op, dOutput, DType.F32, n, heads.QueryWidth);
+        Contract.Expect(op, output, DType.F32, n, heads.QueryWidth);
+        Contract.Expect(op, lse, DType.F32, heads.Query, n);
+        Contract.ExpectSameDevice(op, q, k, v, output, lse, dOutput, dQ, dK, dV);
+        Device device = q.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(BackwardWorkspace(device, heads, n)));
+        switch (device)
+        {
+            case CpuDevice cpu:
+                CpuAttention.Backward(
+                    cpu.Pool, workspace.U8, dQ.F32, dK.F32, dV.F32, dOutput.F32, output.F32, lse.F32, q.F32, k.F32, v.F32,
+                    documentOffsets, heads.CpuShape, new AttentionOptions(heads.Scale));
+                break;
+            case MeasureDevice measure:
+                measure.Count(2 * ForwardFlops(documentOffsets, heads));
+                break;
+            default:
+                Contract.ThrowNoKernel(op, device);
+                break;
+        }
+    }
+
+    /// <summary>
+    /// The last M tokens of one document attend to all T of it: generation with a cache. The bits are those that <see cref="Forward"/> gives
+    /// these rows for the whole document.
+    /// </summary>
+    /// <param name="output">(M, H*Dh) f32; overwritten.</param>
+    /// <param name="q">(M, H*Dh) f32, after the rotary embedding.</param>
+    /// <param name="k">(T, Hkv*Dh) f32, the new tokens' included.</param>
+    /// <param name="v">(T, Hkv*Dh) f32</param>
+    /// <param name="heads">Head counts and width.</param>
+    public static void ForwardCached(Tensor output, Tensor q, Tensor k, Tensor v, in AttentionHeads heads)
+    {
+        const string op = "Attention.ForwardCached";
+        (long m, long _) = Contract.ExpectMatrix(op, q, DType.F32);
+        (long t, long _) = Contract.ExpectMatrix(op, k, DType.F32);
+        Contract.Expect(op, q, DType.F32, m, heads.QueryWidth);
+        Contract.Expect(op, output, DType.F32, m, heads.QueryWidth);
+        Contract.Expect(op, k, DType.F32, t, heads.KeyValueWidth);
+        Contract.Expect(op, v, DType.F32, t, heads.KeyValueWidth);
+        Contract.ExpectSameDevice(op, q, k, v, output);
+        Device device = q.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(CpuAttention.DecodeWorkspaceBytes(device.ThreadCount, heads.Dim)));
+        switch (device)
+        {
+            case CpuDevice cpu:
+                CpuAttention.ForwardDecode(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)m, (int)t, heads.CpuShape, new AttentionOptions(heads.Scale));
+                break;
+            case MeasureDevice measure:
+                measure.Count(4.0 * m * t * heads.QueryWidth);
+                break;
+            default:
+                Contract.ThrowNoKernel(op, device);
+                break;
+        }
+    }
+
+    // Sized for as many documents as there are tokens: the plan must not depend on how a batch is made up.
+    private static long ForwardWorkspace(Device device, in AttentionHeads heads, long n) =>
+        CpuAttention.ForwardWorkspaceBytes(device.ThreadCount, (int)n, (int)n, heads.Dim);
+
+    private static long BackwardWorkspace(Device device, in AttentionHeads heads, long n) =>
+        CpuAttention.BackwardWorkspaceBytes(device.ThreadCount, (int)n, (int)n, heads.Query, heads.KeyValue, heads.Dim);
+
+    /// <summary>Two products over the causal half of each document's square: 2 * T^2 * H * Dh for a document of T tokens. Backward counts twice that.</summary>
+    private static double ForwardFlops(ReadOnlySpan<int> documentOffsets, in AttentionHeads heads)
+    {
+        double flops = 0;
+        for (int i = 1; i < documentOffsets.Length; i++)
+        {
+            double length = documentOffsets[i] - documentOffsets[i - 1];
+            flops += 2 * length * length * heads.QueryWidth;
+        }
+
+        return flops;
+    }
+
+    private static long Check(string op, Tensor q, Tensor k, Tensor v, ReadOnlySpan<int> documentOffsets, in AttentionHeads heads)
+    {
+        (long n, long _) = Contract.ExpectMatrix(op, q, DType.F32);
+        Contract.Expect(op, q, DType.F32, n, heads.QueryWidth);
+        Contract.Expect(op, k, DType.F32, n, heads.KeyValueWidth);
+        Contract.Expect(op, v, DType.F32, n, heads.KeyValueWidth);
+        if (documentOffsets.Length < 2 || documentOffsets[0] != 0 || documentOffsets[^1] != n)
+        {
+            throw new ShapeMismatchException($"{op}: document offsets must run from 0 to {n}.");
+        }
+
+        return n;
+    }
+}
+
+/// <summary>Head counts and width of an attention.</summary>
+/// <param name="Query">H</param>
+/// <param name="KeyValue">Hkv; divides H.</param>
+/// <param name="Dim">Dh</param>
+/// <param name="Scale">Multiplies the scores.</param>
+public readonly record struct AttentionHeads(int Query, int KeyValue, int Dim, float Scale)
+{
+    public int QueryWidth => Query * Dim;
+
+    public int KeyValueWidth => KeyValue * Dim;
+
+    internal AttentionShape CpuShape => new(Query, KeyValue, Dim, QueryWidth, KeyValueWidth, QueryWidth);
+}

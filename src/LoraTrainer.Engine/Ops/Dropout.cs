@@ -1,0 +1,44 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Ops;
+
+/// <summary>Addresses the random numbers of one dropout: nothing is stored, the same address gives the same mask again (in backward, in recomputation, after a resume, on any device).</summary>
+/// <param name="Seed">Of the run.</param>
+/// <param name="Stream">One for each place in the model that drops.</param>
+/// <param name="Step">Optimizer step.</param>
+/// <param name="FirstRow">Rows of the same global batch that come before this tensor's first: masks do not depend on how a batch was cut.</param>
+public readonly record struct DropoutKey(ulong Seed, uint Stream, uint Step, long FirstRow);
+
+/// <summary>Inverted dropout: output = keep ? input / (1 - p) : 0, with keep drawn for each element from its address. Forward and backward are the same function.</summary>
+public static partial class Dropout
+{
+    /// <param name="output">f32; overwritten; may be the input.</param>
+    /// <param name="input">f32, same size</param>
+    /// <param name="probability">p in [0, 1): the part that is dropped.</param>
+    /// <param name="key">Which random numbers.</param>
+    public static void Apply(Tensor output, Tensor input, float probability, DropoutKey key)
+    {
+        const string op = "Dropout.Apply";
+        (long n, long d) = Contract.ExpectMatrix(op, input, DType.F32);
+        Contract.Expect(op, output, DType.F32, n, d);
+        if (!(probability >= 0 && probability < 1))
+        {
+            throw new ArgumentOutOfRangeException(nameof(probability), probability, "the probability of dropping an element must be in [0, 1)");
+        }
+
+        Contract.ExpectSameDevice(op, input, output);
+        switch (input.Device)
+        {
+            case CpuDevice cpu:
+                ApplyCpu(cpu, output, input, probability, key);
+                break;
+            case MeasureDevice measure:
+                measure.Count((double)n * d);
+                break;
+            default:
+                Contract.ThrowNoKernel(op, input.Device);
+                break;
+        }
+    }
+}

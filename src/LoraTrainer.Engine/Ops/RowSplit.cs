@@ -1,0 +1,33 @@
+namespace LoraTrainer.Engine.Ops;
+
+/// <summary>How a number of independent items is cut into parts for the worker pool. The cut never influences a result.</summary>
+internal readonly struct RowSplit
+{
+    private readonly long itemsPerPart;
+    private readonly long items;
+
+    /// <param name="items">Independent items: rows, or blocks of elements.</param>
+    /// <param name="threadCount">Workers; each gets a few parts, so that a late one does not hold up the others.</param>
+    /// <param name="minimumItemsPerPart">Below this a part costs more to hand out than to do.</param>
+    public RowSplit(long items, int threadCount, long minimumItemsPerPart)
+    {
+        this.items = items;
+        long parts = threadCount == 1 ? 1 : Math.Clamp(items / Math.Max(1, minimumItemsPerPart), 1, threadCount * 4L);
+        itemsPerPart = (items + parts - 1) / Math.Max(1, parts);
+        Parts = items == 0 ? 0 : (int)((items + itemsPerPart - 1) / itemsPerPart);
+    }
+
+    public int Parts { get; }
+
+    public (long Start, long End) Of(int part) => (part * itemsPerPart, Math.Min(items, (part + 1) * itemsPerPart));
+}
+
+/// <summary>What a gradient does to the memory it is written to.</summary>
+public enum GradientMode
+{
+    /// <summary>The old content is lost, and may be undefined.</summary>
+    Overwrite,
+
+    /// <summary>The gradient is added to what is there.</summary>
+    Accumulate,
+}

@@ -1,0 +1,23 @@
+using LoraTrainer.Engine.Devices;
+
+namespace LoraTrainer.Engine.Quantization;
+
+public sealed unsafe partial class Nf4Quantizer
+{
+    private void AddCpu(CpuDevice cpu, ReadOnlySpan<float> values)
+    {
+        fixed (float* source = values)
+        {
+            Nf4.Quantize(cpu.Pool, source, FloatFormat.F32, values.Length, packed.U8 + position / 2, absmax.F32 + position / Nf4.Blocksize, position);
+        }
+    }
+
+    private float NestCpu(CpuDevice cpu)
+    {
+        long blocks = absmax.ElementCount;
+        float offset = DoubleQuantization.Offset(absmax.F32, blocks);
+        DoubleQuantization.Quantize(cpu.Pool, absmax.F32, blocks, offset, absmaxCodes.U8, nestedAbsmax.F32);
+        new ReadOnlySpan<float>(DynamicMap.Signed.Values, DynamicMap.Entries).CopyTo(new Span<float>(nestedMap.F32, DynamicMap.Entries));
+        return offset;
+    }
+}

@@ -1,0 +1,105 @@
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Quantization;
+
+/// <summary>
+/// A weight matrix W of shape (Out, In) as <see cref="Ops.Linear"/> multiplies with it: y = x W^T. How its elements are stored is this type's
+/// business alone; 4-bit and 8-bit matrices are dequantized while the GEMM packs them and never exist expanded.
+/// </summary>
+public abstract class WeightMatrix
+{
+    private protected WeightMatrix(int outFeatures, int inFeatures)
+    {
+        Out = outFeatures;
+        In = inFeatures;
+    }
+
+    /// <summary>Rows: output features.</summary>
+    public int Out { get; }
+
+    /// <summary>Columns: input features.</summary>
+    public int In { get; }
+
+    /// <summary>Bytes that the matrix occupies on its device, padding not counted.</summary>
+    public abstract long SizeBytes { get; }
+}
+
+/// <summary>A matrix stored element by element, f32 or bf16.</summary>
+public sealed class DenseMatrix : WeightMatrix
+{
+    /// <param name="values">(Out, In) f32 or bf16</param>
+    public DenseMatrix(Tensor values)
+        : base(checked((int)values.Shape[0]), checked((int)values.Shape[1]))
+    {
+        if (values.DType is not (DType.F32 or DType.BF16))
+        {
+            throw new ShapeMismatchException($"A dense matrix holds F32 or BF16, got {values.DType}.");
+        }
+
+        Values = values;
+    }
+
+    public Tensor Values { get; }
+
+    public override long SizeBytes => Values.SizeBytes;
+}
+
+/// <summary>
+/// A matrix in NF4 as bitsandbytes lays it out (NUMERICS B): blocks of 64 consecutive elements across row ends, two codes a byte with the
+/// even element in the high nibble, one absmax per block, kept as f32 or quantized again in blocks of 256 around an offset.
+/// </summary>
+public sealed class Nf4Matrix : WeightMatrix
+{
+    /// <summary>Single quantization.</summary>
+    /// <param name="outFeatures">Out</param>
+    /// <param name="inFeatures">In</param>
+    /// <param name="packed">(ceil(Out*In/2)) u8</param>
+    /// <param name="absmax">(ceil(Out*In/64)) f32</param>
+    public Nf4Matrix(int outFeatures, int inFeatures, Tensor packed, Tensor absmax)
+        : base(outFeatures, inFeatures)
+    {
+        Packed = packed;
+        Absmax = absmax;
+    }
+
+    /// <summary>Double quantization.</summary>
+    /// <param name="outFeatures">Out</param>
+    /// <param name="inFeatures">In</param>
+    /// <param name="packed">(ceil(Out*In/2)) u8</param>
+    /// <param name="absmaxCodes">(blocks) u8: entries of the 8-bit dynamic map.</param>
+    /// <param name="nestedAbsmax">(ceil(blocks/256)) f32</param>
+    /// <param name="nestedMap">(256) f32: the dynamic map that the codes refer to.</param>
+    /// <param name="offset">Added back to every reconstructed absmax.</param>
+    public Nf4Matrix(int outFeatures, int inFeatures, Tensor packed, Tensor absmaxCodes, Tensor nestedAbsmax, Tensor nestedMap, float offset)
+        : base(outFeatures, inFeatures)
+    {
+        Packed = packed;
+        AbsmaxCodes = absmaxCodes;
+        NestedAbsmax = nestedAbsmax;
+        NestedMap = nestedMap;
+        Offset = offset;
+    }
+
+    public Tensor Packed { get; }
+
+    /// <summary>Set without double quantization.</summary>
+    public Tensor Absmax { get; }
+
+    /// <summary>Set with double quantization, like the three that follow.</summary>
+    public Tensor AbsmaxCodes { get; }
+
+    public Tensor NestedAbsmax { get; }
+
+    public Tensor NestedMap { get; }
+
+    public float Offset { get; }
+
+    public bool IsDoubleQuantized => Absmax.IsNone;
+
+    /// <summary>The codes and scales as CPU kernels read them.</summary>
+    internal unsafe FourBitBlocks Blocks => IsDoubleQuantized
+        ? new FourBitBlocks(Packed.U8, Nf4.Code, AbsmaxCodes.U8, NestedAbsmax.F32, NestedMap.F32, Offset)
+        : new FourBitBlocks(Packed.U8, Nf4.Code, Absmax.F32);
+
+    public override long SizeBytes => Packed.SizeBytes + (IsDoubleQuantized ? AbsmaxCodes.SizeBytes + NestedAbsmax.SizeBytes + sizeof(float) : Absmax.SizeBytes);
+}

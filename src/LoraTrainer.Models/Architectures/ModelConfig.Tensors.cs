@@ -1,0 +1,170 @@
+using System.Text;
+using LoraTrainer.Models.Formats;
+
+namespace LoraTrainer.Models.Architectures;
+
+/// <summary>A tensor that a model must have.</summary>
+/// <param name="Name">as in the weight files</param>
+/// <param name="Shape">matrices are (out, in)</param>
+public readonly record struct ExpectedTensor(string Name, long[] Shape);
+
+/// <summary>Where the embedding and the output head of a checked model folder are, and what was odd but harmless.</summary>
+/// <param name="EmbeddingName">the tensor to take as the embedding matrix</param>
+/// <param name="HeadName">the tensor to take as the output head; null where the embedding matrix is the head too</param>
+/// <param name="Notices">a sentence each</param>
+public sealed record ModelTensorLayout(string EmbeddingName, string? HeadName, IReadOnlyList<string> Notices);
+
+public sealed partial record ModelConfig
+{
+    public const string EmbeddingTensor = "model.embed_tokens.weight";
+    public const string HeadTensor = "lm_head.weight";
+
+    private const int ProblemsShown = 20;
+
+    /// <summary>Every tensor of this model, in the order of the forward pass; lm_head only where it is not the embedding matrix (transformers, modeling_llama.py).</summary>
+    public IEnumerable<ExpectedTensor> ExpectedTensors()
+    {
+        long queries = (long)NumAttentionHeads * HeadDim;
+        long keys = (long)NumKeyValueHeads * HeadDim;
+        yield return new(EmbeddingTensor, [VocabSize, HiddenSize]);
+        for (int layer = 0; layer < NumHiddenLayers; layer++)
+        {
+            string prefix = $"model.layers.{layer}.";
+            (string Name, long Out, long In, bool Bias)[] linears =
+            [
+                ("self_attn.q_proj", queries, HiddenSize, AttentionBias),
+                ("self_attn.k_proj", keys, HiddenSize, AttentionBias),
+                ("self_attn.v_proj", keys, HiddenSize, AttentionBias),
+                ("self_attn.o_proj", HiddenSize, queries, AttentionBias),
+                ("mlp.gate_proj", IntermediateSize, HiddenSize, MlpBias),
+                ("mlp.up_proj", IntermediateSize, HiddenSize, MlpBias),
+                ("mlp.down_proj", HiddenSize, IntermediateSize, MlpBias),
+            ];
+            yield return new($"{prefix}input_layernorm.weight", [HiddenSize]);
+            foreach ((string name, long outputs, long inputs, bool bias) in linears)
+            {
+                if (name == "mlp.gate_proj")
+                {
+                    yield return new($"{prefix}post_attention_layernorm.weight", [HiddenSize]);
+                }
+
+                yield return new($"{prefix}{name}.weight", [outputs, inputs]);
+                if (bias)
+                {
+                    yield return new($"{prefix}{name}.bias", [outputs]);
+                }
+            }
+        }
+
+        yield return new("model.norm.weight", [HiddenSize]);
+        if (!TieWordEmbeddings)
+        {
+            yield return new(HeadTensor, [VocabSize, HiddenSize]);
+        }
+    }
+
+    /// <summary>
+    /// Checks that the folder has the weights that this config describes, before any is loaded. With tied embeddings the head may be absent,
+    /// the same bits (tied), other bits (kept apart, as current transformers does), or stand alone for both.
+    /// </summary>
+    /// <exception cref="ModelFormatException">all problems at once, a sentence each</exception>
+    public ModelTensorLayout CheckTensors(ModelFolder folder)
+    {
+        ArgumentNullException.ThrowIfNull(folder);
+        var problems = new List<string>();
+        var notices = new List<string>(folder.Notices);
+        bool headForBoth = TieWordEmbeddings && folder.Find(EmbeddingTensor) is null && folder.Find(HeadTensor) is not null;
+        bool headBesideTied = TieWordEmbeddings && !headForBoth && folder.Find(HeadTensor) is not null;
+        var known = new HashSet<string>(StringComparer.Ordinal);
+        IEnumerable<ExpectedTensor> expected = ExpectedTensors();
+        foreach (ExpectedTensor tensor in headBesideTied ? expected.Append(new ExpectedTensor(HeadTensor, [VocabSize, HiddenSize])) : expected)
+        {
+            string name = headForBoth && tensor.Name == EmbeddingTensor ? HeadTensor : tensor.Name;
+            known.Add(name);
+            CheckTensor(folder, name, tensor.Shape, problems);
+        }
+
+        if (problems.Count > 0)
+        {
+            throw new ModelFormatException(Describe(folder.Path, problems));
+        }
+
+        NoteUnexpected(folder, known, notices);
+        string? head = TieWordEmbeddings ? null : HeadTensor;
+        if (headForBoth)
+        {
+            notices.Add($"{folder.Path}: there is no {EmbeddingTensor}; {HeadTensor} is taken for both, since tie_word_embeddings is true.");
+        }
+        else if (headBesideTied && !SameBytes(folder.Find(EmbeddingTensor)!.Value, folder.Find(HeadTensor)!.Value))
+        {
+            notices.Add($"{folder.Path}: tie_word_embeddings is true, but {HeadTensor} differs from {EmbeddingTensor}; they are kept apart, as transformers does since release 5. Earlier releases ignore {HeadTensor}.");
+            head = HeadTensor;
+        }
+
+        return new ModelTensorLayout(headForBoth ? HeadTensor : EmbeddingTensor, head, notices);
+    }
+
+    private static void CheckTensor(ModelFolder folder, string name, long[] shape, List<string> problems)
+    {
+        if (folder.Find(name) is not { } tensor)
+        {
+            problems.Add($"tensor '{name}' {SafetensorsEntry.DescribeShape(shape)} is missing.");
+        }
+        else if (!tensor.Entry.Shape.SequenceEqual(shape))
+        {
+            problems.Add($"tensor '{name}' has the shape {SafetensorsEntry.DescribeShape(tensor.Entry.Shape)}; config.json makes it {SafetensorsEntry.DescribeShape(shape)}.");
+        }
+        else if (tensor.Entry.DType is not (SafetensorsDType.F32 or SafetensorsDType.F16 or SafetensorsDType.BF16))
+        {
+            problems.Add($"tensor '{name}' is stored as {tensor.Entry.DType.Name()}; weights must be F32, F16 or BF16.");
+        }
+    }
+
+    private static void NoteUnexpected(ModelFolder folder, HashSet<string> known, List<string> notices)
+    {
+        // Old releases saved the rotary frequencies with the weights; they follow from the config.
+        string[] unexpected = [.. folder.Tensors.Keys
+            .Where(name => !known.Contains(name) && !name.EndsWith(".rotary_emb.inv_freq", StringComparison.Ordinal))
+            .Order(StringComparer.Ordinal)];
+        if (unexpected.Length > 0)
+        {
+            string shown = string.Join(", ", unexpected.Take(5).Select(SafetensorsFile.Shorten));
+            notices.Add($"{folder.Path}: {unexpected.Length} tensors are not part of the model that config.json describes and are not used: {shown}{(unexpected.Length > 5 ? ", ..." : "")}.");
+        }
+    }
+
+    private static string Describe(string path, List<string> problems)
+    {
+        var text = new StringBuilder($"{path}: the weights do not fit config.json ({problems.Count} {(problems.Count == 1 ? "problem" : "problems")}). Check that both are of the same model.");
+        foreach (string problem in problems.Take(ProblemsShown))
+        {
+            text.Append("\n  ").Append(problem);
+        }
+
+        return problems.Count > ProblemsShown ? text.Append("\n  ... and ").Append(problems.Count - ProblemsShown).Append(" more.").ToString() : text.ToString();
+    }
+
+    private static bool SameBytes(ModelTensor a, ModelTensor b)
+    {
+        if (a.Entry.DType != b.Entry.DType || a.Entry.ByteLength != b.Entry.ByteLength)
+        {
+            return false;
+        }
+
+        const int piece = 1 << 16;
+        byte[] left = new byte[piece];
+        byte[] right = new byte[piece];
+        for (long offset = 0; offset < a.Entry.ByteLength; offset += piece)
+        {
+            int length = (int)Math.Min(piece, a.Entry.ByteLength - offset);
+            a.ReadInto(offset, left.AsSpan(0, length));
+            b.ReadInto(offset, right.AsSpan(0, length));
+            if (!left.AsSpan(0, length).SequenceEqual(right.AsSpan(0, length)))
+            {
+                return false;
+            }
+        }
+
+        return true;
+    }
+}

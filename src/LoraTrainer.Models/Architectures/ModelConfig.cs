@@ -1,0 +1,300 @@
+using System.Text.Json;
+using LoraTrainer.Models.Formats;
+
+namespace LoraTrainer.Models.Architectures;
+
+/// <summary>
+/// The shape of a model, from its config.json (transformers, models/llama/configuration_llama.py). Fields have the file's names. Reads the
+/// spelling of releases before 5 (rope_theta, rope_scaling, torch_dtype) and since (rope_parameters, dtype). A value that would change the
+/// mathematics and is not supported is refused, never ignored.
+/// </summary>
+public sealed partial record ModelConfig
+{
+    private const int LargestWidth = 1 << 20;
+
+    public required string ModelType { get; init; }
+
+    /// <summary>The class that transformers loads the model with.</summary>
+    public required string Architecture { get; init; }
+
+    public required int VocabSize { get; init; }
+
+    public required int HiddenSize { get; init; }
+
+    public required int IntermediateSize { get; init; }
+
+    public required int NumHiddenLayers { get; init; }
+
+    public required int NumAttentionHeads { get; init; }
+
+    public required int NumKeyValueHeads { get; init; }
+
+    /// <summary>Not always hidden_size / num_attention_heads.</summary>
+    public required int HeadDim { get; init; }
+
+    public required int MaxPositionEmbeddings { get; init; }
+
+    public required double RmsNormEps { get; init; }
+
+    /// <summary>q, k, v and o have biases.</summary>
+    public bool AttentionBias { get; init; }
+
+    /// <summary>gate, up and down have biases.</summary>
+    public bool MlpBias { get; init; }
+
+    /// <summary>lm_head is the embedding matrix.</summary>
+    public bool TieWordEmbeddings { get; init; }
+
+    public RopeParameters Rope { get; init; } = new();
+
+    public double InitializerRange { get; init; } = 0.02;
+
+    public int? BosTokenId { get; init; }
+
+    /// <summary>The tokens that end a text; a config may name none, one or several.</summary>
+    public IReadOnlyList<int> EosTokenIds { get; init; } = [];
+
+    public int? PadTokenId { get; init; }
+
+    /// <summary>The type the weights are stored in, as the config says; null where it does not. The weight files have the last word.</summary>
+    public SafetensorsDType? DType { get; init; }
+
+    /// <summary>Oddities of the file that change nothing here, a sentence each.</summary>
+    public IReadOnlyList<string> Notices { get; init; } = [];
+
+    /// <summary>Reads config.json, or the config.json in the folder <paramref name="path"/>.</summary>
+    /// <exception cref="ModelFormatException">missing, damaged, of another family, or with settings that are not supported</exception>
+    public static ModelConfig Parse(string path)
+    {
+        string file = Directory.Exists(path) ? Path.Combine(path, "config.json") : path;
+        return File.Exists(file)
+            ? Parse(JsonFields.Read(file))
+            : throw new ModelFormatException($"{file}: there is no such file. It says what the model looks like and must lie beside the weights; fetch it from where the model came.");
+    }
+
+    /// <summary>Reads the content of a config.json; <paramref name="file"/> names it in messages.</summary>
+    public static ModelConfig Parse(string file, ReadOnlyMemory<byte> utf8) => Parse(JsonFields.Parse(file, utf8));
+
+    private static ModelConfig Parse(JsonFields json)
+    {
+        var notices = new List<string>();
+        ModelConfigFamily family = FamilyOf(json);
+        RefuseOtherMathematics(json, family, notices);
+
+        int hidden = json.Integer("hidden_size", family.HiddenSize, 1, LargestWidth);
+        int heads = json.Integer("num_attention_heads", family.NumAttentionHeads, 1, 1 << 14);
+        int keyValueHeads = json.Has("num_key_value_heads")
+            ? json.OptionalInteger("num_key_value_heads", 1, 1 << 14) ?? heads
+            : family.NumKeyValueHeads ?? heads;
+        int maxPositions = json.Integer("max_position_embeddings", family.MaxPositionEmbeddings, 1, 1 << 30);
+        int vocabulary = json.Integer("vocab_size", family.VocabSize, 1, 1 << 24);
+        var config = new ModelConfig
+        {
+            ModelType = family.ModelType,
+            Architecture = family.Architecture,
+            VocabSize = vocabulary,
+            HiddenSize = hidden,
+            IntermediateSize = json.Integer("intermediate_size", family.IntermediateSize, 1, LargestWidth * 4),
+            NumHiddenLayers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096),
+            NumAttentionHeads = heads,
+            NumKeyValueHeads = keyValueHeads,
+            HeadDim = HeadDimension(json, family, hidden, heads),
+            MaxPositionEmbeddings = maxPositions,
+            RmsNormEps = json.Number("rms_norm_eps", family.RmsNormEps, 0, 1),
+            AttentionBias = json.Truth("attention_bias", false),
+            MlpBias = json.Truth("mlp_bias", false),
+            TieWordEmbeddings = json.Truth("tie_word_embeddings", family.TieWordEmbeddings),
+            Rope = RopeParameters.Parse(json, family.RopeTheta, maxPositions, notices),
+            InitializerRange = json.Number("initializer_range", 0.02, 0, 1e3),
+            BosTokenId = json.Has("bos_token_id") ? json.OptionalInteger("bos_token_id", 0, int.MaxValue) : family.BosTokenId,
+            EosTokenIds = json.Has("eos_token_id") ? json.Integers("eos_token_id", 0, int.MaxValue) ?? [] : family.EosTokenId is { } eos ? [eos] : [],
+            PadTokenId = Padding(json, vocabulary, notices),
+            DType = StorageType(json),
+            Notices = notices,
+        };
+        CheckTogether(json, config);
+        return config;
+    }
+
+    private static ModelConfigFamily FamilyOf(JsonFields json)
+    {
+        string supported = string.Join(", ", ModelConfigFamily.Supported.Select(family => family.ModelType));
+        string? architecture = json.Texts("architectures") is [string first, ..] ? first : null;
+        string? type = json.Text("model_type");
+        if (type is null)
+        {
+            return ModelConfigFamily.Supported.FirstOrDefault(family => family.Architecture == architecture)
+                ?? throw json.Error("model_type", $"is missing, so the model's family is not known. Supported: {supported}. Check that this is the config.json of a language model.");
+        }
+
+        ModelConfigFamily found = ModelConfigFamily.Supported.FirstOrDefault(family => family.ModelType == type)
+            ?? throw json.Error("model_type", $"is '{SafetensorsFile.Shorten(type)}', a family that is not supported. Supported: {supported}. Choose a base model of one of these.");
+        return architecture is null || string.Equals(architecture, found.Architecture, StringComparison.OrdinalIgnoreCase)
+            ? found
+            : throw json.Error("architectures", $"says '{SafetensorsFile.Shorten(architecture)}'; of the family {type} only {found.Architecture}, the language model, is supported. Choose a base model of that class.");
+    }
+
+    private static void RefuseOtherMathematics(JsonFields json, ModelConfigFamily family, List<string> notices)
+    {
+        string activation = json.Has("hidden_act") ? json.Text("hidden_act") ?? "null" : family.HiddenAct;
+        if (activation is not ("silu" or "swish"))
+        {
+            throw json.Wrong("hidden_act", "silu", "Another activation is not supported for this family.");
+        }
+
+        if (json.HasValue("quantization_config"))
+        {
+            throw json.Error("quantization_config", "is present: these weights are quantized already, which is not read. Use the model's original weights; they are quantized here while they are loaded.");
+        }
+
+        if (json.Number("attention_dropout", 0, 0, 1) != 0)
+        {
+            throw json.Wrong("attention_dropout", "0", "Dropout on attention weights is not supported; set it to 0 to train without.");
+        }
+
+        if (json.OptionalNumber("partial_rotary_factor", 0, 1) is not (null or 1))
+        {
+            throw json.Wrong("partial_rotary_factor", "1 for this family", "Heads that rotate only in part are not supported here.");
+        }
+
+        if (json.Integer("pretraining_tp", 1, 0, 1 << 20) > 1)
+        {
+            notices.Add($"{json.Place("pretraining_tp")} has no effect here: it only splits the same products into parts.");
+        }
+
+        if (json.HasValue("auto_map"))
+        {
+            notices.Add($"{json.Place("auto_map")} names Python code that came with the model; it is not run. If it changes the mathematics of {family.ModelType}, results differ.");
+        }
+    }
+
+    private static int HeadDimension(JsonFields json, ModelConfigFamily family, int hidden, int heads)
+    {
+        int? given = json.Has("head_dim") ? json.OptionalInteger("head_dim", 2, 1 << 14) : family.HeadDim;
+        if (given is null && hidden % heads != 0)
+        {
+            throw json.Error("hidden_size", $"is {hidden}, which the {heads} num_attention_heads do not divide, and head_dim is not given. One of the three is wrong.");
+        }
+
+        int dimension = given ?? hidden / heads;
+        return dimension % 2 == 0 && dimension > 0
+            ? dimension
+            : throw json.Error(given is null ? "hidden_size" : "head_dim", $"gives heads of {dimension} dimensions; rotary embedding turns pairs, so the number must be even.");
+    }
+
+    private static int? Padding(JsonFields json, int vocabulary, List<string> notices)
+    {
+        int? padding = json.OptionalInteger("pad_token_id", int.MinValue, int.MaxValue);
+        if (padding < 0)
+        {
+            notices.Add($"{json.Place("pad_token_id")} is {padding}, which is no token; taken as none.");
+            return null;
+        }
+
+        return padding >= vocabulary
+            ? throw json.Wrong("pad_token_id", $"below vocab_size, {vocabulary}")
+            : padding;
+    }
+
+    private static SafetensorsDType? StorageType(JsonFields json)
+    {
+        string key = json.HasValue("dtype") ? "dtype" : "torch_dtype";
+        return json.Text(key) switch
+        {
+            null or "auto" => null,
+            "float32" or "torch.float32" or "float" => SafetensorsDType.F32,
+            "float16" or "torch.float16" or "half" => SafetensorsDType.F16,
+            "bfloat16" or "torch.bfloat16" => SafetensorsDType.BF16,
+            _ => throw json.Wrong(key, "float32, float16 or bfloat16"),
+        };
+    }
+
+    private static void CheckTogether(JsonFields json, ModelConfig config)
+    {
+        if (config.NumAttentionHeads % config.NumKeyValueHeads != 0)
+        {
+            throw json.Error("num_key_value_heads", $"is {config.NumKeyValueHeads}, which does not divide the {config.NumAttentionHeads} num_attention_heads; each key head serves the same number of query heads.");
+        }
+
+        if ((long)config.NumAttentionHeads * config.HeadDim > LargestWidth * 4)
+        {
+            throw json.Error("num_attention_heads", $"is {config.NumAttentionHeads} with head_dim {config.HeadDim}, together {(long)config.NumAttentionHeads * config.HeadDim}; at most {LargestWidth * 4} is accepted.");
+        }
+    }
+
+    /// <summary>A config.json for this model, in the spelling that every release of transformers reads. Ends with a line break.</summary>
+    public string ToJson()
+    {
+        var fields = new SortedDictionary<string, Action<Utf8JsonWriter>>(StringComparer.Ordinal)
+        {
+            ["architectures"] = writer => PythonJson.WriteTexts(writer, [Architecture]),
+            ["attention_bias"] = writer => writer.WriteBooleanValue(AttentionBias),
+            ["attention_dropout"] = writer => PythonJson.WriteFloat(writer, 0),
+            ["bos_token_id"] = writer => WriteToken(writer, BosTokenId),
+            ["eos_token_id"] = WriteEos,
+            ["head_dim"] = writer => writer.WriteNumberValue(HeadDim),
+            ["hidden_act"] = writer => writer.WriteStringValue("silu"),
+            ["hidden_size"] = writer => writer.WriteNumberValue(HiddenSize),
+            ["initializer_range"] = writer => PythonJson.WriteFloat(writer, InitializerRange),
+            ["intermediate_size"] = writer => writer.WriteNumberValue(IntermediateSize),
+            ["max_position_embeddings"] = writer => writer.WriteNumberValue(MaxPositionEmbeddings),
+            ["mlp_bias"] = writer => writer.WriteBooleanValue(MlpBias),
+            ["model_type"] = writer => writer.WriteStringValue(ModelType),
+            ["num_attention_heads"] = writer => writer.WriteNumberValue(NumAttentionHeads),
+            ["num_hidden_layers"] = writer => writer.WriteNumberValue(NumHiddenLayers),
+            ["num_key_value_heads"] = writer => writer.WriteNumberValue(NumKeyValueHeads),
+            ["pad_token_id"] = writer => WriteToken(writer, PadTokenId),
+            ["rms_norm_eps"] = writer => PythonJson.WriteFloat(writer, RmsNormEps),
+            ["rope_scaling"] = writer =>
+            {
+                if (Rope.ToFields() is { } rope)
+                {
+                    PythonJson.WriteObject(writer, rope);
+                }
+                else
+                {
+                    writer.WriteNullValue();
+                }
+            },
+            ["rope_theta"] = writer => PythonJson.WriteFloat(writer, Rope.Theta),
+            ["tie_word_embeddings"] = writer => writer.WriteBooleanValue(TieWordEmbeddings),
+            ["use_cache"] = writer => writer.WriteBooleanValue(true),
+            ["vocab_size"] = writer => writer.WriteNumberValue(VocabSize),
+        };
+        if (DType is { } dtype)
+        {
+            fields["torch_dtype"] = writer => writer.WriteStringValue(dtype switch { SafetensorsDType.F16 => "float16", SafetensorsDType.BF16 => "bfloat16", _ => "float32" });
+        }
+
+        return PythonJson.WriteSorted(fields) + "\n";
+    }
+
+    private void WriteEos(Utf8JsonWriter writer)
+    {
+        if (EosTokenIds.Count < 2)
+        {
+            WriteToken(writer, EosTokenIds.Count == 1 ? EosTokenIds[0] : null);
+            return;
+        }
+
+        writer.WriteStartArray();
+        foreach (int token in EosTokenIds)
+        {
+            writer.WriteNumberValue(token);
+        }
+
+        writer.WriteEndArray();
+    }
+
+    private static void WriteToken(Utf8JsonWriter writer, int? token)
+    {
+        if (token is { } number)
+        {
+            writer.WriteNumberValue(number);
+        }
+        else
+        {
+            writer.WriteNullValue();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Layers;
+
+namespace LoraTrainer.Models;
+
+/// <summary>
+/// A decoder-only language model of the Llama family: embedding, pre-norm blocks, final norm, output layer. It has a forward and a backward
+/// pass written out; memory comes from the device's arena and goes back when a pass ends.
+/// </summary>
+public sealed class CausalLanguageModel
+{
+    private readonly RopeFrequencies frequencies;
+    private readonly DecoderLayer.Saved[] saved;
+    private readonly Tensor[] layerInputs;
+
+    internal CausalLanguageModel(ModelConfig config, Device device)
+    {
+        Config = config;
+        Device = device;
+        Layers = [.. Enumerable.Range(0, config.NumHiddenLayers).Select(index => new DecoderLayer(index, config))];
+        FinalNorm = new RmsNormLayer("model.norm", (float)config.RmsNormEps);
+        saved = new DecoderLayer.Saved[Layers.Count];
+        layerInputs = new Tensor[Layers.Count + 1];
+        frequencies = config.Rope.ComputeInverseFrequencies(config.HeadDim, config.MaxPositionEmbeddings, config.MaxPositionEmbeddings);
+    }
+
+    public ModelConfig Config { get; }
+
+    public Device Device { get; }
+
+    /// <summary>Everything that is trained.</summary>
+    public ParameterStore Parameters { get; } = new();
+
+    public IReadOnlyList<DecoderLayer> Layers { get; }
+
+    public RmsNormLayer FinalNorm { get; }
+
+    /// <summary>(V, D) f32 or bf16</summary>
+    public Tensor EmbeddingTable { get; internal set; }
+
+    /// <summary>Set where the embedding is trained.</summary>
+    public Parameter? TrainedEmbedding { get; internal set; }
+
+    /// <summary>(V, D): the output layer; the embedding itself where the two are tied.</summary>
+    public WeightMatrix Head { get; internal set; } = null!;
+
+    /// <summary>Where the output layer's gradient goes, if it is trained; the embedding's parameter where the two are tied.</summary>
+    public Parameter? TrainedHead { get; internal set; }
+
+    /// <summary>Every linear layer of the blocks, in the order of the forward pass.</summary>
+    public IEnumerable<AdaptedLinear> Linears => Layers.SelectMany(layer => layer.Linears);
+
+    /// <summary>
+    /// One micro-step: forward, loss and backward. Parameter gradients ACCUMULATE (of the sum of the losses times
+    /// <paramref name="gradientScale"/>); losses is OVERWRITTEN.
+    /// </summary>
+    /// <param name="losses">(N) f32: each scored position's loss; 0 at the others.</param>
+    /// <param name="batch">With targets.</param>
+    /// <param name="dropout">Masks of this optimizer step.</param>
+    /// <param name="gradientScale">One over the scored tokens of the global batch.</param>
+    /// <param name="recompute">Keep only each block's input and compute the rest again in backward: about a third more work for a fraction of the memory.</param>
+    /// <param name="dEmbeddings">(N, D) f32 or none: receives the gradient at the first block's input.</param>
+    public void ForwardBackward(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, Tensor dEmbeddings = default)
+    {
+        Arena arena = Device.Arena;
+        using ArenaFrame step = arena.Frame();
+        PassContext context = Begin(batch, dropout);
+        for (int i = 0; i < Layers.Count; i++)
+        {
+            layerInputs[i + 1] = Hidden(batch.TokenCount);
+            if (recompute)
+            {
+                using ArenaFrame frame = arena.Frame();
+                Layers[i].Forward(layerInputs[i + 1], Layers[i].Allocate(arena, layerInputs[i]), context);
+            }
+            else
+            {
+                saved[i] = Layers[i].Allocate(arena, layerInputs[i]);
+                Layers[i].Forward(layerInputs[i + 1], saved[i], context);
+            }
+        }
+
+        Tensor dHidden = Hidden(batch.TokenCount);
+        LossBackward(losses, dHidden, layerInputs[^1], batch, gradientScale);
+        bool needsEmbeddingGradient = TrainedEmbedding is not null || !dEmbeddings.IsNone;
+        for (int i = Layers.Count - 1; i >= 0; i--)
+        {
+            bool needsInputGradient = i > 0 || needsEmbeddingGradient;
+            if (recompute)
+            {
+                using ArenaFrame frame = arena.Frame();
+                DecoderLayer.Saved again = Layers[i].Allocate(arena, layerInputs[i]);
+                // The block's output is known already; writing it again into the place where it lies changes nothing.
+                Layers[i].Forward(layerInputs[i + 1], again, context);
+                Layers[i].Backward(dHidden, again, context, needsInputGradient);
+            }
+            else
+            {
+                Layers[i].Backward(dHidden, saved[i], context, needsInputGradient);
+            }
+        }
+
+        if (!dEmbeddings.IsNone)
+        {
+            Device.Copy(dEmbeddings, dHidden);
+        }
+
+        if (TrainedEmbedding is not null)
+        {
+            Embedding.Backward(TrainedEmbedding.Gradient, dHidden, batch.Tokens, Config.PadTokenId ?? -1);
+        }
+    }
+
+    /// <summary>Forward and loss without gradients: losses is OVERWRITTEN.</summary>
+    /// <param name="losses">(N) f32</param>
+    /// <param name="batch">With targets.</param>
+    public void Losses(Tensor losses, in PackedBatch batch)
+    {
+        using ArenaFrame pass = Device.Arena.Frame();
+        Tensor normed = ForwardNormed(batch, cache: null);
+        LinearCrossEntropy.ForwardBackward(losses, Tensor.None, Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, 0);
+    }
+
+    /// <summary>logits is OVERWRITTEN. Memory for V numbers per row: meant for few rows.</summary>
+    /// <param name="logits">(M, V) f32</param>
+    /// <param name="batch">Targets are not read.</param>
+    /// <param name="rows">(M) i32, or none for all N rows.</param>
+    /// <param name="cache">Keys and values of the tokens before these, or null; the batch is then one document that continues them.</param>
+    public void Logits(Tensor logits, in PackedBatch batch, Tensor rows = default, KeyValueCache? cache = null)
+    {
+        Arena arena = Device.Arena;
+        using ArenaFrame pass = arena.Frame();
+        Tensor normed = ForwardNormed(batch, cache);
+        if (!rows.IsNone)
+        {
+            Tensor chosen = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(rows.ElementCount, Config.HiddenSize));
+            Rows.Gather(chosen, normed, rows);
+            normed = chosen;
+        }
+
+        Linear.Forward(logits, normed, Head);
+    }
+
+    /// <summary>Embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
+    private PassContext Begin(in PackedBatch batch, DropoutState dropout)
+    {
+        Arena arena = Device.Arena;
+        int half = frequencies.InverseFrequencies.Length;
+        Tensor cosine = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, half));
+        Tensor sine = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, half));
+        RopeFrequencies current = Config.Rope.Type == RopeType.Dynamic
+            ? Config.Rope.ComputeInverseFrequencies(Config.HeadDim, Config.MaxPositionEmbeddings, batch.LongestDocument)
+            : frequencies;
+        Rope.BuildTables(cosine, sine, batch.Positions, current.InverseFrequencies, current.AttentionScaling);
+        layerInputs[0] = Hidden(batch.TokenCount);
+        Embedding.Forward(layerInputs[0], batch.Tokens, EmbeddingTable);
+        return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
+    }
+
+    private void LossBackward(Tensor losses, Tensor dHidden, Tensor hidden, in PackedBatch batch, float gradientScale)
+    {
+        Arena arena = Device.Arena;
+        using ArenaFrame frame = arena.Frame();
+        Tensor normed = Hidden(batch.TokenCount);
+        Tensor rstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
+        FinalNorm.Forward(normed, rstd, hidden);
+        LinearCrossEntropy.ForwardBackward(losses, dHidden, TrainedHead?.Gradient ?? Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, gradientScale);
+        FinalNorm.Backward(dHidden, dHidden, hidden, rstd, GradientMode.Overwrite);
+    }
+
+    /// <summary>The final norm's output, with nothing kept on the way but two rows of blocks' inputs.</summary>
+    private Tensor ForwardNormed(in PackedBatch batch, KeyValueCache? cache)
+    {
+        Arena arena = Device.Arena;
+        Tensor normed = Hidden(batch.TokenCount);
+        Tensor other = Hidden(batch.TokenCount);
+        PassContext context = Begin(batch, DropoutState.Inactive);
+        Tensor input = layerInputs[0];
+        for (int i = 0; i < Layers.Count; i++)
+        {
+            using ArenaFrame frame = arena.Frame();
+            Layers[i].Forward(other, Layers[i].Allocate(arena, input), context, cache?.Layers[i]);
+            (input, other) = (other, input);
+        }
+
+        Tensor rstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
+        FinalNorm.Forward(normed, rstd, input);
+        return normed;
+    }
+
+    private Tensor Hidden(long tokens) => Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens, Config.HiddenSize));
+}

@@ -1,0 +1,160 @@
+namespace LoraTrainer.Models.Formats;
+
+/// <summary>A tensor and the file that holds it.</summary>
+public readonly record struct ModelTensor(SafetensorsFile File, SafetensorsEntry Entry)
+{
+    /// <summary>Reads bytes of the tensor from its byte <paramref name="offsetInTensor"/> on.</summary>
+    public void ReadInto(long offsetInTensor, Span<byte> destination) => File.ReadInto(Entry, offsetInTensor, destination);
+}
+
+/// <summary>
+/// The weights of a model: <c>model.safetensors</c>, or else the shards that <c>model.safetensors.index.json</c> names
+/// (transformers, modeling_utils.py). All headers are read and checked at the start, so that a missing shard is known before any work.
+/// </summary>
+public sealed class ModelFolder : IDisposable
+{
+    public const string SingleFileName = "model.safetensors";
+    public const string IndexFileName = "model.safetensors.index.json";
+
+    private readonly List<SafetensorsFile> files;
+    private readonly Dictionary<string, ModelTensor> tensors;
+    private readonly List<string> notices;
+
+    private ModelFolder(string path, List<SafetensorsFile> files, Dictionary<string, ModelTensor> tensors, List<string> notices)
+    {
+        Path = path;
+        this.files = files;
+        this.tensors = tensors;
+        this.notices = notices;
+        TotalBytes = tensors.Values.Sum(tensor => tensor.Entry.ByteLength);
+    }
+
+    public string Path { get; }
+
+    /// <summary>The weight files, in the order of their names.</summary>
+    public IReadOnlyList<SafetensorsFile> Files => files;
+
+    public IReadOnlyDictionary<string, ModelTensor> Tensors => tensors;
+
+    /// <summary>Bytes of all tensors together.</summary>
+    public long TotalBytes { get; }
+
+    /// <summary>Oddities that change nothing, a sentence each.</summary>
+    public IReadOnlyList<string> Notices => notices;
+
+    /// <summary>The tensor of that name, or null.</summary>
+    public ModelTensor? Find(string name) => tensors.TryGetValue(name, out ModelTensor tensor) ? tensor : null;
+
+    /// <exception cref="ModelFormatException">files are missing or contradict each other</exception>
+    /// <exception cref="SafetensorsFormatException">a weight file breaks a rule of its format</exception>
+    public static ModelFolder Open(string path)
+    {
+        if (!Directory.Exists(path))
+        {
+            throw new ModelFormatException($"{path}: there is no such folder. A model is a folder with config.json and {SingleFileName}; check the path.");
+        }
+
+        var files = new List<SafetensorsFile>();
+        try
+        {
+            string single = System.IO.Path.Combine(path, SingleFileName);
+            string index = System.IO.Path.Combine(path, IndexFileName);
+            if (File.Exists(single))
+            {
+                files.Add(SafetensorsFile.Open(single));
+                return new ModelFolder(path, files, files[0].Entries.ToDictionary(entry => entry.Name, entry => new ModelTensor(files[0], entry), StringComparer.Ordinal), []);
+            }
+
+            return File.Exists(index) ? OpenShards(path, index, files) : throw NoWeights(path);
+        }
+        catch
+        {
+            files.ForEach(file => file.Dispose());
+            throw;
+        }
+    }
+
+    public void Dispose() => files.ForEach(file => file.Dispose());
+
+    private static ModelFolder OpenShards(string path, string index, List<SafetensorsFile> files)
+    {
+        JsonFields fields = JsonFields.Read(index);
+        JsonFields map = fields.Object("weight_map")
+            ?? throw new ModelFormatException($"{index}: the file has no weight_map, which says in which shard each tensor is. Fetch it again.");
+        var shardOf = new Dictionary<string, string>(StringComparer.Ordinal);
+        foreach (string name in map.Names)
+        {
+            string shard = map.Text(name) ?? throw map.Wrong(name, "the name of a shard file");
+            if (shard.Length == 0 || shard is "." or ".." || shard.AsSpan().ContainsAny('/', '\\', '\0') || shard.Contains(':', StringComparison.Ordinal))
+            {
+                throw map.Wrong(name, "the name of a file in the same folder, without a path", "A file list must not reach outside its folder; do not use this model.");
+            }
+
+            shardOf.Add(name, shard);
+        }
+
+        string[] shards = [.. shardOf.Values.Distinct(StringComparer.Ordinal).Order(StringComparer.Ordinal)];
+        string[] missing = [.. shards.Where(shard => !File.Exists(System.IO.Path.Combine(path, shard)))];
+        if (shards.Length == 0)
+        {
+            throw new ModelFormatException($"{index}: weight_map names no tensor. Fetch the file again.");
+        }
+
+        if (missing.Length > 0)
+        {
+            throw new ModelFormatException(
+                $"{path}: {missing.Length} of the {shards.Length} weight files that {IndexFileName} names are not there: {string.Join(", ", missing.Take(5))}{(missing.Length > 5 ? ", ..." : "")}. "
+                + "Fetch them into this folder.");
+        }
+
+        var byShard = new Dictionary<string, SafetensorsFile>(StringComparer.Ordinal);
+        foreach (string shard in shards)
+        {
+            SafetensorsFile file = SafetensorsFile.Open(System.IO.Path.Combine(path, shard));
+            files.Add(file);
+            byShard.Add(shard, file);
+        }
+
+        return Join(path, index, files, shardOf, byShard);
+    }
+
+    private static ModelFolder Join(string path, string index, List<SafetensorsFile> files, Dictionary<string, string> shardOf, Dictionary<string, SafetensorsFile> byShard)
+    {
+        var tensors = new Dictionary<string, ModelTensor>(StringComparer.Ordinal);
+        var notices = new List<string>();
+        foreach ((string name, string shard) in shardOf)
+        {
+            SafetensorsFile file = byShard[shard];
+            SafetensorsEntry entry = file.Find(name)
+                ?? throw new ModelFormatException($"{index}: weight_map says that tensor '{SafetensorsFile.Shorten(name)}' is in {shard}, but it is not there. The files do not belong together; fetch them again.");
+            tensors.Add(name, new ModelTensor(file, entry));
+        }
+
+        foreach ((string shard, SafetensorsFile file) in byShard.OrderBy(pair => pair.Key, StringComparer.Ordinal))
+        {
+            foreach (SafetensorsEntry entry in file.Entries)
+            {
+                if (!shardOf.TryGetValue(entry.Name, out string? listed))
+                {
+                    notices.Add($"{file.Path}: tensor '{SafetensorsFile.Shorten(entry.Name)}' is not in the weight_map of {IndexFileName}; it is not used.");
+                }
+                else if (listed != shard)
+                {
+                    throw new ModelFormatException(
+                        $"{path}: tensor '{SafetensorsFile.Shorten(entry.Name)}' is in two weight files, {listed} and {shard}. The files do not belong together; fetch them again.");
+                }
+            }
+        }
+
+        return new ModelFolder(path, files, tensors, notices);
+    }
+
+    private static ModelFormatException NoWeights(string path)
+    {
+        bool pickled = Directory.EnumerateFiles(path, "pytorch_model*.bin").Any();
+        string next = pickled
+            ? "It has pytorch_model*.bin files, which are not read; get the model's safetensors files, or convert it with transformers (save_pretrained)."
+            : "Fetch the model's weights into this folder, or give the folder where they are.";
+        return new ModelFormatException($"{path}: no weights here: looked for {SingleFileName} and {IndexFileName}. {next}");
+    }
+}

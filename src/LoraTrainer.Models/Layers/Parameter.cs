@@ -1,0 +1,93 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Models.Layers;
+
+/// <summary>One trained tensor: a name, a shape and its place in the flat buffers of a <see cref="ParameterStore"/>.</summary>
+public sealed class Parameter
+{
+    internal Parameter(string name, Shape shape, double learningRateScale, bool decays)
+    {
+        Name = name;
+        Shape = shape;
+        LearningRateScale = learningRateScale;
+        Decays = decays;
+    }
+
+    /// <summary>Module path and role, as in <c>model.layers.0.self_attn.q_proj.lora_A.weight</c>.</summary>
+    public string Name { get; }
+
+    public Shape Shape { get; }
+
+    public double LearningRateScale { get; }
+
+    public bool Decays { get; }
+
+    /// <summary>f32; a view into the flat buffer, set when the store is allocated.</summary>
+    public Tensor Value { get; internal set; }
+
+    /// <summary>f32; a view into the flat gradient buffer.</summary>
+    public Tensor Gradient { get; internal set; }
+}
+
+/// <summary>
+/// All trained tensors in one flat f32 buffer and their gradients in a second: one optimizer launch, one norm, one all-reduce, one file.
+/// Parameters are declared first, then allocated together.
+/// </summary>
+public sealed class ParameterStore
+{
+    private readonly List<Parameter> parameters = [];
+    private ParameterSegment[] segments = [];
+
+    public IReadOnlyList<Parameter> Parameters => parameters;
+
+    /// <summary>(P) f32, all parameters; P counts the padding between segments.</summary>
+    public Tensor Values { get; private set; }
+
+    /// <summary>(P) f32</summary>
+    public Tensor Gradients { get; private set; }
+
+    /// <summary>One for each parameter, in the order of <see cref="Parameters"/>.</summary>
+    public ReadOnlySpan<ParameterSegment> Segments => segments;
+
+    /// <summary>Trained numbers, padding not counted.</summary>
+    public long TrainableCount => parameters.Sum(parameter => parameter.Shape.ElementCount);
+
+    /// <summary>Elements of the flat buffers, padding counted; at least one segment.</summary>
+    public long BufferCount { get; private set; }
+
+    public Parameter Declare(string name, Shape shape, double learningRateScale = 1, bool decays = true)
+    {
+        if (!Values.IsNone)
+        {
+            throw new InvalidOperationException($"The parameter {name} was declared after the buffers were allocated.");
+        }
+
+        var parameter = new Parameter(name, shape, learningRateScale, decays);
+        parameters.Add(parameter);
+        return parameter;
+    }
+
+    /// <summary>Allocates both buffers, zeroed, and gives every parameter its views.</summary>
+    public void Allocate(Device device)
+    {
+        segments = new ParameterSegment[parameters.Count];
+        long offset = 0;
+        for (int i = 0; i < segments.Length; i++)
+        {
+            Parameter parameter = parameters[i];
+            segments[i] = new ParameterSegment(offset, parameter.Shape.ElementCount, parameter.LearningRateScale, parameter.Decays);
+            offset += (parameter.Shape.ElementCount + ParameterSegment.Alignment - 1) / ParameterSegment.Alignment * ParameterSegment.Alignment;
+        }
+
+        BufferCount = offset;
+        Values = device.AllocateZeroed(MemoryKind.Parameters, DType.F32, new Shape(offset));
+        Gradients = device.AllocateZeroed(MemoryKind.Gradients, DType.F32, new Shape(offset));
+        for (int i = 0; i < segments.Length; i++)
+        {
+            parameters[i].Value = Values.Slice(segments[i].Offset, parameters[i].Shape);
+            parameters[i].Gradient = Gradients.Slice(segments[i].Offset, parameters[i].Shape);
+        }
+    }
+}

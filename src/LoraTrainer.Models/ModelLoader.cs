@@ -1,0 +1,270 @@
+using System.Buffers;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Models.Layers;
+
+namespace LoraTrainer.Models;
+
+/// <summary>How the frozen linear layers of the blocks are kept; embeddings, norms and the output layer stay as stored.</summary>
+public enum BaseFormat
+{
+    /// <summary>As the files have them: bf16 or f32 (f16 is widened to f32).</summary>
+    AsStored,
+
+    /// <summary>4-bit NormalFloat, one f32 scale per 64 weights.</summary>
+    Nf4,
+
+    /// <summary>4-bit NormalFloat with the scales themselves quantized to 8 bits.</summary>
+    Nf4DoubleQuantized,
+}
+
+/// <summary>
+/// Builds a model on a device and streams its weights in, tensor by tensor and piece by piece: on the host there is never more than one small
+/// buffer beside what the device keeps. On a <see cref="MeasureDevice"/> only the memory is laid out, and the folder may be missing.
+/// </summary>
+public sealed class ModelLoader
+{
+    /// <summary>Large enough for the disk, small beside any model.</summary>
+    private const int ChunkElements = 1 << 18;
+
+    /// <summary>Host memory that loading takes beside the device's: one piece as stored (at most f32) and once more as f32.</summary>
+    public const long HostBufferBytes = 2L * ChunkElements * sizeof(float);
+
+    private readonly ModelConfig config;
+    private readonly ModelFolder? folder;
+    private readonly ModelTensorLayout layout;
+    private readonly Device device;
+    private readonly Action<string, double>? progress;
+    private readonly long totalElements;
+    private long doneElements;
+
+    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress)
+    {
+        this.config = config;
+        this.folder = folder;
+        this.device = device;
+        this.progress = progress;
+        layout = folder is null
+            ? new ModelTensorLayout(ModelConfig.EmbeddingTensor, config.TieWordEmbeddings ? null : ModelConfig.HeadTensor, [])
+            : config.CheckTensors(folder);
+        totalElements = Math.Max(1, folder?.Tensors.Values.Sum(tensor => Elements(tensor.Entry)) ?? 1);
+    }
+
+    /// <summary>A model whose base is frozen.</summary>
+    /// <param name="config">The model's shape.</param>
+    /// <param name="folder">Its weights (checked against the shape); may be null on a device that only measures.</param>
+    /// <param name="device">Where it is built.</param>
+    /// <param name="format">How the blocks' linear layers are kept.</param>
+    /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <exception cref="ModelFormatException">The folder does not fit the shape, or a weight is not finite.</exception>
+    public static CausalLanguageModel LoadFrozen(ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, Action<string, double>? progress = null) =>
+        new ModelLoader(config, folder, device, progress).LoadFrozen(format);
+
+    /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
+    /// <param name="config">The model's shape.</param>
+    /// <param name="folder">Its weights, or null on a device that only measures.</param>
+    /// <param name="device">Where it is built.</param>
+    /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
+        new ModelLoader(config, folder, device, progress).LoadTrainable();
+
+    private CausalLanguageModel LoadFrozen(BaseFormat format)
+    {
+        var model = new CausalLanguageModel(config, device);
+        model.EmbeddingTable = LoadDense(layout.EmbeddingName, config.VocabSize, config.HiddenSize);
+        foreach (DecoderLayer layer in model.Layers)
+        {
+            foreach (AdaptedLinear linear in layer.Linears)
+            {
+                linear.Weight = format == BaseFormat.AsStored
+                    ? new DenseMatrix(LoadDense(linear.Name + ".weight", linear.Out, linear.In))
+                    : LoadNf4(linear.Name + ".weight", linear.Out, linear.In, format == BaseFormat.Nf4DoubleQuantized);
+                if (HasBias(linear.Name))
+                {
+                    linear.Bias = LoadVector(linear.Name + ".bias", linear.Out);
+                }
+            }
+
+            foreach (RmsNormLayer norm in layer.Norms)
+            {
+                norm.Weight = LoadVector(norm.Name + ".weight", config.HiddenSize);
+            }
+        }
+
+        model.FinalNorm.Weight = LoadVector(model.FinalNorm.Name + ".weight", config.HiddenSize);
+        model.Head = new DenseMatrix(layout.HeadName is null ? model.EmbeddingTable : LoadDense(layout.HeadName, config.VocabSize, config.HiddenSize));
+        return model;
+    }
+
+    private CausalLanguageModel LoadTrainable()
+    {
+        var model = new CausalLanguageModel(config, device);
+        ParameterStore store = model.Parameters;
+        Parameter embedding = store.Declare(ModelConfig.EmbeddingTensor, new Shape(config.VocabSize, config.HiddenSize));
+        var linears = new List<(AdaptedLinear Linear, Parameter Weight, Parameter? Bias)>();
+        var norms = new List<(RmsNormLayer Norm, Parameter Weight)>();
+        foreach (DecoderLayer layer in model.Layers)
+        {
+            foreach (AdaptedLinear linear in layer.Linears)
+            {
+                Parameter weight = store.Declare(linear.Name + ".weight", new Shape(linear.Out, linear.In));
+                linears.Add((linear, weight, HasBias(linear.Name) ? store.Declare(linear.Name + ".bias", new Shape(linear.Out), decays: false) : null));
+            }
+
+            norms.AddRange(layer.Norms.Select(norm => (norm, DeclareNorm(store, norm))));
+        }
+
+        norms.Add((model.FinalNorm, DeclareNorm(store, model.FinalNorm)));
+        Parameter head = layout.HeadName is null ? embedding : store.Declare(ModelConfig.HeadTensor, new Shape(config.VocabSize, config.HiddenSize));
+        store.Allocate(device);
+        foreach (Parameter parameter in store.Parameters)
+        {
+            Fill(parameter.Value, parameter == embedding ? layout.EmbeddingName : parameter.Name);
+        }
+
+        model.EmbeddingTable = embedding.Value;
+        model.TrainedEmbedding = embedding;
+        model.Head = new DenseMatrix(head.Value);
+        model.TrainedHead = head;
+        foreach ((AdaptedLinear linear, Parameter weight, Parameter? bias) in linears)
+        {
+            linear.Weight = new DenseMatrix(weight.Value);
+            linear.TrainedWeight = weight;
+            linear.Bias = bias?.Value ?? Tensor.None;
+            linear.TrainedBias = bias;
+        }
+
+        foreach ((RmsNormLayer norm, Parameter weight) in norms)
+        {
+            norm.Weight = weight.Value;
+            norm.TrainedWeight = weight;
+        }
+
+        return model;
+    }
+
+    private Parameter DeclareNorm(ParameterStore store, RmsNormLayer norm) => store.Declare(norm.Name + ".weight", new Shape(config.HiddenSize), decays: false);
+
+    private bool HasBias(string linear) => linear.Contains(".self_attn.", StringComparison.Ordinal) ? config.AttentionBias : config.MlpBias;
+
+    /// <summary>A matrix as stored: bf16 stays bf16, everything else becomes f32.</summary>
+    private Tensor LoadDense(string name, int rows, int columns)
+    {
+        DType dtype = StoredType(name) == SafetensorsDType.BF16 ? DType.BF16 : DType.F32;
+        Tensor tensor = device.Arena.Allocate(MemoryKind.Weights, dtype, new Shape(rows, columns));
+        Fill(tensor, name);
+        return tensor;
+    }
+
+    private Tensor LoadVector(string name, int length)
+    {
+        Tensor tensor = device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(length));
+        Fill(tensor, name);
+        return tensor;
+    }
+
+    private Nf4Matrix LoadNf4(string name, int rows, int columns, bool doubleQuantized)
+    {
+        var quantizer = new Nf4Quantizer(device, rows, columns, doubleQuantized);
+        ForEachChunk(name, (first, values) => quantizer.Add(values));
+        return quantizer.Finish();
+    }
+
+    /// <summary>Copies the stored tensor into memory of type f32, or bf16 where it is stored so.</summary>
+    private void Fill(Tensor target, string name)
+    {
+        if (target.DType == DType.F32)
+        {
+            ForEachChunk(name, (first, values) => device.Upload(target, System.Runtime.InteropServices.MemoryMarshal.AsBytes(values), first));
+        }
+        else
+        {
+            ForEachRawChunk(name, (first, count, bytes) =>
+            {
+                CheckFinite(name, first, bytes);
+                device.Upload(target, bytes, first);
+            });
+        }
+    }
+
+    private delegate void ChunkAction(long firstElement, ReadOnlySpan<float> values);
+
+    private delegate void RawChunkAction(long firstElement, int count, ReadOnlySpan<byte> bytes);
+
+    /// <summary>Reads the tensor in pieces, widened to f32; every value is checked to be finite.</summary>
+    private void ForEachChunk(string name, ChunkAction action)
+    {
+        float[] values = ArrayPool<float>.Shared.Rent(ChunkElements);
+        ForEachRawChunk(name, (first, count, bytes) =>
+        {
+            Span<float> piece = values.AsSpan(0, count);
+            FloatConversion.ToSingle(StoredType(name), bytes, piece);
+            for (int i = 0; i < count; i++)
+            {
+                if (!float.IsFinite(piece[i]))
+                {
+                    throw NotFinite(name, first + i, piece[i]);
+                }
+            }
+
+            action(first, piece);
+        });
+        ArrayPool<float>.Shared.Return(values);
+    }
+
+    private void ForEachRawChunk(string name, RawChunkAction action)
+    {
+        if (folder is null || device is MeasureDevice)
+        {
+            return;
+        }
+
+        ModelTensor tensor = folder.Find(name)!.Value;
+        long elements = Elements(tensor.Entry);
+        int size = tensor.Entry.DType.Bits() / 8;
+        byte[] buffer = ArrayPool<byte>.Shared.Rent(ChunkElements * size);
+        for (long first = 0; first < elements; first += ChunkElements)
+        {
+            int count = (int)Math.Min(ChunkElements, elements - first);
+            Span<byte> bytes = buffer.AsSpan(0, count * size);
+            tensor.ReadInto(first * size, bytes);
+            action(first, count, bytes);
+            doneElements += count;
+            progress?.Invoke(name, (double)doneElements / totalElements);
+        }
+
+        ArrayPool<byte>.Shared.Return(buffer);
+    }
+
+    private SafetensorsDType StoredType(string name) => folder is null ? config.DType ?? SafetensorsDType.BF16 : folder.Find(name)!.Value.Entry.DType;
+
+    private void CheckFinite(string name, long first, ReadOnlySpan<byte> brainFloats)
+    {
+        ReadOnlySpan<ushort> values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, ushort>(brainFloats);
+        for (int i = 0; i < values.Length; i++)
+        {
+            // All exponent bits set: infinity or NaN.
+            if ((values[i] & 0x7F80) == 0x7F80)
+            {
+                throw NotFinite(name, first + i, BitConverter.UInt32BitsToSingle((uint)values[i] << 16));
+            }
+        }
+    }
+
+    private ModelFormatException NotFinite(string name, long element, float value) => new(
+        $"{folder!.Path}: tensor '{name}' holds {value} at element {element}; weights must be finite. The file is damaged or comes from a run that diverged; fetch it again or choose another base.");
+
+    private static long Elements(SafetensorsEntry entry)
+    {
+        long count = 1;
+        foreach (long extent in entry.Shape)
+        {
+            count *= extent;
+        }
+
+        return count;
+    }
+}

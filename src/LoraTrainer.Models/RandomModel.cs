@@ -1,0 +1,132 @@
+using System.Globalization;
+using System.Text;
+using System.Text.Json;
+using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
+
+namespace LoraTrainer.Models;
+
+/// <summary>
+/// Writes a base of a given shape with random weights, as transformers would start it: N(0, initializer_range) for matrices, ones for norms,
+/// zeros for biases. Tensor t of <see cref="ModelConfig.ExpectedTensors"/> draws from stream t of the seed, so the same seed gives the same
+/// bytes on every machine.
+/// </summary>
+public static class RandomModel
+{
+    /// <summary>Above this the weights are cut into several files.</summary>
+    private const long LargestFileBytes = 4_000_000_000;
+
+    /// <summary>Elements that one worker makes at a time.</summary>
+    private const int BlockElements = 1 << 13;
+
+    /// <summary>Writes config.json and the weights into a folder.</summary>
+    /// <param name="config">The shape; weights are stored as its dtype, bf16 where it names none.</param>
+    /// <param name="folder">Exists, and holds no model.</param>
+    /// <param name="seed">Of the weights.</param>
+    /// <param name="progress">Is told the fraction that is done, after each file.</param>
+    public static void Write(ModelConfig config, string folder, ulong seed, Action<double>? progress = null) => Write(config, folder, seed, LargestFileBytes, progress);
+
+    /// <summary>The same, with files of at most <paramref name="largestFileBytes"/> unless a single tensor is larger.</summary>
+    internal static void Write(ModelConfig config, string folder, ulong seed, long largestFileBytes, Action<double>? progress = null)
+    {
+        SafetensorsDType dtype = config.DType ?? SafetensorsDType.BF16;
+        var tensors = config.ExpectedTensors().Select((tensor, index) => (Tensor: tensor, Stream: (uint)index, Bytes: Elements(tensor) * dtype.Bits() / 8)).ToList();
+        var shards = new List<List<(ExpectedTensor Tensor, uint Stream, long Bytes)>> { new() };
+        long size = 0;
+        foreach (var item in tensors)
+        {
+            if (size > 0 && size + item.Bytes > largestFileBytes)
+            {
+                shards.Add([]);
+                size = 0;
+            }
+
+            shards[^1].Add(item);
+            size += item.Bytes;
+        }
+
+        for (int shard = 0; shard < shards.Count; shard++)
+        {
+            var writer = new SafetensorsWriter();
+            foreach ((ExpectedTensor tensor, uint stream, _) in shards[shard])
+            {
+                var random = new CounterRandom(seed, stream, 0);
+                writer.Add(tensor.Name, dtype, tensor.Shape, (offset, destination) => Fill(destination, offset, dtype, tensor, random, config.InitializerRange));
+            }
+
+            writer.Save(Path.Combine(folder, FileName(shard, shards.Count)));
+            progress?.Invoke((shard + 1.0) / shards.Count);
+        }
+
+        if (shards.Count > 1)
+        {
+            WriteIndex(folder, shards.Select(shard => shard.Select(item => item.Tensor.Name)).ToList(), tensors.Sum(item => item.Bytes));
+        }
+
+        AtomicFile.WriteAllBytes(Path.Combine(folder, "config.json"), Encoding.UTF8.GetBytes((config with { DType = dtype }).ToJson()));
+    }
+
+    /// <summary>Fills a piece of a tensor. Any split into pieces and workers gives the same bytes.</summary>
+    private static unsafe void Fill(Span<byte> destination, long offsetBytes, SafetensorsDType dtype, ExpectedTensor tensor, CounterRandom random, double deviation)
+    {
+        int size = dtype.Bits() / 8;
+        int count = destination.Length / size;
+        long first = offsetBytes / size;
+
+        // One-dimensional tensors are the gains of norms and the biases of linear layers.
+        float? constant = tensor.Shape.Length > 1 ? null : tensor.Name.EndsWith(".bias", StringComparison.Ordinal) ? 0 : 1;
+        fixed (byte* start = destination)
+        {
+            byte* target = start;
+            Parallel.For(0, (count + BlockElements - 1) / BlockElements, block =>
+            {
+                int begin = block * BlockElements;
+                Span<float> values = stackalloc float[Math.Min(BlockElements, count - begin)];
+                if (constant is { } value)
+                {
+                    values.Fill(value);
+                }
+                else
+                {
+                    random.FillNormal(values, (ulong)(first + begin));
+                    for (int i = 0; i < values.Length; i++)
+                    {
+                        values[i] = (float)(deviation * values[i]);
+                    }
+                }
+
+                FloatConversion.FromSingle(dtype, values, new Span<byte>(target + ((long)begin * size), values.Length * size));
+            });
+        }
+    }
+
+    private static void WriteIndex(string folder, List<IEnumerable<string>> shards, long totalBytes)
+    {
+        using var buffer = new MemoryStream();
+        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Indented = true }))
+        {
+            json.WriteStartObject();
+            json.WriteStartObject("metadata");
+            json.WriteNumber("total_size", totalBytes);
+            json.WriteEndObject();
+            json.WriteStartObject("weight_map");
+            foreach ((string name, int shard) in shards.SelectMany((names, shard) => names.Select(name => (name, shard))).OrderBy(item => item.name, StringComparer.Ordinal))
+            {
+                json.WriteString(name, FileName(shard, shards.Count));
+            }
+
+            json.WriteEndObject();
+            json.WriteEndObject();
+        }
+
+        AtomicFile.WriteAllBytes(Path.Combine(folder, ModelFolder.IndexFileName), buffer.ToArray());
+    }
+
+    private static string FileName(int shard, int count) => count == 1
+        ? ModelFolder.SingleFileName
+        : string.Create(CultureInfo.InvariantCulture, $"model-{shard + 1:D5}-of-{count:D5}.safetensors");
+
+    private static long Elements(ExpectedTensor tensor) => tensor.Shape.Aggregate(1L, (product, extent) => product * extent);
+}

@@ -1,0 +1,114 @@
+using Microsoft.Win32.SafeHandles;
+
+namespace LoraTrainer.Storage;
+
+/// <summary>
+/// A file that appears whole or not at all. It is written under a temporary name in the folder of its final name, flushed to disk, and renamed;
+/// then the folder is flushed, so that the name survives a power cut too. Disposing without a commit removes what was written.
+/// A process killed in between leaves a file named <c>.NAME.*.tmp</c>, which nothing reads.
+/// </summary>
+public sealed class AtomicFile : IDisposable
+{
+    private readonly string finalPath;
+    private readonly string temporaryPath;
+    private readonly SafeFileHandle handle;
+    private bool committed;
+
+    private AtomicFile(string finalPath, string temporaryPath, SafeFileHandle handle)
+    {
+        this.finalPath = finalPath;
+        this.temporaryPath = temporaryPath;
+        this.handle = handle;
+    }
+
+    /// <summary>Bytes written so far.</summary>
+    public long Length { get; private set; }
+
+    /// <summary>Starts a file that will be named <paramref name="path"/>. The folder must exist.</summary>
+    public static AtomicFile Create(string path)
+    {
+        string finalPath = Path.GetFullPath(path);
+        string folder = Path.GetDirectoryName(finalPath) ?? throw new ArgumentException($"{path} is not the path of a file.", nameof(path));
+        string temporaryPath = Path.Combine(folder, $".{Path.GetFileName(finalPath)}.{Guid.NewGuid():N}.tmp");
+        SafeFileHandle handle = File.OpenHandle(temporaryPath, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Read);
+        return new AtomicFile(finalPath, temporaryPath, handle);
+    }
+
+    /// <summary>For tests of failing disks: writes to an existing device, which stays when this is disposed.</summary>
+    internal static AtomicFile Over(string finalPath, string device)
+        => new(finalPath, finalPath + ".none", File.OpenHandle(device, FileMode.Open, FileAccess.Write, FileShare.ReadWrite));
+
+    /// <summary>Writes the whole content and commits it, over whatever has that name.</summary>
+    public static void WriteAllBytes(string path, ReadOnlySpan<byte> content)
+    {
+        using AtomicFile file = Create(path);
+        file.Append(content);
+        file.Commit();
+    }
+
+    /// <summary>Writes <paramref name="bytes"/> behind what is there.</summary>
+    /// <exception cref="IOException">the disk is full or failed; names the final path and how far the writing had come</exception>
+    public void Append(ReadOnlySpan<byte> bytes)
+    {
+        ObjectDisposedException.ThrowIf(handle.IsClosed, this);
+        try
+        {
+            RandomAccess.Write(handle, bytes, Length);
+        }
+        catch (IOException exception)
+        {
+            throw new IOException(
+                $"{finalPath} could not be written: after {Length} bytes, {bytes.Length} more did not fit or failed ({exception.Message}). "
+                + "Nothing was left behind and an older file of that name is untouched. Free space on that disk, or choose another folder.",
+                exception) { HResult = exception.HResult };
+        }
+
+        Length += bytes.Length;
+    }
+
+    /// <summary>Makes the file durable under its final name, replacing an older one.</summary>
+    public void Commit()
+    {
+        Flush();
+        File.Move(temporaryPath, finalPath, overwrite: true);
+        committed = true;
+        FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
+    }
+
+    /// <summary>Makes the file durable under its final name, unless that name is taken: then nothing changes and false is returned. Of several writers at once exactly one gets true.</summary>
+    public bool TryCommitNew()
+    {
+        Flush();
+        if (!FileSystemCalls.TryLink(temporaryPath, finalPath))
+        {
+            return false;
+        }
+
+        FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
+        return true;
+    }
+
+    public void Dispose()
+    {
+        handle.Dispose();
+        if (!committed)
+        {
+            File.Delete(temporaryPath);
+        }
+    }
+
+    private void Flush()
+    {
+        ObjectDisposedException.ThrowIf(handle.IsClosed, this);
+        try
+        {
+            RandomAccess.FlushToDisk(handle);
+        }
+        catch (IOException exception)
+        {
+            throw new IOException($"{finalPath} could not be flushed to disk ({exception.Message}). Nothing was left behind. Free space on that disk, or choose another folder.", exception) { HResult = exception.HResult };
+        }
+
+        handle.Dispose();
+    }
+}

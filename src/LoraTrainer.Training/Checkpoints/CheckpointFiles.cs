@@ -1,0 +1,117 @@
+using System.Text;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Adapters;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Storage;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Checkpoints;
+
+/// <summary>
+/// The files of one checkpoint in a local folder: the adapter as PEFT writes it (or, where everything is trained, all weights in f32),
+/// <c>optimizer.safetensors</c>, <c>trainer_state.json</c>, <c>config.resolved.yaml</c>.
+/// </summary>
+public static class CheckpointFiles
+{
+    private const string FirstMoment = "exp_avg.";
+    private const string SecondMoment = "exp_avg_sq.";
+    private const string OptimizerName = "optimizer.safetensors";
+    private const string StateName = "trainer_state.json";
+
+    /// <summary>The resolved config, here and at the top of a run.</summary>
+    public const string ConfigName = "config.resolved.yaml";
+
+    /// <summary>Writes all files into an empty folder.</summary>
+    public static void Write(string folder, TrainingConfig config, TrainedModel trained, TrainerState state)
+    {
+        CausalLanguageModel model = trained.Model;
+        if (trained.Adapters is { } adapters)
+        {
+            adapters.Save(folder);
+        }
+        else
+        {
+            var weights = new SafetensorsWriter();
+            AddAll(weights, model, string.Empty, model.Parameters.Values);
+            weights.Save(Path.Combine(folder, ModelFolder.SingleFileName));
+        }
+
+        var optimizer = new SafetensorsWriter();
+        AddAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
+        AddAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
+        optimizer.Save(Path.Combine(folder, OptimizerName));
+        AtomicFile.WriteAllBytes(Path.Combine(folder, StateName), state.ToJson());
+        AtomicFile.WriteAllBytes(Path.Combine(folder, ConfigName), Encoding.UTF8.GetBytes(config.ToYaml()));
+    }
+
+    /// <summary>Reads the trained values and the moments back, bit for bit.</summary>
+    /// <exception cref="FormatException">The files do not fit the model.</exception>
+    public static void Restore(string folder, TrainedModel trained)
+    {
+        CausalLanguageModel model = trained.Model;
+        if (trained.Adapters is { } adapters)
+        {
+            using PeftAdapterFolder saved = PeftAdapterFolder.Open(folder);
+            adapters.Load(saved);
+        }
+        else
+        {
+            using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(folder, ModelFolder.SingleFileName));
+            ReadAll(weights, model, string.Empty, model.Parameters.Values);
+        }
+
+        using SafetensorsFile optimizer = SafetensorsFile.Open(Path.Combine(folder, OptimizerName));
+        ReadAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
+        ReadAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
+    }
+
+    public static TrainerState ReadState(string folder)
+    {
+        string path = Path.Combine(folder, StateName);
+        return TrainerState.Parse(path, File.ReadAllBytes(path));
+    }
+
+    /// <summary>One tensor per parameter, cut from a flat buffer.</summary>
+    private static void AddAll(SafetensorsWriter writer, CausalLanguageModel model, string prefix, Tensor buffer)
+    {
+        ReadOnlySpan<Engine.Ops.ParameterSegment> segments = model.Parameters.Segments;
+        for (int i = 0; i < segments.Length; i++)
+        {
+            Parameter parameter = model.Parameters.Parameters[i];
+            long first = segments[i].Offset;
+            writer.Add(prefix + parameter.Name, SafetensorsDType.F32, Extents(parameter.Shape), (offset, destination) => model.Device.Download(buffer, destination, first + offset / sizeof(float)));
+        }
+    }
+
+    private static void ReadAll(SafetensorsFile file, CausalLanguageModel model, string prefix, Tensor buffer)
+    {
+        ReadOnlySpan<Engine.Ops.ParameterSegment> segments = model.Parameters.Segments;
+        for (int i = 0; i < segments.Length; i++)
+        {
+            Parameter parameter = model.Parameters.Parameters[i];
+            SafetensorsEntry? entry = file.Find(prefix + parameter.Name);
+            if (entry is null || entry.DType != SafetensorsDType.F32 || !entry.Shape.SequenceEqual(Extents(parameter.Shape)))
+            {
+                throw new CheckpointFormatException($"{file.Path}: expected the tensor '{prefix}{parameter.Name}' as F32 {parameter.Shape}, found {(entry is null ? "none" : entry.ToString())}. The checkpoint belongs to another model or adapter.");
+            }
+
+            byte[] bytes = new byte[entry.ByteLength];
+            file.ReadInto(entry, 0, bytes);
+            model.Device.Upload(buffer, bytes, segments[i].Offset);
+        }
+    }
+
+    private static long[] Extents(Shape shape)
+    {
+        long[] extents = new long[shape.Rank];
+        for (int axis = 0; axis < extents.Length; axis++)
+        {
+            extents[axis] = shape[axis];
+        }
+
+        return extents;
+    }
+}

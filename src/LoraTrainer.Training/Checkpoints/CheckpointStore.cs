@@ -1,0 +1,312 @@
+using System.Globalization;
+using System.Security.Cryptography;
+using System.Text.Json;
+using LoraTrainer.Storage;
+
+namespace LoraTrainer.Training.Checkpoints;
+
+/// <summary>A checkpoint that was found intact: its name in the store and what its manifest says.</summary>
+/// <param name="Name">Its folder's name.</param>
+/// <param name="Step">Optimizer steps it holds.</param>
+/// <param name="Epoch">Of the lease it was written under.</param>
+/// <param name="Files">Name, size and SHA-256 of each file.</param>
+/// <param name="Lineage">Which checkpoints of earlier epochs belong to the run.</param>
+public sealed record Checkpoint(string Name, int Step, int Epoch, IReadOnlyList<CheckpointFile> Files, IReadOnlyList<LineageEntry> Lineage);
+
+/// <summary>One file of a checkpoint.</summary>
+public readonly record struct CheckpointFile(string Name, long SizeBytes, string Sha256);
+
+/// <summary>
+/// The checkpoints of one run in an object store: <c>NAME/step-STEP-EPOCH-RANDOM/</c> with some files and, written last, <c>manifest.json</c>
+/// with the size and SHA-256 of each. Without an intact manifest a checkpoint does not exist, and names are never used twice, so nothing that
+/// happens while one is written can hurt an older one.
+/// </summary>
+public sealed class CheckpointStore
+{
+    /// <summary>The file without which a checkpoint does not exist.</summary>
+    public const string ManifestName = "manifest.json";
+
+    private const int ManifestVersion = 1;
+
+    private readonly IObjectStore store;
+    private readonly string runName;
+    private readonly int epoch;
+    private readonly TimeProvider time;
+    private readonly HashSet<string> damaged = new(StringComparer.Ordinal);
+
+    /// <param name="store">Where the checkpoints of one or more runs lie.</param>
+    /// <param name="runName">The run's prefix in the store.</param>
+    /// <param name="epoch">Of the lease that this process writes under; 1 for a run with one writer.</param>
+    /// <param name="time">The clock.</param>
+    public CheckpointStore(IObjectStore store, string runName, int epoch, TimeProvider time)
+    {
+        this.store = store;
+        this.runName = runName;
+        this.epoch = epoch;
+        this.time = time;
+    }
+
+    /// <summary>Puts the files of a local folder under a new name, the manifest last. It exists when this returns, and not before.</summary>
+    /// <param name="step">Optimizer steps that the files hold.</param>
+    /// <param name="folder">Holds the files, and nothing else.</param>
+    /// <param name="cancellation">Leaves an invisible, unfinished checkpoint behind.</param>
+    public async Task<Checkpoint> SaveAsync(int step, string folder, CancellationToken cancellation = default)
+    {
+        string name = string.Create(CultureInfo.InvariantCulture, $"step-{step:D8}-{epoch}-{Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(4))}");
+        var files = new List<CheckpointFile>();
+        foreach (string path in Directory.EnumerateFiles(folder).Order(StringComparer.Ordinal))
+        {
+            string hash = ContentHash.OfFile(path, cancellation);
+            FileStream stream = File.OpenRead(path);
+            await using (stream.ConfigureAwait(false))
+            {
+                files.Add(new CheckpointFile(Path.GetFileName(path), stream.Length, hash));
+                await store.PutAsync(Key(name, Path.GetFileName(path)), stream, cancellation: cancellation).ConfigureAwait(false);
+            }
+        }
+
+        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null)]);
+        using var manifest = new MemoryStream(WriteManifest(checkpoint));
+        if (!await store.PutAsync(Key(name, ManifestName), manifest, ifAbsent: true, cancellation).ConfigureAwait(false))
+        {
+            throw new IOException($"The checkpoint {runName}/{name} exists already, though its name was made up just now. Is something else writing to this store?");
+        }
+
+        return checkpoint;
+    }
+
+    /// <summary>
+    /// The checkpoint to go on from: of the highest epoch the highest step, whole and undamaged. Each candidate that is not is told and passed over.
+    /// </summary>
+    /// <param name="onDamaged">Is told, in a sentence, about each checkpoint that cannot be used.</param>
+    /// <param name="cancellation">Stops the search.</param>
+    /// <returns>Null where there is none.</returns>
+    public async Task<Checkpoint?> FindNewestIntactAsync(Action<string> onDamaged, CancellationToken cancellation = default)
+    {
+        IReadOnlyList<Checkpoint> candidates = await ListAsync(onDamaged, cancellation).ConfigureAwait(false);
+        foreach (Checkpoint candidate in candidates)
+        {
+            if (await DamageOfAsync(candidate, cancellation).ConfigureAwait(false) is not { } damage)
+            {
+                return candidate;
+            }
+
+            damaged.Add(candidate.Name);
+            onDamaged($"The checkpoint {candidate.Name} is damaged ({damage}); it is passed over.");
+        }
+
+        return null;
+    }
+
+    /// <summary>Copies a checkpoint's files into a local folder and checks each against the manifest.</summary>
+    /// <exception cref="CheckpointFormatException">A file is missing or is not what was written.</exception>
+    public async Task DownloadAsync(Checkpoint checkpoint, string folder, CancellationToken cancellation = default)
+    {
+        foreach (CheckpointFile file in checkpoint.Files)
+        {
+            string target = Path.Combine(folder, file.Name);
+            Stream source = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false)
+                ?? throw new CheckpointFormatException($"The checkpoint {checkpoint.Name} has no {file.Name} any more.");
+            await using (source.ConfigureAwait(false))
+            {
+                FileStream copy = File.Create(target);
+                await using (copy.ConfigureAwait(false))
+                {
+                    await source.CopyToAsync(copy, cancellation).ConfigureAwait(false);
+                }
+            }
+
+            if (ContentHash.OfFile(target, cancellation) != file.Sha256)
+            {
+                throw new CheckpointFormatException($"The checkpoint {checkpoint.Name} changed while it was read: {file.Name} is not what its manifest says.");
+            }
+        }
+    }
+
+    /// <summary>
+    /// Deletes all but the newest <paramref name="keep"/> checkpoints. Manifests go first, so that a half-deleted one does not exist. Those that were
+    /// found damaged are no reserve: they do not count, and go once the run has come as far again.
+    /// </summary>
+    /// <param name="keep">How many stay, <paramref name="newest"/> included.</param>
+    /// <param name="newest">The one that was saved last; it always stays. What lies ahead of it was passed over when the run was resumed, and stays for whoever wants to look.</param>
+    /// <param name="cancellation">Stops between two deletions.</param>
+    public async Task ApplyRetentionAsync(int keep, Checkpoint newest, CancellationToken cancellation = default)
+    {
+        IReadOnlyList<Checkpoint> all = await ListAsync(_ => { }, cancellation).ConfigureAwait(false);
+        Checkpoint[] older = [.. all.Where(item => item.Name != newest.Name && (item.Epoch < newest.Epoch || (item.Epoch == newest.Epoch && item.Step <= newest.Step)))];
+        foreach (Checkpoint old in older.Where(item => !damaged.Contains(item.Name)).Skip(Math.Max(1, keep) - 1).Concat(older.Where(item => damaged.Contains(item.Name))))
+        {
+            await store.DeleteAsync(Key(old.Name, ManifestName), cancellation).ConfigureAwait(false);
+            foreach (CheckpointFile file in old.Files)
+            {
+                await store.DeleteAsync(Key(old.Name, file.Name), cancellation).ConfigureAwait(false);
+            }
+        }
+    }
+
+    /// <summary>All checkpoints with a readable manifest, the one to prefer first.</summary>
+    private async Task<IReadOnlyList<Checkpoint>> ListAsync(Action<string> onDamaged, CancellationToken cancellation)
+    {
+        var found = new List<Checkpoint>();
+        foreach (StoredObject item in await store.ListAsync(runName + "/step-", cancellation).ConfigureAwait(false))
+        {
+            if (!item.Key.EndsWith("/" + ManifestName, StringComparison.Ordinal))
+            {
+                continue;
+            }
+
+            string name = item.Key[(runName.Length + 1)..^(ManifestName.Length + 1)];
+            try
+            {
+                Stream stream = await store.GetAsync(item.Key, cancellation).ConfigureAwait(false) ?? throw new CheckpointFormatException("it vanished while it was read");
+                await using (stream.ConfigureAwait(false))
+                {
+                    found.Add(await ReadManifestAsync(name, stream, cancellation).ConfigureAwait(false));
+                }
+            }
+            catch (CheckpointFormatException exception)
+            {
+                onDamaged($"The checkpoint {name} has an unreadable manifest ({exception.Message}); it is passed over.");
+            }
+        }
+
+        List<Checkpoint> ordered = [.. found.OrderByDescending(checkpoint => checkpoint.Epoch).ThenByDescending(checkpoint => checkpoint.Step)];
+
+        // A machine that lost its lease may still have written: what it wrote after the takeover does not belong to the run.
+        IReadOnlyList<LineageEntry> lineage = ordered.Count > 0 ? ordered[0].Lineage : [];
+        return [.. ordered.Where(checkpoint => ordered[0].Epoch == checkpoint.Epoch || lineage.Any(entry => entry.Epoch == checkpoint.Epoch && checkpoint.Step <= (entry.UpToStep ?? int.MaxValue)))];
+    }
+
+    private async Task<string?> DamageOfAsync(Checkpoint checkpoint, CancellationToken cancellation)
+    {
+        foreach (CheckpointFile file in checkpoint.Files)
+        {
+            Stream? stream = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false);
+            if (stream is null)
+            {
+                return $"{file.Name} is missing";
+            }
+
+            await using (stream.ConfigureAwait(false))
+            {
+                if (stream.Length != file.SizeBytes)
+                {
+                    return $"{file.Name} has {stream.Length} bytes, expected {file.SizeBytes}";
+                }
+
+                if (Convert.ToHexStringLower(await SHA256.HashDataAsync(stream, cancellation).ConfigureAwait(false)) != file.Sha256)
+                {
+                    return $"{file.Name} has another SHA-256 than its manifest says";
+                }
+            }
+        }
+
+        return null;
+    }
+
+    private byte[] WriteManifest(Checkpoint checkpoint)
+    {
+        using var buffer = new MemoryStream();
+        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Indented = true }))
+        {
+            json.WriteStartObject();
+            json.WriteNumber("version", ManifestVersion);
+            json.WriteString("run_name", runName);
+            json.WriteNumber("step", checkpoint.Step);
+            json.WriteNumber("epoch", checkpoint.Epoch);
+            json.WriteString("created", time.GetUtcNow().ToString("O", CultureInfo.InvariantCulture));
+            json.WriteStartArray("lineage");
+            foreach (LineageEntry entry in checkpoint.Lineage)
+            {
+                json.WriteStartObject();
+                json.WriteNumber("epoch", entry.Epoch);
+                if (entry.UpToStep is { } last)
+                {
+                    json.WriteNumber("up_to_step", last);
+                }
+                else
+                {
+                    json.WriteNull("up_to_step");
+                }
+
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
+            json.WriteStartArray("files");
+            foreach (CheckpointFile file in checkpoint.Files)
+            {
+                json.WriteStartObject();
+                json.WriteString("name", file.Name);
+                json.WriteNumber("size", file.SizeBytes);
+                json.WriteString("sha256", file.Sha256);
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
+            json.WriteEndObject();
+        }
+
+        return buffer.ToArray();
+    }
+
+    private static async Task<Checkpoint> ReadManifestAsync(string name, Stream stream, CancellationToken cancellation)
+    {
+        try
+        {
+            using JsonDocument document = await JsonDocument.ParseAsync(stream, cancellationToken: cancellation).ConfigureAwait(false);
+            JsonElement root = document.RootElement;
+            if (root.GetProperty("version").GetInt32() != ManifestVersion)
+            {
+                throw new CheckpointFormatException($"its version is {root.GetProperty("version")}, this program reads {ManifestVersion}");
+            }
+
+            var checkpoint = new Checkpoint(
+                name,
+                root.GetProperty("step").GetInt32(),
+                root.GetProperty("epoch").GetInt32(),
+                [.. root.GetProperty("files").EnumerateArray().Select(file => new CheckpointFile(
+                    file.GetProperty("name").GetString() ?? string.Empty, file.GetProperty("size").GetInt64(), file.GetProperty("sha256").GetString() ?? string.Empty))],
+                [.. root.GetProperty("lineage").EnumerateArray().Select(entry => new LineageEntry(
+                    entry.GetProperty("epoch").GetInt32(),
+                    entry.GetProperty("up_to_step") is { ValueKind: JsonValueKind.Number } last ? last.GetInt32() : null))]);
+            RefuseHostile(checkpoint);
+            return checkpoint;
+        }
+        catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException and not CheckpointFormatException)
+        {
+            throw new CheckpointFormatException(exception.Message, exception);
+        }
+    }
+
+    /// <summary>A manifest is input from outside: nothing in it may lead out of the checkpoint's folder, or pass for another checkpoint.</summary>
+    private static void RefuseHostile(Checkpoint checkpoint)
+    {
+        if (checkpoint.Step < 0 || checkpoint.Epoch < 1 || !checkpoint.Name.StartsWith(string.Create(CultureInfo.InvariantCulture, $"step-{checkpoint.Step:D8}-{checkpoint.Epoch}-"), StringComparison.Ordinal))
+        {
+            throw new CheckpointFormatException($"it is for step {checkpoint.Step} of epoch {checkpoint.Epoch}, which is not what its folder is named");
+        }
+
+        if (checkpoint.Files.Count == 0)
+        {
+            throw new CheckpointFormatException("it names no files");
+        }
+
+        var names = new HashSet<string>(StringComparer.Ordinal);
+        foreach (CheckpointFile file in checkpoint.Files)
+        {
+            bool isPlain = file.Name.Length is > 0 and <= 200 && file.Name[0] != '.' && file.Name.All(letter => char.IsAsciiLetterOrDigit(letter) || letter is '.' or '_' or '-');
+            if (!isPlain || file.Name == ManifestName || !names.Add(file.Name))
+            {
+                throw new CheckpointFormatException($"it names a file '{file.Name}'{(isPlain ? " twice, or itself" : string.Empty)}");
+            }
+
+            if (file.SizeBytes < 0)
+            {
+                throw new CheckpointFormatException($"it gives {file.Name} a size of {file.SizeBytes} bytes");
+            }
+        }
+    }
+
+    private string Key(string checkpoint, string file) => $"{runName}/{checkpoint}/{file}";
+}

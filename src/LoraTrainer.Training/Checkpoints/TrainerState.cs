@@ -1,0 +1,159 @@
+using System.Text.Json;
+using LoraTrainer.Training.Evaluation;
+
+namespace LoraTrainer.Training.Checkpoints;
+
+/// <summary>One writer's part of a run's history: checkpoints of an epoch count only up to the step at which the next writer took over.</summary>
+/// <param name="Epoch">Of the lease; grows with each takeover.</param>
+/// <param name="UpToStep">The last step of that epoch that belongs to the run; null for the current one.</param>
+public readonly record struct LineageEntry(int Epoch, int? UpToStep);
+
+/// <summary>
+/// Everything besides tensors that decides a run's future, and what its reports need of its past. Random numbers need no state: they are
+/// functions of the seed and the step.
+/// </summary>
+public sealed record TrainerState
+{
+    /// <summary>Optimizer steps that are done; the position in the data follows from it.</summary>
+    public required int Step { get; init; }
+
+    public required int TotalSteps { get; init; }
+
+    /// <summary>Identifies the run in every ledger, whatever its name.</summary>
+    public required string RunId { get; init; }
+
+    /// <summary>See Config.TrainingConfig.Hash.</summary>
+    public required string ConfigHash { get; init; }
+
+    /// <summary>SHA-256 over the base model's files.</summary>
+    public required string BaseHash { get; init; }
+
+    /// <summary>SHA-256 over the tokenized rows.</summary>
+    public required string DataHash { get; init; }
+
+    public long Tokens { get; init; }
+
+    public long SupervisedTokens { get; init; }
+
+    /// <summary>Wall time of the steps, over all attempts.</summary>
+    public double TrainSeconds { get; init; }
+
+    /// <summary>Wall time of the processes, over all attempts.</summary>
+    public double TotalSeconds { get; init; }
+
+    /// <summary>Processes that worked on this run.</summary>
+    public int Attempts { get; init; } = 1;
+
+    public EvaluationResult? EvaluationBefore { get; init; }
+
+    /// <summary>The loss of every step.</summary>
+    public required IReadOnlyList<double> Losses { get; init; }
+
+    /// <summary>Reads trainer_state.json; <paramref name="file"/> names it in messages.</summary>
+    /// <exception cref="CheckpointFormatException">The content is not what this program writes.</exception>
+    public static TrainerState Parse(string file, ReadOnlyMemory<byte> utf8)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(utf8);
+            JsonElement root = document.RootElement;
+            return new TrainerState
+            {
+                Step = root.GetProperty("step").GetInt32(),
+                TotalSteps = root.GetProperty("total_steps").GetInt32(),
+                RunId = root.GetProperty("run_id").GetString()!,
+                ConfigHash = root.GetProperty("config_hash").GetString()!,
+                BaseHash = root.GetProperty("base_hash").GetString()!,
+                DataHash = root.GetProperty("data_hash").GetString()!,
+                Tokens = root.GetProperty("tokens").GetInt64(),
+                SupervisedTokens = root.GetProperty("supervised_tokens").GetInt64(),
+                TrainSeconds = root.GetProperty("train_seconds").GetDouble(),
+                TotalSeconds = root.GetProperty("total_seconds").GetDouble(),
+                Attempts = root.GetProperty("attempts").GetInt32(),
+                EvaluationBefore = ParseEvaluation(root.GetProperty("evaluation_before")),
+                Losses = [.. root.GetProperty("losses").EnumerateArray().Select(item => item.GetDouble())],
+            };
+        }
+        catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
+        {
+            throw new CheckpointFormatException($"{file}: this is not a trainer state of this program ({exception.Message})", exception);
+        }
+    }
+
+    public byte[] ToJson()
+    {
+        using var buffer = new MemoryStream();
+        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Indented = true }))
+        {
+            json.WriteStartObject();
+            json.WriteNumber("step", Step);
+            json.WriteNumber("total_steps", TotalSteps);
+            json.WriteString("run_id", RunId);
+            json.WriteString("config_hash", ConfigHash);
+            json.WriteString("base_hash", BaseHash);
+            json.WriteString("data_hash", DataHash);
+            json.WriteNumber("tokens", Tokens);
+            json.WriteNumber("supervised_tokens", SupervisedTokens);
+            json.WriteNumber("train_seconds", TrainSeconds);
+            json.WriteNumber("total_seconds", TotalSeconds);
+            json.WriteNumber("attempts", Attempts);
+            json.WritePropertyName("evaluation_before");
+            WriteEvaluation(json, EvaluationBefore);
+            json.WriteStartArray("losses");
+            foreach (double loss in Losses)
+            {
+                json.WriteNumberValue(loss);
+            }
+
+            json.WriteEndArray();
+            json.WriteEndObject();
+        }
+
+        return buffer.ToArray();
+    }
+
+    /// <summary>An evaluation as an object with loss, exact_match and rows; null where there is none.</summary>
+    internal static void WriteEvaluation(Utf8JsonWriter json, EvaluationResult? evaluation)
+    {
+        if (evaluation is not { } result)
+        {
+            json.WriteNullValue();
+            return;
+        }
+
+        json.WriteStartObject();
+        json.WriteNumber("loss", result.Loss);
+        if (result.ExactMatch is { } match)
+        {
+            json.WriteNumber("exact_match", match);
+        }
+        else
+        {
+            json.WriteNull("exact_match");
+        }
+
+        json.WriteNumber("rows", result.Rows);
+        json.WriteEndObject();
+    }
+
+    private static EvaluationResult? ParseEvaluation(JsonElement element) => element.ValueKind == JsonValueKind.Null
+        ? null
+        : new EvaluationResult(
+            element.GetProperty("loss").GetDouble(),
+            element.GetProperty("exact_match") is { ValueKind: JsonValueKind.Number } match ? match.GetDouble() : null,
+            element.GetProperty("rows").GetInt32());
+}
+
+/// <summary>A checkpoint is damaged, or was not written by this program.</summary>
+public sealed class CheckpointFormatException : FormatException
+{
+    public CheckpointFormatException(string message)
+        : base(message)
+    {
+    }
+
+    public CheckpointFormatException(string message, Exception cause)
+        : base(message, cause)
+    {
+    }
+}

@@ -1,0 +1,157 @@
+namespace LoraTrainer.Training.Config;
+
+/// <summary>
+/// Every key of a configuration: name, kind and bounds, the property it sets, and what the documentation says about it. The parser, the writer,
+/// the hash, the comparison on resume and docs/configuration.md all come from this table.
+/// </summary>
+internal static class ConfigurationKeys
+{
+    private static readonly RealNumber Share = new("0..1", value => value is >= 0 and <= 1);
+    private static readonly RealNumber BelowOne = new("0 or more, below 1", value => value is >= 0 and < 1);
+    private static readonly RealNumber NotNegative = new("0 or more", value => value >= 0);
+    private static readonly RealNumber Positive = new("more than 0", value => value > 0);
+    private static readonly TruthValue Truth = new();
+    private static readonly Text Any = new();
+    private static readonly Text FieldName = new("field name", "a field name", value => value.Length > 0);
+    private static readonly Text PathText = new("path", "a path", value => value.Trim().Length > 0);
+
+    private static readonly RecordOf<CustomFormat> CustomBlock = new(
+        new CustomFormat(),
+        Key<CustomFormat, string>("field_instruction", FieldName, c => c.FieldInstruction, (c, v) => c with { FieldInstruction = v }, "The field with the question or task.", "question"),
+        Key<CustomFormat, string>("field_input", FieldName, c => c.FieldInput, (c, v) => c with { FieldInput = v }, "The field with further input; rows may lack it.", "context"),
+        Key<CustomFormat, string>("field_output", FieldName, c => c.FieldOutput, (c, v) => c with { FieldOutput = v }, "The field with the answer, which is what is learned.", "answer"),
+        Key<CustomFormat, string>("field_system", FieldName, c => c.FieldSystem, (c, v) => c with { FieldSystem = v }, "The field with the system prompt; rows may lack it.", "system"),
+        Key<CustomFormat, string>("system_prompt", Any, c => c.SystemPrompt, (c, v) => c with { SystemPrompt = v }, "The system prompt of rows without one.", "\"Answer briefly.\""),
+        Key<CustomFormat, string>("system_format", Any, c => c.SystemFormat, (c, v) => c with { SystemFormat = v }, "The text around the system prompt.", "\"<<SYS>>{system}<</SYS>>\""),
+        Key<CustomFormat, string>("format", Any, c => c.Format, (c, v) => c with { Format = v }, "The prompt; {instruction}, {input} and {system} stand for the fields.", "\"[INST] {instruction} {input} [/INST]\""),
+        Key<CustomFormat, string?>("no_input_format", new OptionalReference<string>(Any), c => c.NoInputFormat, (c, v) => c with { NoInputFormat = v }, "The prompt of rows without input.", "\"[INST] {instruction} [/INST]\"", defaultText: "as `format`"));
+
+    private static readonly RecordOf<DatasetOptions> Dataset = new(
+        new DatasetOptions(),
+        Key<DatasetOptions, string>("path", PathText, c => c.Path, (c, v) => c with { Path = v }, "The file with the rows, relative to the current directory.", "data/train.jsonl", defaultText: "must be given"),
+        Key<DatasetOptions, DatasetFormat>("type", new DatasetFormatValue(CustomBlock), c => c.Format, (c, v) => c with { Format = v }, "What a row looks like: `alpaca` (instruction, input, output), `completion` (one text), or a block that names the fields and the text around them.", "alpaca", defaultText: "must be given"),
+        Key<DatasetOptions, string>("field", FieldName, c => c.Field, (c, v) => c with { Field = v }, "The field with the text, for `type: completion`.", "text", applies: c => c.Format.Kind == DatasetFormatKind.Completion),
+        Key<DatasetOptions, string>("split", new Text("split name", "a split name", value => value.Length > 0), c => c.Split, (c, v) => c with { Split = v }, "The part of a hub data set; a file on disk is one split.", "train"),
+        Key<DatasetOptions, DatasetFileType>("ds_type", new Choice<DatasetFileType>(("auto", DatasetFileType.Auto), ("json", DatasetFileType.Json), ("jsonl", DatasetFileType.Json), ("csv", DatasetFileType.Csv), ("text", DatasetFileType.Text), ("parquet", DatasetFileType.Parquet), ("arrow", DatasetFileType.Arrow)), c => c.FileType, (c, v) => c with { FileType = v }, "The file's format, where its extension does not say it; `json` also reads JSON lines.", "json"))
+    { Foreign = ForeignKeys.OfDatasets };
+
+    private static readonly RecordOf<FourBitOptions> BitsAndBytes = new(
+        new FourBitOptions(),
+        Key<FourBitOptions, FourBitType>("bnb_4bit_quant_type", new Choice<FourBitType>(("nf4", FourBitType.Nf4), ("fp4", FourBitType.Fp4)), c => c.Type, (c, v) => c with { Type = v }, "The 16 values that 4 bits stand for. NF4 suits weights better.", "nf4"),
+        Key<FourBitOptions, bool>("bnb_4bit_use_double_quant", Truth, c => c.DoubleQuantization, (c, v) => c with { DoubleQuantization = v }, "Quantize the scales too; saves about 0.4 bits per weight.", "true"))
+    { Foreign = ForeignKeys.OfBitsAndBytes };
+
+    private static readonly RecordOf<CheckpointOptions> Checkpoint = new(
+        new CheckpointOptions(),
+        Key<CheckpointOptions, long>("every_steps", new WholeNumber(0), c => c.EverySteps, (c, v) => c with { EverySteps = (int)v }, "Save each so many steps; 0: not by steps. With `every_minutes`: whichever comes first.", "100", applies: c => c.Interval == CheckpointInterval.Fixed),
+        Key<CheckpointOptions, double>("every_minutes", NotNegative, c => c.EveryMinutes, (c, v) => c with { EveryMinutes = v }, "Save each so many minutes; 0: not by time.", "10", applies: c => c.Interval == CheckpointInterval.Fixed),
+        Key<CheckpointOptions, CheckpointInterval>("interval", new Choice<CheckpointInterval>(("fixed", CheckpointInterval.Fixed), ("auto", CheckpointInterval.Auto)), c => c.Interval, (c, v) => c with { Interval = v }, "`auto`: find the best interval from the measured time of a save and the observed interruptions, instead of the two keys above.", "auto"),
+        Key<CheckpointOptions, long>("keep", new WholeNumber(1), c => c.Keep, (c, v) => c with { Keep = (int)v }, "How many of the newest checkpoints are kept, besides the best one.", "2"),
+        Key<CheckpointOptions, string?>("uri", new OptionalReference<string>(PathText), c => c.Uri, (c, v) => c with { Uri = v }, "Where checkpoints go; with `run_name` it is how another machine finds the run.", "/mnt/runs", defaultText: "`checkpoints` in `output_dir`"),
+        Key<CheckpointOptions, bool>("single_writer", Truth, c => c.SingleWriter, (c, v) => c with { SingleWriter = v }, "You guarantee that no second machine writes to this run; needed on network drives.", "true"),
+        Key<CheckpointOptions, double>("lease_seconds", new RealNumber("1..3600", value => value is >= 1 and <= 3600), c => c.LeaseSeconds, (c, v) => c with { LeaseSeconds = v }, "After so many seconds without a sign of life another machine may take the run over.", "30"));
+
+    private static readonly RecordOf<CostOptions> Cost = new(
+        new CostOptions(),
+        Key<CostOptions, decimal?>("rate", new Optional<decimal>(new Money()), c => c.Rate, (c, v) => c with { Rate = v }, "Price of one hour; a CPU machine counts as one GPU.", "1.29", defaultText: "not known"),
+        Key<CostOptions, RateUnit>("rate_per", new Choice<RateUnit>(("gpu", RateUnit.Gpu), ("machine", RateUnit.Machine)), c => c.RatePer, (c, v) => c with { RatePer = v }, "What `rate` pays for.", "machine"),
+        Key<CostOptions, string>("currency", new Text("three capital letters", "a currency of three capital letters", value => value.Length == 3 && value.All(char.IsAsciiLetterUpper)), c => c.Currency, (c, v) => c with { Currency = v }, "The currency of all amounts.", "EUR"),
+        Key<CostOptions, decimal?>("budget", new Optional<decimal>(new Money()), c => c.Budget, (c, v) => c with { Budget = v }, "Save and stop before the run has cost more than this.", "25", defaultText: "none"),
+        Key<CostOptions, double?>("max_hours", new Optional<double>(Positive), c => c.MaxHours, (c, v) => c with { MaxHours = v }, "Save and stop before the run has taken longer than this.", "6", defaultText: "none"),
+        Key<CostOptions, double>("warn_at", Share, c => c.WarnAt, (c, v) => c with { WarnAt = v }, "Warn when this share of the budget is spent.", "0.8"),
+        Key<CostOptions, BillingStart>("bill_from", new Choice<BillingStart>(("process", BillingStart.Process), ("boot", BillingStart.Boot)), c => c.BillFrom, (c, v) => c with { BillFrom = v }, "Count from the start of the program or of the machine.", "boot"),
+        Key<CostOptions, string?>("project", new OptionalReference<string>(Any), c => c.Project, (c, v) => c with { Project = v }, "The project that pays, for reports.", "search-quality", defaultText: "none"),
+        Key<CostOptions, EquatableList<KeyValuePair<string, string>>>("tags", new MapOf<string>(Any, "texts"), c => c.Tags, (c, v) => c with { Tags = v }, "Your own words for reports.", "{team: nlp}"),
+        Key<CostOptions, string?>("ledger", new OptionalReference<string>(PathText), c => c.Ledger, (c, v) => c with { Ledger = v }, "The file of the cost ledger.", "costs.db", defaultText: "in your data folder"));
+
+    /// <summary>The whole file, in the order in which it is documented and written.</summary>
+    public static RecordOf<TrainingConfig> Root { get; } = new(
+        new TrainingConfig(),
+        Key("base_model", PathText, c => c.BaseModel, (c, v) => c with { BaseModel = v }, "The model to start from: a folder, else a hub name.", "models/SmolLM2-135M", defaultText: "must be given"),
+        Key("run_name", new Text("name", "a name of letters, digits, dot, dash and underscore that starts with a letter or digit", IsRunName), c => c.RunName, (c, v) => c with { RunName = v }, "The identity of the run.", "invoices-3", defaultText: "the config file's name without extension"),
+        Key("output_dir", PathText, c => c.OutputDir, (c, v) => c with { OutputDir = v }, "The run folder: adapter, log, summary, checkpoints.", "outputs/invoices", defaultText: "`outputs/` and the run's name"),
+        Key("adapter", new Choice<AdapterKind>(("lora", AdapterKind.Lora), ("qlora", AdapterKind.Qlora), ("null", AdapterKind.None)) { Hidden = ["null"] }, c => c.Adapter.Kind, (c, v) => c with { Adapter = c.Adapter with { Kind = v } }, "`lora`: train small matrices beside the frozen base. `qlora`: the same on a base in 4 bits. Empty: train all parameters.", "qlora", "Leave it empty to train all parameters.", defaultText: "empty"),
+        Key("lora_r", new WholeNumber(1, 1024), c => c.Adapter.Rank, (c, v) => c with { Adapter = c.Adapter with { Rank = (int)v } }, "Rank: the width of the adapter's matrices.", "16", "Typical: 8, 16, 64.", applies: HasAdapter),
+        Key("lora_alpha", Positive, c => c.Adapter.Alpha, (c, v) => c with { Adapter = c.Adapter with { Alpha = v } }, "The adapter's output is scaled by alpha / r.", "32", "Typical: the rank or twice the rank.", applies: HasAdapter),
+        Key("lora_dropout", BelowOne, c => c.Adapter.Dropout, (c, v) => c with { Adapter = c.Adapter with { Dropout = v } }, "Share of the adapter's inputs set to zero while training.", "0.05", "Typical: 0, 0.05, 0.1.", applies: HasAdapter),
+        Key<(EquatableList<string> Names, string? Pattern)>("lora_target_modules", new TargetsValue(), c => (c.Adapter.TargetModules, c.Adapter.TargetPattern), (c, v) => c with { Adapter = c.Adapter with { TargetModules = v.Names, TargetPattern = v.Pattern } }, "The linear layers that get an adapter: names, or one regular expression for the whole path.", "[q_proj, v_proj]", "Example: [q_proj, k_proj, v_proj, o_proj].", "all linear layers", HasAdapter),
+        Key("lora_target_linear", Truth, c => c.Adapter.TargetLinear, (c, v) => c with { Adapter = c.Adapter with { TargetLinear = v } }, "All linear layers but the output head get an adapter. So it is too when no modules are named.", "true", applies: HasAdapter),
+        Key("lora_modules_to_save", new ListOf<string>(Any, "module names"), c => c.Adapter.ModulesToSave, (c, v) => c with { Adapter = c.Adapter with { ModulesToSave = v } }, "Modules that are trained and saved whole.", "[lm_head]", applies: HasAdapter),
+        Key("lora_rank_pattern", new MapOf<long>(new WholeNumber(1, 1024), "ranks"), c => Widen(c.Adapter.RankPattern), (c, v) => c with { Adapter = c.Adapter with { RankPattern = Narrow(v) } }, "Another rank for some modules.", "{down_proj: 32}", applies: HasAdapter),
+        Key("lora_alpha_pattern", new MapOf<double>(Positive, "alphas"), c => c.Adapter.AlphaPattern, (c, v) => c with { Adapter = c.Adapter with { AlphaPattern = v } }, "Another alpha for some modules.", "{down_proj: 64}", applies: HasAdapter),
+        Key("peft_use_rslora", Truth, c => c.Adapter.UseRsLora, (c, v) => c with { Adapter = c.Adapter with { UseRsLora = v } }, "Scale by alpha / sqrt(r), which suits high ranks.", "true", applies: HasAdapter),
+        Key("peft_use_dora", Truth, c => c.Adapter.UseDora, (c, v) => c with { Adapter = c.Adapter with { UseDora = v } }, "Train magnitude and direction apart (DoRA).", "true", applies: HasAdapter),
+        Key("peft_init_lora_weights", new Choice<AdapterInitialization>(("true", AdapterInitialization.Default), ("gaussian", AdapterInitialization.Gaussian), ("pissa", AdapterInitialization.Pissa), ("olora", AdapterInitialization.Olora)), c => c.Adapter.Initialization, (c, v) => c with { Adapter = c.Adapter with { Initialization = v } }, "How the adapter's matrices start.", "true", applies: HasAdapter),
+        Key("peft_layers_to_transform", new ListOf<long>(new WholeNumber(0), "layer numbers"), c => [.. c.Adapter.LayersToTransform], (c, v) => c with { Adapter = c.Adapter with { LayersToTransform = [.. v.Select(layer => (int)layer)] } }, "The layers that get an adapter, counted from 0.", "[0, 1, 2]", defaultText: "all", applies: HasAdapter),
+        Key("loraplus_lr_ratio", new Optional<double>(Positive), c => c.Adapter.LoraPlusRatio, (c, v) => c with { Adapter = c.Adapter with { LoraPlusRatio = v } }, "LoRA+: the learning rate of B over that of A.", "16", defaultText: "off", applies: HasAdapter),
+        Key("load_in_4bit", Truth, c => c.Quantization.LoadIn4Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn4Bit = v } }, "Keep the frozen base in 4 bits: NF4 with double quantization, unless `bnb_config_kwargs` says otherwise. `adapter: qlora` implies it.", "true"),
+        Key("load_in_8bit", Truth, c => c.Quantization.LoadIn8Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn8Bit = v } }, "Keep the frozen base in 8 bits.", "true"),
+        Key("bnb_config_kwargs", BitsAndBytes, c => c.Quantization.FourBit, (c, v) => c with { Quantization = c.Quantization with { FourBit = v } }, "Details of the 4-bit format.", "{bnb_4bit_quant_type: nf4}", applies: c => c.Quantization.LoadIn4Bit),
+        Key("datasets", new ListOf<DatasetOptions>(Dataset, "data sets"), c => c.Data.Datasets, (c, v) => c with { Data = c.Data with { Datasets = v } }, "What is learned: one file or several, read in this order.", "[{path: data/train.jsonl, type: alpaca}]", "Example: datasets: [{path: data/train.jsonl, type: alpaca}].", "must be given"),
+        Key("test_datasets", new ListOf<DatasetOptions>(Dataset, "data sets"), c => c.Data.TestDatasets, (c, v) => c with { Data = c.Data with { TestDatasets = v } }, "The held-out set, for loss and exact match; its items have the keys of `datasets`.", "[{path: data/test.jsonl, type: alpaca}]"),
+        Key("val_set_size", new RealNumber("below 1 for a share, or a whole number of rows", value => value is >= 0 and < 1 || (value >= 1 && value == Math.Floor(value))), c => c.Data.ValSetSize, (c, v) => c with { Data = c.Data with { ValSetSize = v } }, "How much of `datasets` is held out: below 1 a share, from 1 on a number of rows.", "0.02", "Typical: 0, 0.02, 0.05."),
+        Key("sequence_len", new WholeNumber(8, 1 << 20), c => c.Data.SequenceLen, (c, v) => c with { Data = c.Data with { SequenceLen = (int)v } }, "The longest sequence, in tokens.", "1024", "Typical: 512, 2048, 4096."),
+        Key("sample_packing", Truth, c => c.Data.SamplePacking, (c, v) => c with { Data = c.Data with { SamplePacking = v } }, "Fill each sequence with several rows, which do not see each other.", "true"),
+        Key("excess_length_strategy", new Choice<ExcessLength>(("drop", ExcessLength.Drop), ("truncate", ExcessLength.Truncate)), c => c.Data.ExcessLength, (c, v) => c with { Data = c.Data with { ExcessLength = v } }, "What becomes of rows longer than `sequence_len`. Both are counted and reported.", "truncate"),
+        Key("train_on_inputs", Truth, c => c.Data.TrainOnInputs, (c, v) => c with { Data = c.Data with { TrainOnInputs = v } }, "Learn to write the prompts too, not only the answers.", "false"),
+        Key("micro_batch_size", new WholeNumber(1, 65536), c => c.Batch.MicroBatchSize, (c, v) => c with { Batch = c.Batch with { MicroBatchSize = (int)v } }, "Sequences computed at once.", "2", "Typical: 1, 2, 4, 8."),
+        Key("gradient_accumulation_steps", new WholeNumber(1, 65536), c => c.Batch.GradientAccumulationSteps, (c, v) => c with { Batch = c.Batch with { GradientAccumulationSteps = (int)v } }, "Micro-batches in one step; the result is that of one large batch.", "8", "Typical: 1, 4, 8, 16."),
+        Key("num_epochs", NotNegative, c => c.Batch.NumEpochs, (c, v) => c with { Batch = c.Batch with { NumEpochs = v } }, "How many times the data is gone through.", "3", "Typical: 1, 3."),
+        Key("max_steps", new WholeNumber(0), c => c.Batch.MaxSteps, (c, v) => c with { Batch = c.Batch with { MaxSteps = (int)v } }, "Stop after so many steps; 0: `num_epochs` decides.", "200"),
+        Key("learning_rate", Share, c => c.Optimizer.LearningRate, (c, v) => c with { Optimizer = c.Optimizer with { LearningRate = v } }, "The highest learning rate of the run.", "2e-4", "Typical: 2e-4 for LoRA, 1e-5 for all parameters."),
+        Key("optimizer", new Choice<OptimizerKind>(("adamw_torch", OptimizerKind.AdamW), ("adamw_torch_fused", OptimizerKind.AdamW), ("adamw_bnb_8bit", OptimizerKind.AdamW8Bit), ("adamw_8bit", OptimizerKind.AdamW8Bit), ("paged_adamw_32bit", OptimizerKind.PagedAdamW32Bit), ("paged_adamw", OptimizerKind.PagedAdamW32Bit), ("paged_adamw_8bit", OptimizerKind.PagedAdamW8Bit)), c => c.Optimizer.Kind, (c, v) => c with { Optimizer = c.Optimizer with { Kind = v } }, "AdamW in its kinds; `adamw_torch` and `adamw_torch_fused` are the same here.", "adamw_torch", "adamw_torch is the usual one."),
+        Key("adam_beta1", BelowOne, c => c.Optimizer.Beta1, (c, v) => c with { Optimizer = c.Optimizer with { Beta1 = v } }, "Decay of the mean of the gradients.", "0.9"),
+        Key("adam_beta2", BelowOne, c => c.Optimizer.Beta2, (c, v) => c with { Optimizer = c.Optimizer with { Beta2 = v } }, "Decay of the mean of their squares.", "0.999"),
+        Key("adam_epsilon", Positive, c => c.Optimizer.Epsilon, (c, v) => c with { Optimizer = c.Optimizer with { Epsilon = v } }, "Added to the root of that mean.", "1e-8"),
+        Key("weight_decay", NotNegative, c => c.Optimizer.WeightDecay, (c, v) => c with { Optimizer = c.Optimizer with { WeightDecay = v } }, "Decoupled weight decay.", "0.01"),
+        Key("max_grad_norm", NotNegative, c => c.Optimizer.MaxGradNorm, (c, v) => c with { Optimizer = c.Optimizer with { MaxGradNorm = v } }, "Gradients are scaled down to this norm; 0: never.", "0.3"),
+        Key("lr_scheduler", new Choice<LearningRateSchedule>(("linear", LearningRateSchedule.Linear), ("cosine", LearningRateSchedule.Cosine), ("constant", LearningRateSchedule.Constant), ("constant_with_warmup", LearningRateSchedule.ConstantWithWarmup)), c => c.Schedule.Kind, (c, v) => c with { Schedule = c.Schedule with { Kind = v } }, "How the learning rate falls after the warm-up.", "cosine"),
+        Key("warmup_steps", new WholeNumber(0), c => c.Schedule.WarmupSteps, (c, v) => c with { Schedule = c.Schedule with { WarmupSteps = (int)v } }, "Steps in which the learning rate rises from 0.", "10"),
+        Key("warmup_ratio", Share, c => c.Schedule.WarmupRatio, (c, v) => c with { Schedule = c.Schedule with { WarmupRatio = v } }, "The same as a share of all steps.", "0.03"),
+        Key("seed", new WholeNumber(0, long.MaxValue), c => c.Seed, (c, v) => c with { Seed = v }, "Decides the order of the data, the adapter's start and dropout. The same seed gives the same bits.", "42"),
+        Key("evaluate_before", Truth, c => c.Evaluation.Before, (c, v) => c with { Evaluation = c.Evaluation with { Before = v } }, "Evaluate the held-out set before the first step.", "false"),
+        Key("evaluate_after", Truth, c => c.Evaluation.After, (c, v) => c with { Evaluation = c.Evaluation with { After = v } }, "Evaluate it after the last step.", "true"),
+        Key("eval_max_new_tokens", new WholeNumber(0, 65536), c => c.Evaluation.MaxNewTokens, (c, v) => c with { Evaluation = c.Evaluation with { MaxNewTokens = (int)v } }, "The longest answer that is generated for exact match; 0: loss only.", "32"),
+        Key("eval_max_samples", new WholeNumber(0), c => c.Evaluation.MaxSamples, (c, v) => c with { Evaluation = c.Evaluation with { MaxSamples = (int)v } }, "Evaluate only the first so many held-out rows; 0: all.", "100"),
+        Key("device", new Choice<DeviceChoice>(("auto", DeviceChoice.Auto), ("cpu", DeviceChoice.Cpu), ("cuda", DeviceChoice.Cuda)), c => c.Device.Choice, (c, v) => c with { Device = c.Device with { Choice = v } }, "`auto` takes a GPU if there is one, else the CPU, and says which and why.", "cpu"),
+        Key("threads", new WholeNumber(0, 4096), c => c.Device.Threads, (c, v) => c with { Device = c.Device with { Threads = (int)v } }, "CPU threads that compute; 0: one for each core. The number does not change the result.", "4"),
+        Key("gradient_checkpointing", new Choice<GradientCheckpointing>(("false", GradientCheckpointing.Off), ("true", GradientCheckpointing.On), ("offload", GradientCheckpointing.Offload)), c => c.Device.GradientCheckpointing, (c, v) => c with { Device = c.Device with { GradientCheckpointing = v } }, "Compute activations again in the backward pass: less memory, about a third more time, the same result.", "true"),
+        Key("embeddings", new Choice<EmbeddingPlacement>(("device", EmbeddingPlacement.Device), ("host", EmbeddingPlacement.Host)), c => c.Device.Embeddings, (c, v) => c with { Device = c.Device with { Embeddings = v } }, "Where the input embeddings are kept.", "host"),
+        Key("lm_head", new Choice<LmHeadFormat>(("bf16", LmHeadFormat.Bf16), ("int8", LmHeadFormat.EightBit)), c => c.Device.LmHead, (c, v) => c with { Device = c.Device with { LmHead = v } }, "How the frozen output head is kept.", "int8"),
+        Key("logging_steps", new WholeNumber(1), c => c.LoggingSteps, (c, v) => c with { LoggingSteps = (int)v }, "One line of progress each so many steps.", "10"),
+        Key("checkpoint", Checkpoint, c => c.Checkpoint, (c, v) => c with { Checkpoint = v }, "When the whole state is saved, and where.", "{every_steps: 100}"),
+        Key("resume", new Choice<ResumeMode>(("never", ResumeMode.Never), ("auto", ResumeMode.Auto), ("must", ResumeMode.Must)), c => c.Resume, (c, v) => c with { Resume = v }, "What `train` does when the run exists: `never` says so and stops, `auto` goes on with it, `must` insists that there is one.", "auto"),
+        Key("resume_from_checkpoint", new OptionalReference<string>(PathText), c => c.ResumeFromCheckpoint, (c, v) => c with { ResumeFromCheckpoint = v }, "Go on from this one checkpoint.", "outputs/invoices/checkpoints/invoices/step-200-1-0a1b2c3d", defaultText: "none"),
+        Key("on_nonfinite", new Choice<NonFiniteAction>(("stop", NonFiniteAction.Stop), ("rollback", NonFiniteAction.Rollback)), c => c.OnNonFinite, (c, v) => c with { OnNonFinite = v }, "What happens when the loss or a gradient is not a finite number.", "stop"),
+        Key("on_finish", Any, c => c.OnFinish, (c, v) => c with { OnFinish = v }, "What happens to the machine at the end; `none`: nothing.", "none"),
+        Key("cost", Cost, c => c.Cost, (c, v) => c with { Cost = v }, "What the machine costs and what may be spent.", "{rate: 1.29, budget: 25}"))
+    { Foreign = ForeignKeys.OfTheRoot };
+
+    /// <summary>All keys with their whole path; <c>datasets[].path</c> stands for the path of each item.</summary>
+    public static IReadOnlyList<(string Path, ConfigurationKey Key)> All { get; } = [.. Root.Keys.SelectMany(key => Walk(key.Name, key))];
+
+    private static IEnumerable<(string Path, ConfigurationKey Key)> Walk(string path, ConfigurationKey key) =>
+        key.InnerKeys.SelectMany(inner => Walk($"{path}{inner.Prefix}{inner.Key.Name}", inner.Key)).Prepend((path, key));
+
+    private static bool HasAdapter(TrainingConfig config) => config.Adapter.Kind != AdapterKind.None;
+
+    private static bool IsRunName(string name) => name.Length is > 0 and <= 128 && char.IsAsciiLetterOrDigit(name[0])
+        && name.All(character => char.IsAsciiLetterOrDigit(character) || character is '.' or '-' or '_');
+
+    private static EquatableList<KeyValuePair<string, long>> Widen(EquatableList<KeyValuePair<string, int>> pairs) =>
+        [.. pairs.Select(pair => KeyValuePair.Create(pair.Key, (long)pair.Value))];
+
+    private static EquatableList<KeyValuePair<string, int>> Narrow(EquatableList<KeyValuePair<string, long>> pairs) =>
+        [.. pairs.Select(pair => KeyValuePair.Create(pair.Key, (int)pair.Value))];
+
+    private static ConfigurationKey<TrainingConfig, T> Key<T>(
+        string name, ValueKind<T> kind, Func<TrainingConfig, T> get, Func<TrainingConfig, T, TrainingConfig> set, string meaning, string example,
+        string typical = "", string? defaultText = null, Func<TrainingConfig, bool>? applies = null) =>
+        Key<TrainingConfig, T>(name, kind, get, set, meaning, example, typical, defaultText, applies);
+
+    private static ConfigurationKey<TOwner, T> Key<TOwner, T>(
+        string name, ValueKind<T> kind, Func<TOwner, T> get, Func<TOwner, T, TOwner> set, string meaning, string example,
+        string typical = "", string? defaultText = null, Func<TOwner, bool>? applies = null)
+        where TOwner : new() =>
+        new(name, kind, get, set, meaning, example, typical) { DefaultText = defaultText, AppliesTo = applies ?? (_ => true) };
+}

@@ -1,0 +1,190 @@
+namespace LoraTrainer.Training.Config;
+
+/// <summary>What no key can check alone. One method each, named for what must hold.</summary>
+internal static class ContradictionRules
+{
+    public static void Check(TrainingConfig config, IssueCollector issues)
+    {
+        BaseModelIsGiven(config, issues);
+        DatasetsAreGiven(config, issues);
+        EveryDatasetIsComplete("datasets", config.Data.Datasets, issues);
+        EveryDatasetIsComplete("test_datasets", config.Data.TestDatasets, issues);
+        SomethingLimitsTheRun(config, issues);
+        WarmupIsGivenOnce(config, issues);
+        WarmupFitsTheSchedule(config, issues);
+        AdapterKeysNeedAnAdapter(config, issues);
+        QuantizationNeedsAnAdapter(config, issues);
+        OneQuantizationAtMost(config, issues);
+        QloraIsIn4Bit(config, issues);
+        FourBitDetailsNeed4Bit(config, issues);
+        OneHeldOutSet(config, issues);
+        FullTrainingNamesItsLearningRate(config, issues);
+        AutomaticCheckpointIntervalIsAlone(config, issues);
+        ResumeIsSaidOnce(config, issues);
+    }
+
+    private static void BaseModelIsGiven(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.BaseModel.Length == 0 && !issues.IsGiven("base_model"))
+        {
+            issues.Wrong("base_model", issues.Whole, $"base_model is missing ({issues.Whole}). Give the folder of the model to start from, for example base_model: models/SmolLM2-135M.");
+        }
+    }
+
+    private static void DatasetsAreGiven(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Data.Datasets.Count == 0 && (!issues.IsGiven("datasets") || !issues.HasWrong))
+        {
+            ConfigurationLocation where = issues.Where("datasets");
+            issues.Wrong("datasets", where, $"datasets is missing ({where}). Give at least one file, for example datasets: [{{path: data/train.jsonl, type: alpaca}}].");
+        }
+    }
+
+    private static void EveryDatasetIsComplete(string list, EquatableList<DatasetOptions> datasets, IssueCollector issues)
+    {
+        for (int i = 0; i < datasets.Count; i++)
+        {
+            ConfigurationLocation where = issues.Where(list);
+            if (!issues.IsGiven($"{list}[{i}].path"))
+            {
+                issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path is missing ({where}). Give the file with the rows, for example path: data/train.jsonl.");
+            }
+
+            if (!issues.IsGiven($"{list}[{i}].type"))
+            {
+                issues.Wrong($"{list}[{i}].type", where, $"{list}[{i}].type is missing ({where}). Say what a row looks like: alpaca, completion, or a block such as {{field_instruction: question, field_output: answer}}.");
+            }
+
+            if (issues.IsGiven($"{list}[{i}].field") && datasets[i].Format.Kind != DatasetFormatKind.Completion)
+            {
+                where = issues.Where($"{list}[{i}].field");
+                issues.Wrong($"{list}[{i}].field", where, $"{list}[{i}].field belongs to type: completion only ({where}). Name the fields in a block under type, or remove it.");
+            }
+        }
+    }
+
+    private static void SomethingLimitsTheRun(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Batch.NumEpochs == 0 && config.Batch.MaxSteps == 0)
+        {
+            ConfigurationLocation where = issues.Where("num_epochs");
+            issues.Wrong("num_epochs", where, $"num_epochs and max_steps are both 0, so nothing would be trained ({where}). Set one of them, for example num_epochs: 1.");
+        }
+    }
+
+    private static void WarmupIsGivenOnce(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Schedule is { WarmupSteps: > 0, WarmupRatio: > 0 })
+        {
+            ConfigurationLocation where = issues.Where("warmup_ratio");
+            issues.Wrong("warmup_ratio", where, $"warmup_steps ({issues.Where("warmup_steps")}) and warmup_ratio ({where}) are both given. Keep one.");
+        }
+    }
+
+    private static void WarmupFitsTheSchedule(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Schedule is { Kind: LearningRateSchedule.Constant } schedule && (schedule.WarmupSteps > 0 || schedule.WarmupRatio > 0))
+        {
+            ConfigurationLocation where = issues.Where("lr_scheduler");
+            issues.Wrong("lr_scheduler", where, $"lr_scheduler: constant has no warm-up, but one is given ({where}). Use constant_with_warmup, or remove the warm-up.");
+        }
+    }
+
+    private static void AdapterKeysNeedAnAdapter(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter.Kind != AdapterKind.None || issues.IsGiven("adapter"))
+        {
+            return;
+        }
+
+        string? key = issues.Given.FirstOrDefault(name => name.StartsWith("lora", StringComparison.Ordinal) || name.StartsWith("peft_", StringComparison.Ordinal));
+        if (key is not null)
+        {
+            ConfigurationLocation where = issues.Where(key);
+            issues.Wrong(key, where, $"{key} is given, but no adapter, so all parameters would be trained ({where}). Add adapter: lora or adapter: qlora, or remove the lora_ and peft_ keys.");
+        }
+    }
+
+    private static void QuantizationNeedsAnAdapter(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter.Kind == AdapterKind.None && !issues.IsGiven("adapter") && (config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit))
+        {
+            string key = config.Quantization.LoadIn4Bit ? "load_in_4bit" : "load_in_8bit";
+            ConfigurationLocation where = issues.Where(key);
+            issues.Wrong(key, where, $"{key} needs an adapter, because a quantized base cannot be trained itself ({where}). Add adapter: {(config.Quantization.LoadIn4Bit ? "qlora" : "lora")}, or remove {key}.");
+        }
+    }
+
+    private static void OneQuantizationAtMost(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Quantization is { LoadIn4Bit: true, LoadIn8Bit: true } && config.Adapter.Kind != AdapterKind.Qlora)
+        {
+            ConfigurationLocation where = issues.Where("load_in_8bit");
+            issues.Wrong("load_in_8bit", where, $"load_in_4bit ({issues.Where("load_in_4bit")}) and load_in_8bit ({where}) are both true. Keep one.");
+        }
+    }
+
+    private static void QloraIsIn4Bit(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter.Kind != AdapterKind.Qlora)
+        {
+            return;
+        }
+
+        if (config.Quantization.LoadIn8Bit)
+        {
+            ConfigurationLocation where = issues.Where("load_in_8bit");
+            issues.Wrong("load_in_8bit", where, $"adapter: qlora means a base in 4 bits, but load_in_8bit is true ({where}). Remove load_in_8bit, or use adapter: lora.");
+        }
+        else if (!config.Quantization.LoadIn4Bit)
+        {
+            ConfigurationLocation where = issues.Where("load_in_4bit");
+            issues.Wrong("load_in_4bit", where, $"adapter: qlora means a base in 4 bits, but load_in_4bit is false ({where}). Remove load_in_4bit, or use adapter: lora.");
+        }
+    }
+
+    private static void FourBitDetailsNeed4Bit(TrainingConfig config, IssueCollector issues)
+    {
+        if (!config.Quantization.LoadIn4Bit && issues.Given.Any(key => key.StartsWith("bnb_config_kwargs.", StringComparison.Ordinal)) && config.Adapter.Kind != AdapterKind.Qlora)
+        {
+            ConfigurationLocation where = issues.Where("bnb_config_kwargs");
+            issues.Wrong("bnb_config_kwargs", where, $"bnb_config_kwargs is given, but load_in_4bit is not true ({where}). Add load_in_4bit: true, or remove it.");
+        }
+    }
+
+    private static void OneHeldOutSet(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Data.ValSetSize > 0 && config.Data.TestDatasets.Count > 0)
+        {
+            ConfigurationLocation where = issues.Where("val_set_size");
+            issues.Wrong("val_set_size", where, $"val_set_size ({where}) and test_datasets ({issues.Where("test_datasets")}) both name a held-out set. Keep one.");
+        }
+    }
+
+    private static void FullTrainingNamesItsLearningRate(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter.Kind == AdapterKind.None && !issues.IsGiven("learning_rate") && !issues.HasWrong)
+        {
+            issues.Wrong("learning_rate", issues.Whole, $"learning_rate is missing: all parameters would be trained, and the default suits adapters only ({issues.Whole}). Typical: 1e-5. Was adapter: lora meant?");
+        }
+    }
+
+    private static void AutomaticCheckpointIntervalIsAlone(TrainingConfig config, IssueCollector issues)
+    {
+        string? other = issues.IsGiven("checkpoint.every_steps") ? "every_steps" : issues.IsGiven("checkpoint.every_minutes") ? "every_minutes" : null;
+        if (other is not null && config.Checkpoint.Interval == CheckpointInterval.Auto)
+        {
+            ConfigurationLocation where = issues.Where("checkpoint.interval");
+            issues.Wrong("checkpoint.interval", where, $"checkpoint.interval ({where}) and checkpoint.{other} ({issues.Where("checkpoint." + other)}) are both given. Keep one.");
+        }
+    }
+
+    private static void ResumeIsSaidOnce(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.ResumeFromCheckpoint is not null && config.Resume != ResumeMode.Never)
+        {
+            ConfigurationLocation where = issues.Where("resume_from_checkpoint");
+            issues.Wrong("resume_from_checkpoint", where, $"resume ({issues.Where("resume")}) and resume_from_checkpoint ({where}) both say where to go on. Keep one.");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+namespace LoraTrainer.Training.Config;
+
+/// <summary>
+/// Values that are right but whose feature this build does not have. One row each: when the feature arrives, its row is deleted and nothing else
+/// changes.
+/// </summary>
+internal static class FeatureState
+{
+    private static readonly (string Key, Func<ConfigurationNode, bool> Asks, string What, string Instead)[] Missing =
+    [
+        ("load_in_8bit", IsOn, "A base in 8 bits", "Use load_in_4bit: true, or neither."),
+        ("bnb_config_kwargs.bnb_4bit_quant_type", Is("fp4"), "The 4-bit type fp4", "Use nf4."),
+        ("peft_use_dora", IsOn, "DoRA", "Use plain LoRA, or peft_use_rslora: true."),
+        ("peft_init_lora_weights", Is("pissa", "olora"), "This start of the adapter", "Use peft_init_lora_weights: true or gaussian."),
+        ("lora_modules_to_save", IsOn, "Training whole modules beside an adapter", "Leave lora_modules_to_save out, or train all parameters with an empty adapter."),
+        ("optimizer", Is("adamw_bnb_8bit", "adamw_8bit"), "The 8-bit optimizer", "Use optimizer: adamw_torch; with LoRA its moments are small."),
+        ("optimizer", Is("paged_adamw_32bit", "paged_adamw", "paged_adamw_8bit"), "A paged optimizer", "Use optimizer: adamw_torch; with LoRA its moments are small."),
+        ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
+        ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
+        ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
+        ("device", Is("cuda"), "Training on a GPU", "Use device: cpu or auto."),
+        ("checkpoint.interval", Is("auto"), "A checkpoint interval that finds itself", "Use checkpoint.every_steps or checkpoint.every_minutes."),
+        ("checkpoint.uri", StartsWith("s3://", "http://", "https://"), "A store other than a folder", "Use a folder, on a drive that outlives the machine."),
+        ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
+        ("cost.ledger", IsOn, "A ledger of costs over all runs", "Leave cost.ledger out; summary.json has the cost of the run."),
+        ("on_nonfinite", Is("rollback"), "Rolling back", "Use on_nonfinite: stop."),
+        ("on_finish", node => node.Text != "none", "An action at the end of the run", "Use on_finish: none."),
+        ("cost.budget", IsOn, "A budget that stops the run", "Leave it out, and use max_steps."),
+        ("cost.max_hours", IsOn, "A time limit that stops the run", "Leave it out, and use max_steps."),
+        ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
+        ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
+        ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
+        ("datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
+        ("test_datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
+        ("datasets[].split", node => node.Text.Contains('[', StringComparison.Ordinal), "A slice of a split", "Cut the file, or use val_set_size."),
+        ("datasets[].ds_type", Is("parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("test_datasets[].ds_type", Is("parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+    ];
+
+    /// <summary>The keys that have a row.</summary>
+    public static IEnumerable<string> Keys => Missing.Select(row => row.Key);
+
+    /// <summary>Adds an issue if this build cannot do what the value asks for.</summary>
+    public static void Check(string path, ConfigurationNode node, IssueCollector issues)
+    {
+        string pattern = ResolvedConfiguration.Pattern(path);
+        foreach ((string key, Func<ConfigurationNode, bool> asks, string what, string instead) in Missing)
+        {
+            if (key == pattern && asks(node))
+            {
+                string got = node.Kind == NodeKind.Scalar ? $"{path}: {node.Text}" : path;
+                issues.NotSupportedYet(path, node.Location, $"{what} is not supported yet, got {got} ({node.Location}). {instead}");
+            }
+        }
+    }
+
+    private static bool IsOn(ConfigurationNode node) => !node.IsOff;
+
+    private static Func<ConfigurationNode, bool> Is(params string[] words) => node => node.Kind == NodeKind.Scalar && words.Contains(node.Text);
+
+    private static Func<ConfigurationNode, bool> StartsWith(params string[] schemes) =>
+        node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase));
+}

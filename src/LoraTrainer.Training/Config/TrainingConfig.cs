@@ -1,0 +1,439 @@
+namespace LoraTrainer.Training.Config;
+
+/// <summary>
+/// Everything that one training run is told. Defaults stand in the initializers here and nowhere else; the keys of the file, their checks and
+/// their documentation are in <see cref="ConfigurationKeys"/>.
+/// </summary>
+public sealed partial record TrainingConfig
+{
+    /// <summary>The model to start from: a folder, else a hub name.</summary>
+    public string BaseModel { get; init; } = "";
+
+    /// <summary>The identity of the run; the stem of the config file unless given.</summary>
+    public string RunName { get; init; } = "";
+
+    /// <summary>The run folder; <c>outputs/RunName</c> unless given.</summary>
+    public string OutputDir { get; init; } = "";
+
+    public DeviceOptions Device { get; init; } = new();
+
+    public AdapterOptions Adapter { get; init; } = new();
+
+    public QuantizationOptions Quantization { get; init; } = new();
+
+    public DataOptions Data { get; init; } = new();
+
+    public BatchOptions Batch { get; init; } = new();
+
+    public OptimizerOptions Optimizer { get; init; } = new();
+
+    public ScheduleOptions Schedule { get; init; } = new();
+
+    public EvaluationOptions Evaluation { get; init; } = new();
+
+    public CheckpointOptions Checkpoint { get; init; } = new();
+
+    public CostOptions Cost { get; init; } = new();
+
+    /// <summary>What <c>train</c> does when the run exists already.</summary>
+    public ResumeMode Resume { get; init; } = ResumeMode.Never;
+
+    /// <summary>One checkpoint to start from, or null.</summary>
+    public string? ResumeFromCheckpoint { get; init; }
+
+    /// <summary>What happens to the machine at the end of the run; <c>none</c>: nothing.</summary>
+    public string OnFinish { get; init; } = "none";
+
+    public NonFiniteAction OnNonFinite { get; init; } = NonFiniteAction.Stop;
+
+    public long Seed { get; init; } = 42;
+
+    /// <summary>A line of progress and of <c>log.jsonl</c> each so many steps.</summary>
+    public int LoggingSteps { get; init; } = 1;
+}
+
+public enum DeviceChoice
+{
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+public enum GradientCheckpointing
+{
+    Off,
+    On,
+    Offload,
+}
+
+public enum EmbeddingPlacement
+{
+    Device,
+    Host,
+}
+
+public enum LmHeadFormat
+{
+    Bf16,
+    EightBit,
+}
+
+/// <summary>Where the run computes and how it spends memory for time. Nothing here changes what is learned, except <see cref="LmHead"/>.</summary>
+public sealed record DeviceOptions
+{
+    public DeviceChoice Choice { get; init; } = DeviceChoice.Auto;
+
+    /// <summary>CPU threads that compute; 0: one for each core the process may use.</summary>
+    public int Threads { get; init; }
+
+    /// <summary>Compute each block's activations again in the backward pass instead of keeping them.</summary>
+    public GradientCheckpointing GradientCheckpointing { get; init; } = GradientCheckpointing.Off;
+
+    public EmbeddingPlacement Embeddings { get; init; } = EmbeddingPlacement.Device;
+
+    public LmHeadFormat LmHead { get; init; } = LmHeadFormat.Bf16;
+}
+
+public enum AdapterKind
+{
+    /// <summary>No adapter: all parameters are trained.</summary>
+    None,
+    Lora,
+
+    /// <summary>LoRA on a base in 4 bits.</summary>
+    Qlora,
+}
+
+public enum AdapterInitialization
+{
+    /// <summary>A from Kaiming-uniform, B zero: PEFT's <c>true</c>.</summary>
+    Default,
+    Gaussian,
+    Pissa,
+    Olora,
+}
+
+/// <summary>What is trained on top of the base.</summary>
+public sealed record AdapterOptions
+{
+    public AdapterKind Kind { get; init; } = AdapterKind.None;
+
+    public int Rank { get; init; } = 16;
+
+    public double Alpha { get; init; } = 32;
+
+    public double Dropout { get; init; }
+
+    /// <summary>Names of the linear layers that get an adapter; empty unless given.</summary>
+    public EquatableList<string> TargetModules { get; init; } = [];
+
+    /// <summary>A regular expression that a module's whole path must match, or null.</summary>
+    public string? TargetPattern { get; init; }
+
+    /// <summary>All linear layers were asked for; see <see cref="TargetsAllLinear"/>.</summary>
+    public bool TargetLinear { get; init; }
+
+    public EquatableList<string> ModulesToSave { get; init; } = [];
+
+    /// <summary>Scale by alpha / sqrt(r) instead of alpha / r.</summary>
+    public bool UseRsLora { get; init; }
+
+    public bool UseDora { get; init; }
+
+    public AdapterInitialization Initialization { get; init; } = AdapterInitialization.Default;
+
+    /// <summary>LoRA+: learning rate of B over that of A, or null.</summary>
+    public double? LoraPlusRatio { get; init; }
+
+    /// <summary>Layer numbers that get an adapter; empty: all.</summary>
+    public EquatableList<int> LayersToTransform { get; init; } = [];
+
+    /// <summary>Another rank for the modules whose path matches the name.</summary>
+    public EquatableList<KeyValuePair<string, int>> RankPattern { get; init; } = [];
+
+    /// <summary>Another alpha for the modules whose path matches the name.</summary>
+    public EquatableList<KeyValuePair<string, double>> AlphaPattern { get; init; } = [];
+
+    /// <summary>All linear layers except the output head: asked for, or nothing else was.</summary>
+    public bool TargetsAllLinear => TargetLinear || (TargetModules.Count == 0 && TargetPattern is null);
+
+    /// <summary>The factor on B·A·x: alpha / r, or alpha / sqrt(r) with rsLoRA.</summary>
+    public double Scaling => UseRsLora ? Alpha / Math.Sqrt(Rank) : Alpha / Rank;
+}
+
+public enum FourBitType
+{
+    Nf4,
+    Fp4,
+}
+
+/// <summary>How the frozen base is kept in memory.</summary>
+public sealed record QuantizationOptions
+{
+    public bool LoadIn4Bit { get; init; }
+
+    public bool LoadIn8Bit { get; init; }
+
+    public FourBitOptions FourBit { get; init; } = new();
+}
+
+/// <summary>The 4-bit format; means something only with <see cref="QuantizationOptions.LoadIn4Bit"/>.</summary>
+public sealed record FourBitOptions
+{
+    public FourBitType Type { get; init; } = FourBitType.Nf4;
+
+    /// <summary>Quantize the block scales too.</summary>
+    public bool DoubleQuantization { get; init; } = true;
+}
+
+public enum ExcessLength
+{
+    Drop,
+    Truncate,
+}
+
+/// <summary>What is read and how it becomes tokens.</summary>
+public sealed record DataOptions
+{
+    public EquatableList<DatasetOptions> Datasets { get; init; } = [];
+
+    /// <summary>The held-out set, for loss and exact match.</summary>
+    public EquatableList<DatasetOptions> TestDatasets { get; init; } = [];
+
+    /// <summary>Below 1: the share of the rows held out; 1 or more: their number; 0: none.</summary>
+    public double ValSetSize { get; init; }
+
+    public int SequenceLen { get; init; } = 2048;
+
+    /// <summary>Fill each sequence with several rows that do not see each other.</summary>
+    public bool SamplePacking { get; init; }
+
+    public ExcessLength ExcessLength { get; init; } = ExcessLength.Drop;
+
+    /// <summary>Learn to write the prompts too.</summary>
+    public bool TrainOnInputs { get; init; }
+}
+
+public enum DatasetFormatKind
+{
+    Alpaca,
+    Completion,
+    Custom,
+    ChatTemplate,
+}
+
+public enum DatasetFileType
+{
+    /// <summary>From the file's extension.</summary>
+    Auto,
+    Json,
+    Csv,
+    Text,
+    Parquet,
+    Arrow,
+}
+
+/// <summary>One file of rows.</summary>
+public sealed record DatasetOptions
+{
+    public string Path { get; init; } = "";
+
+    public DatasetFormat Format { get; init; } = new();
+
+    /// <summary>The field with the text; <c>completion</c> only.</summary>
+    public string Field { get; init; } = "text";
+
+    public string Split { get; init; } = "train";
+
+    public DatasetFileType FileType { get; init; } = DatasetFileType.Auto;
+}
+
+/// <summary>How a row becomes a prompt and an answer.</summary>
+public sealed record DatasetFormat
+{
+    public DatasetFormatKind Kind { get; init; } = DatasetFormatKind.Alpaca;
+
+    /// <summary>The custom block; null unless <see cref="Kind"/> is <see cref="DatasetFormatKind.Custom"/>.</summary>
+    public CustomFormat? Custom { get; init; }
+}
+
+/// <summary>axolotl's custom block: which fields, and the text around them. The placeholders are {instruction}, {input} and {system}.</summary>
+public sealed record CustomFormat
+{
+    public string FieldInstruction { get; init; } = "instruction";
+
+    public string FieldInput { get; init; } = "input";
+
+    public string FieldOutput { get; init; } = "output";
+
+    public string FieldSystem { get; init; } = "system";
+
+    /// <summary>Used for rows whose system field is absent or empty.</summary>
+    public string SystemPrompt { get; init; } = "";
+
+    /// <summary>The text around the system prompt.</summary>
+    public string SystemFormat { get; init; } = "{system}";
+
+    public string Format { get; init; } = "{instruction} {input}";
+
+    /// <summary>For rows without input; null: <see cref="Format"/>.</summary>
+    public string? NoInputFormat { get; init; }
+}
+
+/// <summary>How many rows make a step and how many steps make a run.</summary>
+public sealed record BatchOptions
+{
+    public int MicroBatchSize { get; init; } = 1;
+
+    public int GradientAccumulationSteps { get; init; } = 1;
+
+    public double NumEpochs { get; init; } = 1;
+
+    /// <summary>0: no limit but <see cref="NumEpochs"/>.</summary>
+    public int MaxSteps { get; init; }
+
+    /// <summary>Sequences in one optimizer step.</summary>
+    public long GlobalBatchSize => (long)MicroBatchSize * GradientAccumulationSteps;
+}
+
+public enum OptimizerKind
+{
+    AdamW,
+    AdamW8Bit,
+    PagedAdamW32Bit,
+    PagedAdamW8Bit,
+}
+
+public sealed record OptimizerOptions
+{
+    public OptimizerKind Kind { get; init; } = OptimizerKind.AdamW;
+
+    public double LearningRate { get; init; } = 2e-4;
+
+    public double Beta1 { get; init; } = 0.9;
+
+    public double Beta2 { get; init; } = 0.999;
+
+    public double Epsilon { get; init; } = 1e-8;
+
+    public double WeightDecay { get; init; }
+
+    /// <summary>0: no clipping.</summary>
+    public double MaxGradNorm { get; init; } = 1;
+}
+
+public enum LearningRateSchedule
+{
+    Linear,
+    Cosine,
+    Constant,
+    ConstantWithWarmup,
+}
+
+/// <summary>How the learning rate changes over the run.</summary>
+public sealed record ScheduleOptions
+{
+    public LearningRateSchedule Kind { get; init; } = LearningRateSchedule.Cosine;
+
+    public int WarmupSteps { get; init; }
+
+    /// <summary>Share of all steps.</summary>
+    public double WarmupRatio { get; init; }
+}
+
+public sealed record EvaluationOptions
+{
+    public bool Before { get; init; } = true;
+
+    public bool After { get; init; } = true;
+
+    /// <summary>Longest answer that is generated for exact match; 0: no generation, loss only.</summary>
+    public int MaxNewTokens { get; init; } = 64;
+
+    /// <summary>Held-out rows that are evaluated, from the first on; 0: all.</summary>
+    public int MaxSamples { get; init; }
+}
+
+public enum ResumeMode
+{
+    Never,
+    Auto,
+    Must,
+}
+
+public enum NonFiniteAction
+{
+    Stop,
+    Rollback,
+}
+
+public enum CheckpointInterval
+{
+    /// <summary>As <see cref="CheckpointOptions.EverySteps"/> and <see cref="CheckpointOptions.EveryMinutes"/> say.</summary>
+    Fixed,
+
+    /// <summary>From the measured time of a save and the observed interruptions.</summary>
+    Auto,
+}
+
+/// <summary>When the whole state is saved, where, and how many are kept.</summary>
+public sealed record CheckpointOptions
+{
+    /// <summary>0: not by steps.</summary>
+    public int EverySteps { get; init; }
+
+    /// <summary>0: not by time.</summary>
+    public double EveryMinutes { get; init; } = 10;
+
+    public CheckpointInterval Interval { get; init; } = CheckpointInterval.Fixed;
+
+    /// <summary>The newest so many are kept, and the best.</summary>
+    public int Keep { get; init; } = 2;
+
+    /// <summary>Null: <c>checkpoints</c> in the run folder.</summary>
+    public string? Uri { get; init; }
+
+    /// <summary>The user guarantees that no second machine writes to this run.</summary>
+    public bool SingleWriter { get; init; }
+
+    public double LeaseSeconds { get; init; } = 30;
+}
+
+public enum RateUnit
+{
+    Gpu,
+    Machine,
+}
+
+public enum BillingStart
+{
+    Process,
+    Boot,
+}
+
+/// <summary>What the machine costs and what may be spent.</summary>
+public sealed record CostOptions
+{
+    /// <summary>Price of one hour; null: not known.</summary>
+    public decimal? Rate { get; init; }
+
+    public RateUnit RatePer { get; init; } = RateUnit.Gpu;
+
+    public string Currency { get; init; } = "USD";
+
+    public decimal? Budget { get; init; }
+
+    public double? MaxHours { get; init; }
+
+    /// <summary>Share of the budget at which a warning is given.</summary>
+    public double WarnAt { get; init; } = 0.8;
+
+    public BillingStart BillFrom { get; init; } = BillingStart.Process;
+
+    public string? Project { get; init; }
+
+    public EquatableList<KeyValuePair<string, string>> Tags { get; init; } = [];
+
+    /// <summary>The ledger's file; null: in the user's data folder.</summary>
+    public string? Ledger { get; init; }
+}

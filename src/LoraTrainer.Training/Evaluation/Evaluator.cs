@@ -1,0 +1,137 @@
+using System.Runtime.InteropServices;
+using LoraTrainer.Data.Packing;
+using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Evaluation;
+
+/// <summary>What an evaluation on held-out rows gave.</summary>
+/// <param name="Loss">Mean negative log likelihood of a supervised token, over all tokens of all rows.</param>
+/// <param name="ExactMatch">Share of the rows whose generated answer equals the expected one, spaces at the ends aside; null if nothing was generated.</param>
+/// <param name="Rows">Rows evaluated.</param>
+public readonly record struct EvaluationResult(double Loss, double? ExactMatch, int Rows);
+
+/// <summary>Measures a model on held-out rows: token-weighted loss, and exact match of greedily generated answers.</summary>
+public sealed class Evaluator
+{
+    /// <summary>Answers that are shown to people.</summary>
+    private const int Samples = 3;
+
+    private readonly CausalLanguageModel model;
+    private readonly IReadOnlyList<HeldOutRow> rows;
+    private readonly Tokenizer tokenizer;
+    private readonly int maxNewTokens;
+    private readonly int tokensPerBatch;
+
+    /// <param name="model">That is measured.</param>
+    /// <param name="rows">At least one.</param>
+    /// <param name="tokenizer">Of the model.</param>
+    /// <param name="maxNewTokens">The longest answer; 0: loss only.</param>
+    /// <param name="tokensPerBatch">The most tokens of one forward pass; a longer row still gets one of its own.</param>
+    public Evaluator(CausalLanguageModel model, IReadOnlyList<HeldOutRow> rows, Tokenizer tokenizer, int maxNewTokens, int tokensPerBatch)
+    {
+        this.model = model;
+        this.rows = rows;
+        this.tokenizer = tokenizer;
+        this.maxNewTokens = maxNewTokens;
+        this.tokensPerBatch = Math.Max(tokensPerBatch, rows.Max(row => row.Tokens.Length));
+    }
+
+    /// <summary>Takes the memory that an evaluation takes at most and computes nothing: part of a plan.</summary>
+    public static void Measure(CausalLanguageModel model, IReadOnlyList<HeldOutRow> rows, int maxNewTokens, int tokensPerBatch)
+    {
+        if (rows.Count == 0)
+        {
+            return;
+        }
+
+        MeasureLoss(model, Math.Max(tokensPerBatch, rows.Max(row => row.Tokens.Length)));
+        if (maxNewTokens > 0)
+        {
+            TextGenerator.Measure(model, rows.Max(row => row.PromptTokens.Length), maxNewTokens);
+        }
+    }
+
+    /// <summary>In a frame of its own, as <see cref="LossOf"/>: it is given back before text is generated.</summary>
+    private static void MeasureLoss(CausalLanguageModel model, int tokens)
+    {
+        using ArenaFrame frame = model.Device.Arena.Frame();
+        int[] ids = new int[tokens];
+        PackedBatch batch = PackedBatch.Upload(model.Device, ids, ids, new[] { 0, tokens }, ids, ids);
+        Tensor losses = model.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens));
+        model.Losses(losses, batch);
+    }
+
+    /// <summary>Evaluates all rows, in their order.</summary>
+    /// <param name="observer">Is told progress and some samples.</param>
+    /// <param name="cancellation">Stops between rows.</param>
+    /// <exception cref="OperationCanceledException">The evaluation was stopped.</exception>
+    public EvaluationResult Evaluate(ITrainingObserver observer, CancellationToken cancellation)
+    {
+        double loss = Loss(observer, cancellation);
+        return maxNewTokens == 0
+            ? new EvaluationResult(loss, null, rows.Count)
+            : new EvaluationResult(loss, ExactMatch(observer, cancellation), rows.Count);
+    }
+
+    private double Loss(ITrainingObserver observer, CancellationToken cancellation)
+    {
+        var batch = new MicroBatch(tokensPerBatch, tokensPerBatch);
+        double sum = 0;
+        long scored = 0;
+        int next = 0;
+        while (next < rows.Count)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            batch.Clear();
+            while (next < rows.Count && batch.TokenCount + rows[next].Tokens.Length <= tokensPerBatch)
+            {
+                batch.Add(rows[next].Tokens, rows[next].IsSupervised);
+                next++;
+            }
+
+            sum += LossOf(batch);
+            scored += batch.TargetCount;
+            observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Evaluating, Message = "held-out loss", Fraction = (double)next / rows.Count });
+        }
+
+        return scored == 0 ? double.NaN : sum / scored;
+    }
+
+    private double LossOf(MicroBatch batch)
+    {
+        using ArenaFrame frame = model.Device.Arena.Frame();
+        PackedBatch packed = PackedBatch.Upload(model.Device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows);
+        Tensor losses = model.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
+        model.Losses(losses, packed);
+        float[] values = new float[batch.TokenCount];
+        model.Device.Download(losses, MemoryMarshal.AsBytes(values.AsSpan()));
+        return values.Sum(value => (double)value);
+    }
+
+    private double ExactMatch(ITrainingObserver observer, CancellationToken cancellation)
+    {
+        IEnumerable<int> stop = tokenizer.EosId is { } eos ? model.Config.EosTokenIds.Append(eos) : model.Config.EosTokenIds;
+        var generator = new TextGenerator(model, stop);
+        int matches = 0;
+        for (int i = 0; i < rows.Count; i++)
+        {
+            cancellation.ThrowIfCancellationRequested();
+            HeldOutRow row = rows[i];
+            List<int> tokens = generator.Generate(row.PromptTokens, new SamplingOptions { MaxNewTokens = maxNewTokens }, cancellation: cancellation);
+            string answer = tokenizer.Decode(CollectionsMarshal.AsSpan(tokens), skipSpecialTokens: true);
+            matches += answer.Trim() == row.Completion.Trim() ? 1 : 0;
+            if (i < Samples)
+            {
+                observer.OnSample(row.Prompt, row.Completion, answer);
+            }
+
+            observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Evaluating, Message = "held-out answers", Fraction = (i + 1.0) / rows.Count });
+        }
+
+        return (double)matches / rows.Count;
+    }
+}

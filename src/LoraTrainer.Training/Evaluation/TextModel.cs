@@ -1,0 +1,132 @@
+using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Adapters;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Evaluation;
+
+/// <summary>What text is generated with: a base, perhaps an adapter, and how the base is kept.</summary>
+/// <param name="BaseFolder">The model folder.</param>
+/// <param name="AdapterFolder">A PEFT folder, or null.</param>
+/// <param name="Format">How the base's linear layers are kept.</param>
+public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, BaseFormat Format)
+{
+    /// <summary>
+    /// Understands what a user points at: a model folder; a run folder, whose base, quantization and adapter are taken; or an adapter folder
+    /// whose config names its base.
+    /// </summary>
+    /// <param name="path">The folder that was named.</param>
+    /// <param name="adapter">An adapter that was named beside it, or null.</param>
+    /// <param name="fourBit">Keep the base in NF4 with double quantization, whatever the folder says.</param>
+    /// <exception cref="TrainingSetupException">The folder is none of these.</exception>
+    public static TextModelSource From(string path, string? adapter, bool fourBit)
+    {
+        BaseFormat asked = fourBit ? BaseFormat.Nf4DoubleQuantized : BaseFormat.AsStored;
+        if (!Directory.Exists(path))
+        {
+            throw new TrainingSetupException($"{path}: there is no such folder. Give a model folder, a run's output_dir or an adapter folder.");
+        }
+
+        if (adapter is not null && !Directory.Exists(adapter))
+        {
+            throw new TrainingSetupException($"{adapter}: there is no such folder. --adapter names a folder with {AdapterConfig.FileName} and {PeftAdapterFolder.WeightsFileName}.");
+        }
+
+        bool isAdapter = File.Exists(Path.Combine(path, AdapterConfig.FileName));
+        bool isRun = File.Exists(Path.Combine(path, CheckpointFiles.ConfigName));
+        if (!isAdapter && isRun && !File.Exists(Path.Combine(path, "config.json")))
+        {
+            throw new TrainingSetupException($"{path} is a run that has not written its result yet. Finish it with: lora-trainer resume {path}");
+        }
+
+        if (!isAdapter || adapter is not null)
+        {
+            return new TextModelSource(path, adapter, asked);
+        }
+
+        if (isRun)
+        {
+            TrainingConfig config = RunFolder.ConfigOf(path, []);
+            if (!Directory.Exists(config.BaseModel))
+            {
+                throw new TrainingSetupException($"{path} was trained on {config.BaseModel}, which is not a folder here. Name its base and give this folder with --adapter.");
+            }
+
+            return new TextModelSource(config.BaseModel, path, fourBit ? asked : TrainedModel.FormatOf(config.Quantization));
+        }
+
+        string? named = AdapterConfig.Parse(path).BaseModelNameOrPath;
+        return named is not null && Directory.Exists(named)
+            ? new TextModelSource(named, path, asked)
+            : throw new TrainingSetupException($"{path} is an adapter; its base '{named}' is not a folder here. Name the base and give this folder with --adapter.");
+    }
+}
+
+/// <summary>A model that is loaded for generating text, in exactly the memory that it needs.</summary>
+public sealed class TextModel : IDisposable
+{
+    private readonly CpuDevice device;
+
+    private TextModel(CpuDevice device, CausalLanguageModel model, Tokenizer tokenizer)
+    {
+        this.device = device;
+        Model = model;
+        Tokenizer = tokenizer;
+    }
+
+    public CausalLanguageModel Model { get; }
+
+    public Tokenizer Tokenizer { get; }
+
+    /// <summary>Tokens that end a text: the model's own, and the tokenizer's.</summary>
+    public IEnumerable<int> StopTokens => Tokenizer.EosId is { } eos ? Model.Config.EosTokenIds.Append(eos) : Model.Config.EosTokenIds;
+
+    /// <summary>Loads base and adapter.</summary>
+    /// <param name="source">What to load.</param>
+    /// <param name="threads">Worker threads; 0 means one for each core.</param>
+    /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
+    /// <param name="promptTokens">The longest prompt.</param>
+    /// <param name="maxNewTokens">The longest continuation.</param>
+    /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
+    public static TextModel Load(TextModelSource source, int threads, Tokenizer tokenizer, int promptTokens, int maxNewTokens)
+    {
+        ModelConfig config = ModelConfig.Parse(source.BaseFolder);
+        using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
+        using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
+        int workers = threads > 0 ? threads : Environment.ProcessorCount;
+        using var measure = new MeasureDevice(workers);
+        TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
+        var device = new CpuDevice(workers, measure.Arena.HighWaterBytes);
+        try
+        {
+            return new TextModel(device, Build(config, weights, adapter, source.Format, device), tokenizer);
+        }
+        catch
+        {
+            device.Dispose();
+            throw;
+        }
+    }
+
+    /// <summary>The base's tokenizer; a run's own copy where it has one.</summary>
+    public static Tokenizer LoadTokenizer(TextModelSource source) =>
+        Tokenizer.Load(source.AdapterFolder is { } adapter && File.Exists(Path.Combine(adapter, "tokenizer.json")) ? adapter : source.BaseFolder);
+
+    public void Dispose() => device.Dispose();
+
+    private static CausalLanguageModel Build(ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device)
+    {
+        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format);
+        if (adapter is not null)
+        {
+            LoraInjection.Inject(model, adapter.Config, seed: 0).Load(adapter);
+        }
+
+        return model;
+    }
+}

@@ -1,0 +1,74 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Adapters;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Optimizers;
+
+namespace LoraTrainer.Training.Loop;
+
+/// <summary>
+/// Everything that lives on the device for a whole run: base, adapters, moments, in this order. The plan builds the same on a
+/// <see cref="MeasureDevice"/>, so the two cannot disagree.
+/// </summary>
+public sealed class TrainedModel
+{
+    private TrainedModel(CausalLanguageModel model, LoraInjection? adapters, OptimizerState optimizer)
+    {
+        Model = model;
+        Adapters = adapters;
+        Optimizer = optimizer;
+    }
+
+    public CausalLanguageModel Model { get; }
+
+    /// <summary>Null where all parameters are trained.</summary>
+    public LoraInjection? Adapters { get; }
+
+    public OptimizerState Optimizer { get; }
+
+    /// <summary>Loads the base, attaches fresh adapters and allocates the moments.</summary>
+    /// <param name="config">Adapter, quantization, optimizer, seed.</param>
+    /// <param name="shape">The base's config.json.</param>
+    /// <param name="folder">Its weights; may be null on a device that only measures.</param>
+    /// <param name="device">Where all of it goes.</param>
+    /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    public static TrainedModel Build(TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null)
+    {
+        if (config.Adapter.Kind == AdapterKind.None)
+        {
+            CausalLanguageModel full = ModelLoader.LoadTrainable(shape, folder, device, progress);
+            return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer));
+        }
+
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), progress);
+        LoraInjection adapters = LoraInjection.Inject(model, AdapterConfigOf(config), (ulong)config.Seed, config.Adapter.LoraPlusRatio ?? 1);
+        return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer));
+    }
+
+    /// <summary>How a config keeps the frozen base.</summary>
+    public static BaseFormat FormatOf(QuantizationOptions options) =>
+        !options.LoadIn4Bit ? BaseFormat.AsStored : options.FourBit.DoubleQuantization ? BaseFormat.Nf4DoubleQuantized : BaseFormat.Nf4;
+
+    private static AdapterConfig AdapterConfigOf(TrainingConfig config)
+    {
+        AdapterOptions adapter = config.Adapter;
+        ModuleNames targets = adapter.TargetsAllLinear ? ModuleNames.Matching("all-linear")
+            : adapter.TargetPattern is { } pattern ? ModuleNames.Matching(pattern)
+            : ModuleNames.Of([.. adapter.TargetModules]);
+        return new AdapterConfig
+        {
+            BaseModelNameOrPath = config.BaseModel,
+            R = adapter.Rank,
+            LoraAlpha = adapter.Alpha,
+            LoraDropout = adapter.Dropout,
+            UseRslora = adapter.UseRsLora,
+            InitLoraWeights = adapter.Initialization == AdapterInitialization.Gaussian ? "gaussian" : "true",
+            TargetModules = targets,
+            LayersToTransform = adapter.LayersToTransform.Count > 0 ? [.. adapter.LayersToTransform] : null,
+            RankPattern = [.. adapter.RankPattern],
+            AlphaPattern = [.. adapter.AlphaPattern],
+        };
+    }
+}

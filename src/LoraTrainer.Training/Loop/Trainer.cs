@@ -1,0 +1,171 @@
+using System.Diagnostics;
+using System.Runtime.InteropServices;
+using LoraTrainer.Data.Packing;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Optimizers;
+
+namespace LoraTrainer.Training.Loop;
+
+/// <summary>What one optimizer step did.</summary>
+/// <param name="Step">Counted from 1.</param>
+/// <param name="Loss">Mean over the supervised tokens of the whole global batch.</param>
+/// <param name="GradientNorm">Before clipping.</param>
+/// <param name="LearningRate">That was used.</param>
+/// <param name="Tokens">All tokens of the step.</param>
+/// <param name="SupervisedTokens">Those that were scored.</param>
+/// <param name="Seconds">Wall time.</param>
+public readonly record struct StepResult(int Step, double Loss, double GradientNorm, double LearningRate, int Tokens, int SupervisedTokens, double Seconds);
+
+/// <summary>
+/// The training loop's body: one call is one optimizer step. Losses and gradients are normalised by the supervised tokens of the whole global
+/// batch, so the result does not depend on how the batch is cut into micro-batches (up to the order of additions). After the first step
+/// nothing but the list of bins is allocated.
+/// </summary>
+public sealed class Trainer
+{
+    private readonly TrainingConfig config;
+    private readonly TrainedModel trained;
+    private readonly TrainingData data;
+    private readonly Schedule schedule;
+    private readonly MicroBatch batch;
+    private readonly float[] losses;
+
+    /// <param name="config">The run.</param>
+    /// <param name="trained">Base, adapters, moments.</param>
+    /// <param name="data">Rows and their order.</param>
+    public Trainer(TrainingConfig config, TrainedModel trained, TrainingData data)
+    {
+        this.config = config;
+        this.trained = trained;
+        this.data = data;
+        schedule = Schedule.From(config, data.Order.TotalSteps);
+        (int tokens, int documents) = LargestMicroBatch(config, data);
+        batch = new MicroBatch(tokens, documents);
+        losses = new float[tokens];
+    }
+
+    /// <summary>Optimizer steps that are done.</summary>
+    public int CompletedSteps { get; set; }
+
+    public int TotalSteps => data.Order.TotalSteps;
+
+    public static bool Recomputes(TrainingConfig config) => config.Device.GradientCheckpointing == GradientCheckpointing.On;
+
+    /// <summary>Tokens and documents of the largest micro-batch of the whole run, known before it starts.</summary>
+    public static (int Tokens, int Documents) LargestMicroBatch(TrainingConfig config, TrainingData data)
+    {
+        int tokens = 1, documents = 1;
+        for (int step = 0; step < data.Order.TotalSteps; step++)
+        {
+            IReadOnlyList<int[]> bins = data.Order.BinsOf(step);
+            for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
+            {
+                int rows = 0, length = 0;
+                for (int bin = first; bin < Math.Min(first + config.Batch.MicroBatchSize, bins.Count); bin++)
+                {
+                    rows += bins[bin].Length;
+                    foreach (int row in bins[bin])
+                    {
+                        length += data.Train.Length(row);
+                    }
+                }
+
+                tokens = Math.Max(tokens, length);
+                documents = Math.Max(documents, rows);
+            }
+        }
+
+        return (tokens, documents);
+    }
+
+    /// <summary>Accumulate, normalise, clip, update.</summary>
+    /// <exception cref="NonFiniteException">The loss or a gradient is NaN or infinite; nothing was updated.</exception>
+    public StepResult Step()
+    {
+        long start = Stopwatch.GetTimestamp();
+        CausalLanguageModel model = trained.Model;
+        IReadOnlyList<int[]> bins = data.Order.BinsOf(CompletedSteps);
+        int supervised = SupervisedTokens(bins);
+        model.Device.Zero(model.Parameters.Gradients);
+        double lossSum = 0;
+        int tokens = 0;
+        for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
+        {
+            FillBatch(bins, first);
+            lossSum += MicroStep(tokens, 1f / supervised);
+            tokens += batch.TokenCount;
+        }
+
+        double norm = GradientNorm.Compute(model.Parameters.Gradients);
+        RefuseNonFinite(lossSum, norm, bins);
+        double rate = schedule.RateAt(CompletedSteps);
+        trained.Optimizer.Step(CompletedSteps + 1, rate, GradientNorm.ClipCoefficient(norm, config.Optimizer.MaxGradNorm));
+        CompletedSteps++;
+        return new StepResult(CompletedSteps, lossSum / supervised, norm, rate, tokens, supervised, Stopwatch.GetElapsedTime(start).TotalSeconds);
+    }
+
+    /// <summary>Forward and backward of the current micro-batch; the sum of its losses.</summary>
+    private double MicroStep(int firstToken, float gradientScale)
+    {
+        Device device = trained.Model.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        PackedBatch packed = PackedBatch.Upload(device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
+        Tensor lossTensor = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
+        var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, (uint)CompletedSteps);
+        trained.Model.ForwardBackward(lossTensor, packed, dropout, gradientScale, Recomputes(config));
+        Span<float> values = losses.AsSpan(0, batch.TokenCount);
+        device.Download(lossTensor, MemoryMarshal.AsBytes(values));
+        double sum = 0;
+        foreach (float value in values)
+        {
+            sum += value;
+        }
+
+        return sum;
+    }
+
+    private void FillBatch(IReadOnlyList<int[]> bins, int first)
+    {
+        batch.Clear();
+        for (int bin = first; bin < Math.Min(first + config.Batch.MicroBatchSize, bins.Count); bin++)
+        {
+            batch.Add(data.Train, bins[bin]);
+        }
+    }
+
+    private int SupervisedTokens(IReadOnlyList<int[]> bins)
+    {
+        int count = 0;
+        for (int bin = 0; bin < bins.Count; bin++)
+        {
+            foreach (int row in bins[bin])
+            {
+                // The first token is never a target: nothing predicts it.
+                count += data.Train.IsSupervised(row)[1..].Count(true);
+            }
+        }
+
+        return count;
+    }
+
+    private void RefuseNonFinite(double lossSum, double norm, IReadOnlyList<int[]> bins)
+    {
+        if (double.IsFinite(lossSum) && double.IsFinite(norm))
+        {
+            return;
+        }
+
+        string where = trained.Model.Parameters.Parameters.FirstOrDefault(parameter => !double.IsFinite(GradientNorm.Compute(parameter.Gradient.Reshape(new Shape(parameter.Shape.ElementCount)))))?.Name is { } name
+            ? $", first in the gradient of {name}"
+            : string.Empty;
+        string rows = string.Join(", ", bins.SelectMany(bin => bin).Take(5).Select(row => data.Train.Source(row).ToString()));
+        throw new NonFiniteException(
+            $"Step {CompletedSteps + 1}: the {(double.IsFinite(lossSum) ? "gradient norm" : "loss")} is {(double.IsFinite(lossSum) ? norm : lossSum)}{where}; the step was not applied. Rows of the step: {rows}. "
+            + "A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps.");
+    }
+}

@@ -1,0 +1,80 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Planning;
+
+/// <summary>The passes that a run will make, as far as memory is concerned.</summary>
+/// <param name="MicroBatchTokens">N of the largest micro-batch.</param>
+/// <param name="HeldOut">Rows that are evaluated; may be empty.</param>
+/// <param name="DocumentTokens">Length of a document within a micro-batch; for the count of operations only.</param>
+public sealed record PlannedPasses(int MicroBatchTokens, IReadOnlyList<HeldOutRow> HeldOut, int DocumentTokens);
+
+/// <summary>
+/// What a run needs, from running its own code on a <see cref="MeasureDevice"/>: the arena's high-water mark of a real run equals
+/// <see cref="ArenaBytes"/> to the byte.
+/// </summary>
+public sealed record MemoryPlan
+{
+    /// <summary>Everything that the run places on its device.</summary>
+    public required long ArenaBytes { get; init; }
+
+    /// <summary>The parts of <see cref="ArenaBytes"/>, at the moment of the peak.</summary>
+    public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
+
+    /// <summary>Floating-point operations of forward and backward for one token, all tokens scored; recomputation included if it is on.</summary>
+    public required double FlopsPerToken { get; init; }
+
+    /// <summary>Numbers of the base model, tied matrices once.</summary>
+    public required long Parameters { get; init; }
+
+    /// <summary>Numbers that are trained.</summary>
+    public required long TrainableParameters { get; init; }
+
+    /// <summary>Runs the code of a training step and of an evaluation on a device that only measures.</summary>
+    /// <param name="config">The run.</param>
+    /// <param name="shape">Of the base.</param>
+    /// <param name="folder">Its weights, for the types they are stored in; null: as the config says.</param>
+    /// <param name="threads">Worker threads of the device.</param>
+    /// <param name="passes">The largest passes of the run.</param>
+    public static MemoryPlan Measure(TrainingConfig config, ModelConfig shape, ModelFolder? folder, int threads, PlannedPasses passes)
+    {
+        using var device = new MeasureDevice(threads);
+        TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
+        device.ResetFlops();
+        MeasureTrainingPass(config, trained, passes);
+        double flops = device.Flops;
+        if (config.Evaluation.Before || config.Evaluation.After)
+        {
+            Evaluator.Measure(trained.Model, passes.HeldOut, config.Evaluation.MaxNewTokens, passes.MicroBatchTokens);
+        }
+
+        Engine.Ops.GradientNorm.Compute(trained.Model.Parameters.Gradients);
+        return new MemoryPlan
+        {
+            ArenaBytes = device.Arena.HighWaterBytes,
+            ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, device.Arena.HighWaterOf),
+            FlopsPerToken = flops / passes.MicroBatchTokens,
+            Parameters = shape.ExpectedTensors().Sum(tensor => tensor.Shape.Aggregate(1L, (product, extent) => product * extent)),
+            TrainableParameters = trained.Model.Parameters.TrainableCount,
+        };
+    }
+
+    private static void MeasureTrainingPass(TrainingConfig config, TrainedModel trained, PlannedPasses passes)
+    {
+        Device device = trained.Model.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        int tokens = passes.MicroBatchTokens;
+        int[] ids = new int[tokens];
+        int[] offsets = [.. Enumerable.Range(0, (tokens + passes.DocumentTokens - 1) / passes.DocumentTokens).Select(index => index * passes.DocumentTokens), tokens];
+        PackedBatch batch = PackedBatch.Upload(device, ids, ids, offsets, ids, ids);
+        Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens));
+        var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, Step: 0);
+        trained.Model.ForwardBackward(losses, batch, dropout, 1, Trainer.Recomputes(config));
+    }
+}

@@ -1,0 +1,71 @@
+using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Planning;
+
+/// <summary>What a run will need, known before it starts. No device is opened and no weight is read.</summary>
+/// <param name="Memory">Of the device, to the byte.</param>
+/// <param name="HostBytes">Buffers beside it, through which weights stream in.</param>
+/// <param name="MicroBatchTokens">N of the largest micro-batch that <paramref name="Memory"/> is for.</param>
+/// <param name="Tokens">That the run will train on, all epochs; null where data or tokenizer are not here.</param>
+/// <param name="Steps">Optimizer steps; null likewise, unless max_steps says it.</param>
+/// <param name="Notices">What is not known and why, a sentence each.</param>
+public sealed record RunPlan(MemoryPlan Memory, long HostBytes, int MicroBatchTokens, long? Tokens, int? Steps, IReadOnlyList<string> Notices)
+{
+    /// <summary>Plans from what is there: the base's config.json at least; weights, tokenizer and data make it exact.</summary>
+    /// <param name="config">The run.</param>
+    /// <param name="observer">Is told what the data look like.</param>
+    /// <param name="cancellation">Stops reading the data.</param>
+    public static RunPlan Of(TrainingConfig config, ITrainingObserver observer, CancellationToken cancellation)
+    {
+        ModelConfig shape = ModelConfig.Parse(config.BaseModel);
+        int threads = config.Device.Threads > 0 ? config.Device.Threads : Environment.ProcessorCount;
+        var notices = new List<string>();
+        TrainingData? data = LoadData(config, shape, threads, observer, notices, cancellation);
+        int tokens = data is null
+            ? checked(config.Batch.MicroBatchSize * config.Data.SequenceLen)
+            : Trainer.LargestMicroBatch(config, data).Tokens;
+        using ModelFolder? weights = HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null;
+        MemoryPlan memory = MemoryPlan.Measure(config, shape, weights, threads, new PlannedPasses(tokens, data?.HeldOut ?? [], config.Data.SequenceLen));
+        int? steps = data?.Order.TotalSteps ?? (config.Batch.MaxSteps > 0 ? config.Batch.MaxSteps : null);
+        return new RunPlan(memory, ModelLoader.HostBufferBytes, tokens, data is null ? null : TokensOf(data), steps, notices);
+    }
+
+    private static TrainingData? LoadData(TrainingConfig config, ModelConfig shape, int threads, ITrainingObserver observer, List<string> notices, CancellationToken cancellation)
+    {
+        if (!File.Exists(Path.Combine(config.BaseModel, "tokenizer.json")))
+        {
+            notices.Add($"{config.BaseModel} has no tokenizer.json: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");
+            return null;
+        }
+
+        string[] missing = [.. config.Data.Datasets.Concat(config.Data.TestDatasets).Select(dataset => dataset.Path).Where(path => !File.Exists(path))];
+        if (missing.Length > 0)
+        {
+            notices.Add($"{string.Join(", ", missing)} {(missing.Length == 1 ? "is" : "are")} not here: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");
+            return null;
+        }
+
+        return TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, observer, cancellation);
+    }
+
+    private static bool HasWeights(string folder) => File.Exists(Path.Combine(folder, ModelFolder.SingleFileName)) || File.Exists(Path.Combine(folder, ModelFolder.IndexFileName));
+
+    private static long TokensOf(TrainingData data)
+    {
+        long tokens = 0;
+        for (int step = 0; step < data.Order.TotalSteps; step++)
+        {
+            foreach (int[] bin in data.Order.BinsOf(step))
+            {
+                tokens += bin.Sum(data.Train.Length);
+            }
+        }
+
+        return tokens;
+    }
+}

@@ -1,0 +1,158 @@
+using System.Globalization;
+using System.Text.Json;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training;
+
+/// <summary>What a run's time cost; money is null where no rate is known.</summary>
+/// <param name="Amount">Rate times hours.</param>
+/// <param name="Currency">Of the amount.</param>
+/// <param name="GpuHours">Elapsed machine time times the number of GPUs; a CPU machine counts as one.</param>
+/// <param name="Rate">For one hour.</param>
+public readonly record struct RunCost(decimal? Amount, string Currency, double GpuHours, decimal? Rate)
+{
+    internal static RunCost Of(CostOptions options, TimeSpan elapsed) =>
+        new(options.Rate is { } rate ? Math.Round(rate * (decimal)elapsed.TotalHours, 6) : null, options.Currency, elapsed.TotalHours, options.Rate);
+}
+
+/// <summary>What a finished run came to: the content of summary.json.</summary>
+public sealed record RunSummary
+{
+    public required string RunName { get; init; }
+
+    public required int Steps { get; init; }
+
+    public required long Tokens { get; init; }
+
+    public required long SupervisedTokens { get; init; }
+
+    public required double TotalSeconds { get; init; }
+
+    public required double TrainSeconds { get; init; }
+
+    public required IReadOnlyDictionary<TrainingPhase, double> PhaseSeconds { get; init; }
+
+    /// <summary>VmHWM of the process.</summary>
+    public required long PeakBytes { get; init; }
+
+    /// <summary>VmRSS just before the model was loaded.</summary>
+    public required long BaselineBytes { get; init; }
+
+    public required long ArenaBytes { get; init; }
+
+    public required long PlannedArenaBytes { get; init; }
+
+    public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
+
+    public required double? FirstLoss { get; init; }
+
+    public required double? LastLoss { get; init; }
+
+    public required EvaluationResult? Before { get; init; }
+
+    public required EvaluationResult? After { get; init; }
+
+    public required string AdapterPath { get; init; }
+
+    public required string AdapterSha256 { get; init; }
+
+    public required long TrainableParameters { get; init; }
+
+    public required RunCost Cost { get; init; }
+
+    public required int Attempts { get; init; }
+
+    public double TokensPerSecond => TrainSeconds > 0 ? Tokens / TrainSeconds : 0;
+
+    public void Write(Utf8JsonWriter json)
+    {
+        json.WriteStartObject();
+        json.WriteString("run_name", RunName);
+        json.WriteNumber("steps", Steps);
+        json.WriteStartObject("tokens");
+        json.WriteNumber("total", Tokens);
+        json.WriteNumber("supervised", SupervisedTokens);
+        json.WriteEndObject();
+        json.WriteNumber("tokens_per_second", Math.Round(TokensPerSecond, 2));
+        json.WriteStartObject("seconds");
+        json.WriteNumber("total", Math.Round(TotalSeconds, 3));
+        json.WriteNumber("train", Math.Round(TrainSeconds, 3));
+        foreach ((TrainingPhase phase, double seconds) in PhaseSeconds.Where(item => item.Key is not (TrainingPhase.Training or TrainingPhase.Done)))
+        {
+            json.WriteNumber(phase.ToString().ToLowerInvariant(), Math.Round(seconds, 3));
+        }
+
+        json.WriteEndObject();
+        json.WriteStartObject("memory");
+        json.WriteNumber("peak_bytes", PeakBytes);
+        json.WriteNumber("baseline_bytes", BaselineBytes);
+        json.WriteNumber("arena_bytes", ArenaBytes);
+        json.WriteNumber("planned_arena_bytes", PlannedArenaBytes);
+        WriteByKind(json, ByKind);
+        json.WriteEndObject();
+        json.WriteStartObject("loss");
+        WriteNumberOrNull(json, "first", FirstLoss);
+        WriteNumberOrNull(json, "last", LastLoss);
+        json.WriteEndObject();
+        json.WriteStartObject("evaluation");
+        json.WritePropertyName("before");
+        TrainerState.WriteEvaluation(json, Before);
+        json.WritePropertyName("after");
+        TrainerState.WriteEvaluation(json, After);
+        json.WriteEndObject();
+        json.WriteStartObject("adapter");
+        json.WriteString("path", AdapterPath);
+        json.WriteString("sha256", AdapterSha256);
+        json.WriteNumber("trainable_parameters", TrainableParameters);
+        json.WriteEndObject();
+        json.WriteStartObject("cost");
+        WriteMoney(json, "amount", Cost.Amount);
+        json.WriteString("currency", Cost.Currency);
+        json.WriteNumber("gpu_hours", Cost.GpuHours);
+        WriteMoney(json, "rate", Cost.Rate);
+        json.WriteEndObject();
+        json.WriteNumber("attempts", Attempts);
+        json.WriteEndObject();
+    }
+
+    /// <summary>Memory by what it is used for, as an object with names in lower case.</summary>
+    public static void WriteByKind(Utf8JsonWriter json, IReadOnlyDictionary<MemoryKind, long> byKind)
+    {
+        json.WriteStartObject("by_kind");
+        foreach ((MemoryKind kind, long bytes) in byKind)
+        {
+            json.WriteNumber(kind == MemoryKind.KeyValueCache ? "key_value_cache" : kind.ToString().ToLowerInvariant(), bytes);
+        }
+
+        json.WriteEndObject();
+    }
+
+    private static void WriteNumberOrNull(Utf8JsonWriter json, string name, double? value)
+    {
+        if (value is { } number)
+        {
+            json.WriteNumber(name, number);
+        }
+        else
+        {
+            json.WriteNull(name);
+        }
+    }
+
+    /// <summary>Numbers of money are strings: no reader may turn them into binary fractions.</summary>
+    private static void WriteMoney(Utf8JsonWriter json, string name, decimal? value)
+    {
+        if (value is { } amount)
+        {
+            json.WriteString(name, amount.ToString(CultureInfo.InvariantCulture));
+        }
+        else
+        {
+            json.WriteNull(name);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+using System.Diagnostics;
+using System.Text.Json;
+
+namespace LoraTrainer.Benchmarks;
+
+/// <summary>Measures candidates against baselines in the same run and prints the result rows.</summary>
+internal sealed class BenchmarkReport(string filter)
+{
+    private const int Rounds = 9;
+    private static readonly TimeSpan SliceTime = TimeSpan.FromMilliseconds(40);
+
+    private readonly string machine = MachineName();
+    private readonly string commit = CommitName();
+
+    public int RowsWritten { get; private set; }
+
+    /// <summary>True where only some rows were asked for.</summary>
+    public bool IsFiltered => filter.Length > 0;
+
+    public bool Wants(string name) => name.Contains(filter, StringComparison.Ordinal);
+
+    /// <summary>
+    /// Runs candidate and baseline in turns, so that what disturbs the machine meets both, and prints one row: the best rate of each, and the
+    /// median over the rounds of their ratio.
+    /// </summary>
+    /// <param name="name">name of the row</param>
+    /// <param name="unit">unit of the rates, for example GFLOP/s</param>
+    /// <param name="workPerCall">units times seconds that one call does</param>
+    /// <param name="candidate">one call</param>
+    /// <param name="baselineName">what the candidate is held against</param>
+    /// <param name="baseline">one call</param>
+    /// <param name="baselineWorkPerCall">work of one call of the baseline, where it is another than the candidate's</param>
+    public void Compare(string name, string unit, double workPerCall, Action candidate, string baselineName, Action baseline, double? baselineWorkPerCall = null)
+    {
+        int candidateCalls = CallsPerSlice(candidate), baselineCalls = CallsPerSlice(baseline);
+        double best = 0, bestBaseline = 0;
+        var ratios = new double[Rounds];
+        for (int round = 0; round < Rounds; round++)
+        {
+            double rate = workPerCall / SecondsPerCall(candidate, candidateCalls);
+            double baselineRate = (baselineWorkPerCall ?? workPerCall) / SecondsPerCall(baseline, baselineCalls);
+            best = Math.Max(best, rate);
+            bestBaseline = Math.Max(bestBaseline, baselineRate);
+            ratios[round] = rate / baselineRate;
+        }
+
+        Array.Sort(ratios);
+        Add(name, best, unit, baselineName, bestBaseline, ratios[Rounds / 2]);
+    }
+
+    private static int CallsPerSlice(Action action)
+    {
+        // Long enough for the JIT to have settled.
+        for (long start = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(start) < 3 * SliceTime;)
+        {
+            action();
+        }
+
+        return Math.Max(1, (int)(SliceTime.TotalSeconds / SecondsPerCall(action, 3)));
+    }
+
+    private static double SecondsPerCall(Action action, int calls)
+    {
+        long start = Stopwatch.GetTimestamp();
+        for (int i = 0; i < calls; i++)
+        {
+            action();
+        }
+
+        return Stopwatch.GetElapsedTime(start).TotalSeconds / calls;
+    }
+
+    /// <summary>Prints a row that was measured elsewhere.</summary>
+    public void Add(string name, double value, string unit, string baseline, double baselineValue, double ratio)
+    {
+        using var line = new MemoryStream();
+        using (var json = new Utf8JsonWriter(line))
+        {
+            json.WriteStartObject();
+            json.WriteString("name", name);
+            json.WriteNumber("value", Math.Round(value, 3));
+            json.WriteString("unit", unit);
+            json.WriteString("baseline", baseline);
+            json.WriteNumber("baseline_value", Math.Round(baselineValue, 3));
+            json.WriteNumber("ratio", Math.Round(ratio, 3));
+            json.WriteString("machine", machine);
+            json.WriteString("commit", commit);
+            json.WriteEndObject();
+        }
+
+        Console.WriteLine(System.Text.Encoding.UTF8.GetString(line.ToArray()));
+        RowsWritten++;
+    }
+
+    private static string MachineName()
+    {
+        const string path = "/proc/cpuinfo", key = "model name";
+        string? model = File.Exists(path)
+            ? File.ReadLines(path).FirstOrDefault(line => line.StartsWith(key, StringComparison.Ordinal))?.Split(':')[1].Trim()
+            : null;
+        return $"{model ?? System.Runtime.InteropServices.RuntimeInformation.OSDescription}, {Environment.ProcessorCount} cores";
+    }
+
+    /// <summary>The commit that scripts/benchmark.sh names.</summary>
+    private static string CommitName() => Environment.GetEnvironmentVariable("LT_BENCHMARK_COMMIT") is { Length: > 0 } given ? given : "unknown";
+}

@@ -1,0 +1,91 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Text.Json;
+
+namespace LoraTrainer.Benchmarks;
+
+/// <summary>
+/// The memory of whole runs of the program against its own plan: planned arena bytes over what the process really took (VmHWM less what was
+/// resident before the model was loaded). 1 is exact; below 1 the process took more than was planned.
+/// </summary>
+internal static class MemoryBenchmarks
+{
+    private const int Steps = 2;
+
+    /// <summary>SmolLM2-135M and TinyLlama-1.1B.</summary>
+    private static readonly (string Name, string Shape)[] Shapes =
+    [
+        ("135m", """{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": true, "torch_dtype": "bfloat16"}"""),
+        ("1.1b", """{"model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "torch_dtype": "bfloat16"}"""),
+    ];
+
+    public static void Run(BenchmarkReport report)
+    {
+        foreach ((string size, string shape) in Shapes)
+        {
+            foreach (string format in new[] { "nf4", "bf16" })
+            {
+                string name = $"memory_{size}_{format}";
+
+                // A base of 1.1 billion parameters takes minutes to make: only where it is asked for.
+                if (report.Wants(name) && (size != "1.1b" || report.IsFiltered))
+                {
+                    Measure(report, name, shape, format == "nf4");
+                }
+            }
+        }
+    }
+
+    private static void Measure(BenchmarkReport report, string name, string shape, bool fourBit)
+    {
+        string root = RepositoryRoot();
+        string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
+        try
+        {
+            File.WriteAllText(Path.Combine(folder, "config.json"), shape);
+            Program(root, "random-model", Path.Combine(folder, "config.json"), Path.Combine(folder, "base"), "--tokenizer", Path.Combine(root, "quickstart", "base"));
+            Program(
+                root, "train", Path.Combine(root, "configs", "quickstart.yaml"), "--set", "base_model=" + Path.Combine(folder, "base"), "--set", "output_dir=" + Path.Combine(folder, "out"),
+                "--set", $"load_in_4bit={(fourBit ? "true" : "false")}", "--set", $"adapter={(fourBit ? "qlora" : "lora")}", "--set", $"max_steps={Steps}", "--set", "warmup_steps=0",
+                "--set", "gradient_checkpointing=true", "--set", "evaluate_before=false", "--set", "evaluate_after=false",
+                "--set", "datasets.0.path=" + Path.Combine(root, "quickstart", "task", "train.jsonl"));
+            using JsonDocument summary = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(folder, "out", "summary.json")));
+            JsonElement memory = summary.RootElement.GetProperty("memory");
+            double taken = memory.GetProperty("peak_bytes").GetDouble() - memory.GetProperty("baseline_bytes").GetDouble();
+            double planned = memory.GetProperty("planned_arena_bytes").GetDouble();
+            report.Add(name, taken / 1e6, "MB", "own plan", planned / 1e6, planned / taken);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    private static void Program(string root, params string[] arguments)
+    {
+        var start = new ProcessStartInfo("dotnet") { WorkingDirectory = root, RedirectStandardOutput = true };
+        start.ArgumentList.Add(Path.Combine(root, "src", "LoraTrainer.Cli", "bin", "Release", "net10.0", "lora-trainer.dll"));
+        foreach (string argument in arguments.Append("--quiet"))
+        {
+            start.ArgumentList.Add(argument);
+        }
+
+        using Process process = Process.Start(start) ?? throw new InvalidOperationException("dotnet could not be started.");
+        process.WaitForExit();
+        if (process.ExitCode != 0)
+        {
+            throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"lora-trainer {arguments[0]} ended with exit code {process.ExitCode}."));
+        }
+    }
+
+    private static string RepositoryRoot()
+    {
+        DirectoryInfo? folder = new(AppContext.BaseDirectory);
+        while (folder is not null && !File.Exists(Path.Combine(folder.FullName, "LoraTrainer.sln")))
+        {
+            folder = folder.Parent;
+        }
+
+        return folder?.FullName ?? throw new InvalidOperationException("The memory rows run from a build inside the repository.");
+    }
+}

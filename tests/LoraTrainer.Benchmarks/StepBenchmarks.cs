@@ -1,0 +1,104 @@
+using System.Text;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
+
+namespace LoraTrainer.Benchmarks;
+
+/// <summary>
+/// Whole training steps against the rate of the engine's own f32 matrix product in the same run. Work of a token: 4N + 3a floating-point
+/// operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size * layers.
+/// </summary>
+internal static class StepBenchmarks
+{
+    private const int Tokens = 512;
+
+    /// <summary>SmolLM2-135M.</summary>
+    private const string Shape = """
+        {
+          "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+          "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": true, "torch_dtype": "bfloat16"
+        }
+        """;
+
+    public static void Run(BenchmarkReport report)
+    {
+        Step(report, "step_qlora_nf4_135m", recompute: false);
+        Step(report, "step_qlora_nf4_135m_recompute", recompute: true);
+    }
+
+    private static void Step(BenchmarkReport report, string name, bool recompute)
+    {
+        if (!report.Wants(name))
+        {
+            return;
+        }
+
+        ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(Shape));
+        var config = new TrainingConfig
+        {
+            Adapter = new AdapterOptions { Kind = AdapterKind.Qlora, Rank = 8, Alpha = 16 },
+            Quantization = new QuantizationOptions { LoadIn4Bit = true },
+            Device = new DeviceOptions { GradientCheckpointing = recompute ? GradientCheckpointing.On : GradientCheckpointing.Off },
+        };
+        string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
+        try
+        {
+            RandomModel.Write(shape, folder, seed: 1);
+            int threads = Environment.ProcessorCount;
+            MemoryPlan plan = MemoryPlan.Measure(config, shape, null, threads, new PlannedPasses(Tokens, [], Tokens));
+            using var device = new CpuDevice(threads, plan.ArenaBytes + (16 << 20));
+            using ModelFolder weights = ModelFolder.Open(folder);
+            TrainedModel trained = TrainedModel.Build(config, shape, weights, device);
+            Compare(report, name, shape, trained, recompute);
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
+    }
+
+    private static void Compare(BenchmarkReport report, string name, ModelConfig shape, TrainedModel trained, bool recompute)
+    {
+        Device device = trained.Model.Device;
+        int[] tokens = [.. Enumerable.Range(0, Tokens).Select(index => index * 37 % shape.VocabSize)];
+        int[] positions = [.. Enumerable.Range(0, Tokens)];
+        int[] offsets = [0, Tokens];
+        int step = 0;
+
+        // The product of an MLP's gate: the most frequent shape of the step, with its operands kept outside the step's memory.
+        Tensor input = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(Tokens, shape.HiddenSize));
+        Tensor output = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(Tokens, shape.IntermediateSize));
+        Tensor weight = device.AllocateZeroed(MemoryKind.Activations, DType.F32, new Shape(shape.IntermediateSize, shape.HiddenSize));
+        device.Zero(input);
+        var matrix = new DenseMatrix(weight);
+
+        double linears = shape.ExpectedTensors().Where(tensor => tensor.Shape.Length == 2).Sum(tensor => (double)tensor.Shape[0] * tensor.Shape[1]);
+        double attention = 2.0 * Tokens * shape.HiddenSize * shape.NumHiddenLayers;
+        report.Compare(
+            name,
+            "GFLOP/s",
+            Tokens * (4 * linears + 3 * attention) / 1e9,
+            () =>
+            {
+                using ArenaFrame frame = device.Arena.Frame();
+                PackedBatch batch = PackedBatch.Upload(device, tokens, positions, offsets, tokens, positions);
+                Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(Tokens));
+                device.Zero(trained.Model.Parameters.Gradients);
+                trained.Model.ForwardBackward(losses, batch, DropoutState.Inactive, 1f / Tokens, recompute);
+                GradientNorm.Compute(trained.Model.Parameters.Gradients);
+                trained.Optimizer.Step(++step, 1e-4, 1);
+            },
+            "own f32 GEMM",
+            () => Linear.Forward(output, input, matrix),
+            baselineWorkPerCall: 2.0 * Tokens * shape.HiddenSize * shape.IntermediateSize / 1e9);
+    }
+}

@@ -1,0 +1,83 @@
+using System.Text;
+using LoraTrainer.Data.Datasets;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.Data.Tests.Datasets;
+
+public class RowReaderTests
+{
+    [Theory]
+    [InlineData("{\"t\":\"a\"}\n{\"t\":\"b\"}\n", "1:1:a 2:2:b")]
+    [InlineData("{\"t\":\"a\"}\r\n{\"t\":\"b\"}", "1:1:a 2:2:b")]
+    [InlineData("\uFEFF{\"t\":\"a\"}\n", "1:1:a")]
+    [InlineData("\n\n  \n{\"t\":\"a\"}\n\t\n{\"t\":\"b\"}\n\n", "4:1:a 6:2:b")]
+    [InlineData("[{\"t\":\"a\"},{\"t\":\"b\"}]", "1:1:a 1:2:b")]
+    [InlineData("\uFEFF [\n {\"t\":\"a\"},\n\n {\n\"t\":\"b\"}\n]\n\n", "2:1:a 4:2:b")]
+    [InlineData("[]", "")]
+    [InlineData("", "")]
+    [InlineData("\n\n", "")]
+    public void Read_WellFormed_GivesLinesAndRows(string content, string expected)
+        => Assert.Equal(expected, string.Join(' ', Read(content).Select(row => $"{row.Source.Line}:{row.Source.Row}:{row.Text("t")}")));
+
+    [Theory]
+    [InlineData("{\"t\":\"a\"}\n{\"t\":\n", "data.jsonl:2 (row 2): not a JSON object on one line:")]
+    [InlineData("{\"t\":\"a\"} x\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
+    [InlineData("{\"t\":\"a\"}\n\n17\n", "data.jsonl:3 (row 2): expected an object with named fields, found Number")]
+    [InlineData("{\n\"t\":\"a\"}\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
+    [InlineData("[{\"t\":\"a\"}\n,\n3]", "data.jsonl:3 (row 2): expected an object with named fields, found Number")]
+    [InlineData("[{\"t\":\"a\"}] x", "data.jsonl:1 (row 2): not a JSON array of objects:")]
+    [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects:")]
+    [InlineData("[{\"t\":\"a\"},]", "data.jsonl:1 (row 2): not a JSON array of objects:")]
+    public void Read_Damaged_SaysWhere(string content, string start)
+        => Assert.StartsWith(start, Assert.Throws<DatasetException>(() => Read(content)).Message, StringComparison.Ordinal);
+
+    [Fact]
+    public void Read_InvalidUtf8_SaysWhichByte()
+    {
+        byte[] line = [.. "{\"t\":\"ok\"}\n{\"t\":\"a"u8, 0xC3, 0x28, .. "\"}\n"u8];
+        Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(line)).Message);
+        byte[] array = [.. "[{\"t\":\"a"u8, 0xFF, .. "\"}]"u8];
+        Assert.Equal("data.jsonl: not valid UTF-8 at byte 9", Assert.Throws<DatasetException>(() => Read(array)).Message);
+    }
+
+    [Fact]
+    public void Read_HugeLineAmongSmallOnes_IsWhole()
+    {
+        string huge = new('é', 3_000_000);
+        List<SourceRow> rows = Read($"{{\"t\":\"a\"}}\n{{\"t\":\"{huge}\"}}\n{{\"t\":\"b\"}}");
+        Assert.Equal(["a", huge, "b"], rows.Select(row => row.Text("t")));
+        Assert.Equal([1, 2, 3], rows.Select(row => row.Source.Line));
+    }
+
+    /// <summary>Lines of all lengths around the size of the read buffer.</summary>
+    [Fact]
+    public void Read_ManyLengths_LosesNothing()
+    {
+        string[] texts = [.. Enumerable.Range(0, 300).Select(i => new string((char)('a' + (i % 26)), i * 997 % 5000)), new('x', 65525), new('y', 65526), new('z', 65527), "end"];
+        Assert.Equal(texts, Read(string.Concat(texts.Select(text => $"{{\"t\":\"{text}\"}}\n"))).Select(row => row.Text("t")));
+    }
+
+    [Fact]
+    public void Text_MissingOrWrong_IsASentence()
+    {
+        SourceRow row = Read("{\"context\":\"a\",\"answer\":7,\"bad\":\"\\ud800\"}")[0];
+        Assert.Equal("data.jsonl:1 (row 1): no field 'target'; the row has: context, answer, bad", Assert.Throws<DatasetException>(() => row.Text("target")).Message);
+        Assert.Equal("data.jsonl:1 (row 1): field 'answer' is not a text but Number", Assert.Throws<DatasetException>(() => row.Text("answer")).Message);
+        Assert.Equal("data.jsonl:1 (row 1): field 'bad' is not valid Unicode (a surrogate without its partner)", Assert.Throws<DatasetException>(() => row.Text("bad")).Message);
+        Assert.Equal("", row.OptionalText("nothing"));
+    }
+
+    [Fact]
+    public void Read_NoFile_SaysSo() => Assert.Equal("/nowhere/x.jsonl: no such file", Assert.Throws<DatasetException>(() => RowReader.Read("/nowhere/x.jsonl")).Message);
+
+    private static List<SourceRow> Read(string content) => Read(Encoding.UTF8.GetBytes(content));
+
+    private static List<SourceRow> Read(byte[] content)
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.File("data.jsonl");
+        File.WriteAllBytes(file, content);
+        return [.. RowReader.Read(file)];
+    }
+}

@@ -1,0 +1,186 @@
+using System.Text.Json;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+public sealed class CliTests : IDisposable
+{
+    private readonly TemporaryFolder folder = new();
+
+    public CliTests()
+    {
+        Directory.CreateDirectory(folder.File("models/tiny"));
+        File.WriteAllText(folder.File("train.jsonl"), "{}\n");
+        File.WriteAllText(folder.File("good.yaml"), "base_model: models/tiny\nadapter: lora\nlora_rank: 8\ndatasets:\n  - {path: train.jsonl, type: alpaca}\n");
+        File.WriteAllText(folder.File("bad.yaml"), "base_model: models/tiny\nadapter: lora\nlora_r: 0\nlerning_rate: 1\ndatasets:\n  - {path: train.jsonl, type: alpaca}\n");
+    }
+
+    public void Dispose() => folder.Dispose();
+
+    private Task<CliProcess> RunAsync(params string[] arguments) => CliProcess.RunAsync(folder.Path, arguments);
+
+    [Fact]
+    public async Task Help_NamesOnlyVerbsThatWork()
+    {
+        CliProcess run = await RunAsync("--help");
+
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        Assert.Contains("validate", run.Output, StringComparison.Ordinal);
+        Assert.Contains("doctor", run.Output, StringComparison.Ordinal);
+        Assert.Contains("--set", run.Output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task NoArguments_ShowsTheHelp() => Assert.Equal((await RunAsync("--help")).Output, (await RunAsync()).Output);
+
+    [Fact]
+    public async Task Version_IsOneLine()
+    {
+        CliProcess run = await RunAsync("--version");
+
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        Assert.Matches(@"^[0-9]+\.[0-9]+\.[0-9]+[^\n]*\n$", run.Output);
+    }
+
+    [Theory]
+    [InlineData("trian")]
+    [InlineData("validate")]
+    [InlineData("validate", "good.yaml", "--bogus")]
+    [InlineData("validate", "good.yaml", "--set")]
+    public async Task WrongCommandLine_Returns2AndSaysHowItIsWritten(params string[] arguments)
+    {
+        CliProcess run = await RunAsync(arguments);
+
+        Assert.Equal((2, ""), (run.ExitCode, run.Output));
+        Assert.StartsWith("error: ", run.Error, StringComparison.Ordinal);
+        Assert.EndsWith("--help shows how it is written.\n", run.Error, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("error: There is no verb validat. Did you mean validate?", "validat", "x.yaml")]
+    [InlineData("error: There is no option --shwo. Did you mean --show?", "validate", "good.yaml", "--shwo")]
+    [InlineData("error: There is no option --shwo. Did you mean --show?", "validate", "--shwo")]
+    public async Task WrongCommandLine_Slip_IsRecognized(string message, params string[] arguments)
+    {
+        CliProcess run = await RunAsync(arguments);
+
+        Assert.Equal(2, run.ExitCode);
+        Assert.StartsWith(message + "\n", run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task WrongCommandLine_WithJson_IsStillOneDocument()
+    {
+        CliProcess run = await RunAsync("validate", "good.yaml", "--bogus", "--json");
+
+        Assert.Equal(2, run.ExitCode);
+        using JsonDocument document = JsonDocument.Parse(run.Output);
+        Assert.Equal(2, document.RootElement.GetProperty("exit_code").GetInt32());
+    }
+
+    [Fact]
+    public async Task Validate_Good_SaysWhatItWouldDo()
+    {
+        CliProcess run = await RunAsync("validate", "good.yaml");
+
+        Assert.Equal("good.yaml is right: LoRA of rank 8 on all linear layers, scaled by 4, 1 epoch, 1 sequence of up to 2048 tokens a step.\n", run.Output);
+        Assert.Equal("note: lora_rank is read as lora_r (good.yaml:3).\n", run.Error);
+        Assert.Equal(0, run.ExitCode);
+    }
+
+    [Fact]
+    public async Task Validate_Quiet_SaysNothing()
+    {
+        CliProcess run = await RunAsync("validate", "good.yaml", "--quiet");
+
+        Assert.Equal(new CliProcess(0, "", ""), run);
+    }
+
+    [Fact]
+    public async Task Validate_Bad_TellsAllOnStandardError()
+    {
+        CliProcess run = await RunAsync("validate", "bad.yaml");
+
+        Assert.Equal(
+            new CliProcess(
+                2,
+                "",
+                "error: lora_r must be 1..1024, got 0 (bad.yaml:3). Typical: 8, 16, 64.\nerror: Unknown key lerning_rate (bad.yaml:4). Did you mean learning_rate?\nbad.yaml: 2 problems.\n"),
+            run);
+    }
+
+    [Fact]
+    public async Task Validate_Set_IsChecked()
+    {
+        CliProcess run = await RunAsync("validate", "good.yaml", "--set", "lora_r=4", "--set", "max_steps=x");
+
+        Assert.Equal(2, run.ExitCode);
+        Assert.Contains("error: max_steps must be a whole number (0 or more), got x (--set max_steps).\n", run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Validate_MissingFile_Returns2()
+    {
+        CliProcess run = await RunAsync("validate", "none.yaml");
+
+        Assert.Equal((2, ""), (run.ExitCode, run.Output));
+        Assert.StartsWith("error: There is no configuration file none.yaml.", run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Validate_MissingData_Warns()
+    {
+        CliProcess run = await RunAsync("validate", "good.yaml", "--set", "datasets.0.path=none.jsonl");
+
+        Assert.Equal(0, run.ExitCode);
+        Assert.Contains("warning: datasets[0].path names none.jsonl, which is not here.", run.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Validate_Show_CanBeReadAgain()
+    {
+        CliProcess shown = await RunAsync("validate", "good.yaml", "--show");
+        File.WriteAllText(folder.File("resolved.yaml"), shown.Output);
+
+        CliProcess again = await RunAsync("validate", "resolved.yaml", "--show");
+
+        Assert.Equal(new CliProcess(0, shown.Output, ""), again);
+    }
+
+    [Theory]
+    [InlineData("good.yaml", 0, true)]
+    [InlineData("bad.yaml", 2, false)]
+    public async Task Validate_Json_IsOneDocument(string file, int exitCode, bool valid)
+    {
+        CliProcess run = await RunAsync("validate", file, "--json");
+
+        Assert.Equal(exitCode, run.ExitCode);
+        using JsonDocument document = JsonDocument.Parse(run.Output);
+        Assert.Equal(valid, document.RootElement.GetProperty("valid").GetBoolean());
+        Assert.Equal(valid ? 0 : 2, document.RootElement.GetProperty("errors").GetArrayLength());
+        Assert.Equal(valid ? JsonValueKind.Object : JsonValueKind.Null, document.RootElement.GetProperty("config").ValueKind);
+    }
+
+    [Fact]
+    public async Task Doctor_SaysWhatTheMachineHas()
+    {
+        CliProcess run = await RunAsync("doctor");
+
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        Assert.Contains("processor", run.Output, StringComparison.Ordinal);
+        Assert.Contains("the CUDA device is not part of this build yet, so the CPU is used", run.Output, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Doctor_Json_HasTheNumbers()
+    {
+        CliProcess run = await RunAsync("doctor", "--json");
+
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        using JsonDocument document = JsonDocument.Parse(run.Output);
+        Assert.Equal(Environment.ProcessorCount, document.RootElement.GetProperty("cpu").GetProperty("cores").GetInt32());
+        Assert.True(document.RootElement.GetProperty("memory").GetProperty("total_bytes").GetInt64() > 0);
+        Assert.Equal(2, document.RootElement.GetProperty("disks").GetArrayLength());
+    }
+}

@@ -1,0 +1,165 @@
+using System.Diagnostics;
+using System.Runtime.InteropServices;
+using System.Text;
+using System.Text.Json;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>How a child process ended. A process that was killed has 128 + 9.</summary>
+internal sealed record Ending(int ExitCode, string Output, string Error)
+{
+    public override string ToString() => $"exit code {ExitCode}\n{Output}\n{Error}";
+}
+
+/// <summary>A moment in a run: when a line that starts so was written so many times, plus some time.</summary>
+internal sealed record Moment(string Line, int Occurrence, double DelayMilliseconds)
+{
+    public override string ToString() => $"{DelayMilliseconds:0.0} ms after '{Line}' number {Occurrence}";
+}
+
+/// <summary>A folder with a tiny base, data and a config, and the program that runs in it as a process of its own.</summary>
+internal sealed class TinyFolder : IDisposable
+{
+    public const int SignalInterrupt = 2;
+    public const int SignalKill = 9;
+    public const int SignalTerminate = 15;
+
+    // Guards against a hang, not a measure of speed.
+    private static readonly TimeSpan Longest = TimeSpan.FromMinutes(4);
+
+    private readonly TemporaryFolder folder = new();
+
+    public TinyFolder(ModelConfig? shape = null, int rows = 43, int longest = 40, params (string Key, object? Value)[] changes)
+    {
+        TinyRun.WriteBase(folder.File("base"), shape: shape);
+        TinyRun.WriteData(folder.File("train.jsonl"), rows, longest);
+        File.WriteAllText(folder.File("tiny.yaml"), TinyRun.Config("", changes));
+    }
+
+    public string Path => folder.Path;
+
+    public string Out => PathOf("out");
+
+    public string Checkpoints => PathOf("out/checkpoints/tiny");
+
+    public string PathOf(string name) => folder.File(name);
+
+    public void Dispose() => folder.Dispose();
+
+    /// <summary>Runs to the end, or until the moment, when the signals are sent one after the other.</summary>
+    public async Task<Ending> RunAsync(string[] arguments, Moment? moment = null, int[]? signals = null, IReadOnlyDictionary<string, string>? environment = null)
+    {
+        using Process process = Start(arguments, environment);
+        var output = new StringBuilder();
+        Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        using var hang = CancellationTokenSource.CreateLinkedTokenSource(TestContext.Current.CancellationToken);
+        hang.CancelAfter(Longest);
+        try
+        {
+            int seen = 0;
+            while (await process.StandardOutput.ReadLineAsync(hang.Token) is { } line)
+            {
+                output.Append(line).Append('\n');
+                if (moment is not null && line.StartsWith(moment.Line, StringComparison.Ordinal) && ++seen == moment.Occurrence)
+                {
+                    Wait(moment.DelayMilliseconds);
+                    foreach (int signal in signals ?? [SignalKill])
+                    {
+                        _ = SendSignal(process.Id, signal);
+                        Wait(signals?.Length > 1 ? 30 : 0);
+                    }
+                }
+            }
+
+            await process.WaitForExitAsync(hang.Token);
+        }
+        finally
+        {
+            if (!process.HasExited)
+            {
+                process.Kill();
+            }
+        }
+
+        return new Ending(process.ExitCode, output.ToString(), await error);
+    }
+
+    public Task<Ending> RunAsync(params string[] arguments) => RunAsync(arguments, null);
+
+    /// <summary>Starts a process and kills it after some time, wherever it is then.</summary>
+    public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments)
+    {
+        using Process process = Start(arguments, null);
+        Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await Task.Delay(time, TestContext.Current.CancellationToken);
+        _ = SendSignal(process.Id, SignalKill);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return new Ending(process.ExitCode, await output, await error);
+    }
+
+    public Process Start(string[] arguments, IReadOnlyDictionary<string, string>? environment)
+    {
+        string program = System.IO.Path.Combine(AppContext.BaseDirectory, "lora-trainer.dll");
+        Assert.True(File.Exists(program), $"the program is not beside the tests: {program}");
+        var start = new ProcessStartInfo("dotnet", ["exec", program, .. arguments]) { WorkingDirectory = folder.Path, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
+        foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
+        {
+            start.Environment[name] = value;
+        }
+
+        return Process.Start(start)!;
+    }
+
+    /// <summary>The folders of the checkpoints that have a manifest, by step.</summary>
+    public string[] CheckpointFolders(string? root = null) =>
+        [.. Directory.EnumerateDirectories(root ?? Checkpoints, "step-*").Where(path => File.Exists(System.IO.Path.Combine(path, "manifest.json"))).Order(StringComparer.Ordinal)];
+
+    /// <summary>Everything that two runs with the same result have in common: the weights, the optimizer's moments, what the log says of each step.</summary>
+    public Dictionary<string, string> Result()
+    {
+        string weights = Directory.EnumerateFiles(Out, "*.safetensors").Single();
+        string last = CheckpointFolders()[^1];
+        return new Dictionary<string, string>
+        {
+            [System.IO.Path.GetFileName(weights)] = Hash(weights),
+            ["optimizer.safetensors"] = Hash(System.IO.Path.Combine(last, "optimizer.safetensors")),
+            ["log.jsonl"] = string.Join('\n', Log()),
+        };
+    }
+
+    /// <summary>step, loss, learning_rate and grad_norm of each line, as they are written.</summary>
+    public string[] Log() =>
+    [
+        .. File.ReadAllLines(PathOf("out/log.jsonl")).Select(line =>
+        {
+            using JsonDocument document = JsonDocument.Parse(line);
+            return string.Join(' ', new[] { "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens" }.Select(name => document.RootElement.GetProperty(name).GetRawText()));
+        }),
+    ];
+
+    /// <summary>Every file below a folder with the hash of its content: to see that nothing changed.</summary>
+    public static Dictionary<string, string> Snapshot(string path) => Directory.EnumerateFiles(path, "*", SearchOption.AllDirectories)
+        .ToDictionary(file => System.IO.Path.GetRelativePath(path, file), Hash, StringComparer.Ordinal);
+
+    public static string Hash(string file) => Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(File.ReadAllBytes(file)));
+
+    public static int SendSignal(int process, int signal) => Kill(process, signal);
+
+    private static void Wait(double milliseconds)
+    {
+        // Finer than a timer: some of the moments lie within a save of a few milliseconds.
+        long start = Stopwatch.GetTimestamp();
+        while (Stopwatch.GetElapsedTime(start).TotalMilliseconds < milliseconds)
+        {
+            Thread.Sleep(milliseconds > 20 ? 1 : 0);
+        }
+    }
+
+    [DllImport("libc", EntryPoint = "kill", SetLastError = true)]
+    [DefaultDllImportSearchPaths(DllImportSearchPath.SafeDirectories)]
+    private static extern int Kill(int process, int signal);
+}

@@ -1,0 +1,153 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Engine.Tests.Numerics;
+using LoraTrainer.TestSupport;
+using Xunit;
+using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+
+namespace LoraTrainer.Engine.Tests.Ops;
+
+/// <summary>What holds for all operations: the same bits again, with any number of threads and any instruction set, and a plan that is exact.</summary>
+public sealed class EveryOpTests
+{
+    private const int N = 67, D = 1043;
+
+    private static readonly AttentionHeads Heads = new(4, 2, 20, 0.3f);
+
+    private static readonly Dictionary<string, (double Flops, Func<Device, Tensor[]> Run)> Cases = new()
+    {
+        ["rms_norm"] = (4.0 * N * D + 10.0 * N * D, device =>
+        {
+            Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(D)), y = device.Poisoned(new Shape(N, D)), r = device.Poisoned(new Shape(N)), dw = device.Random(3, new Shape(D));
+            RmsNorm.Forward(y, r, x, w, 1e-5f);
+            Tensor dx = Matrix(device, 4);
+            RmsNorm.Backward(dx, dw, Matrix(device, 5), x, w, r, GradientMode.Accumulate);
+            return [y, r, dx, dw];
+        }),
+        ["swiglu"] = (15.0 * N * D, device =>
+        {
+            Tensor a = Matrix(device, 1), b = Matrix(device, 2), h = Matrix(device, 3), g = Matrix(device, 4);
+            SwiGlu.Forward(h, a, b);
+            SwiGlu.Backward(a, b, g, a, b);
+            return [h, a, b];
+        }),
+        ["rope"] = (2.0 * N * 16 + 6.0 * N * 3 * 16, device =>
+        {
+            Tensor c = device.Poisoned(new Shape(N, 16)), s = device.Poisoned(new Shape(N, 16)), x = device.Random(1, new Shape(N, 120));
+            Rope.BuildTables(c, s, device.Integers([.. Enumerable.Range(0, N)]), [.. Enumerable.Range(1, 16).Select(i => 1f / i)], 1.1f);
+            Rope.Forward(x, 40, c, s);
+            return [c, s, x];
+        }),
+        ["embedding"] = ((double)N * D, device =>
+        {
+            Tensor tokens = device.Integers([.. Enumerable.Range(0, N).Select(i => i % 7)]), table = device.BF16(Values(1, 7 * D), new Shape(7, D));
+            Tensor y = device.Poisoned(new Shape(N, D)), g = device.Random(2, new Shape(7, D));
+            Embedding.Forward(y, tokens, table);
+            Embedding.Backward(g, Matrix(device, 3), tokens, -1);
+            return [y, g];
+        }),
+        ["elementwise"] = (3.0 * N * D, device =>
+        {
+            Tensor x = Matrix(device, 1), b = device.Random(2, new Shape(D));
+            Elementwise.Add(x, x, Matrix(device, 3));
+            Elementwise.AddBias(x, b);
+            Elementwise.BiasGradient(b, x);
+            return [x, b];
+        }),
+        ["dropout"] = ((double)N * D, device =>
+        {
+            Tensor x = Matrix(device, 1);
+            Dropout.Apply(x, x, 0.3f, new DropoutKey(1, 2, 3, 5));
+            return [x];
+        }),
+        ["linear"] = (3 * 2.0 * N * D * 50, device =>
+        {
+            Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(50, D)), y = device.Poisoned(new Shape(N, 50)), dw = device.Random(3, new Shape(50, D)), dx = Matrix(device, 4);
+            Linear.Forward(y, x, new DenseMatrix(w));
+            Linear.BackwardInput(dx, y, new DenseMatrix(w), GradientMode.Accumulate, 0.5f);
+            Linear.BackwardWeight(dw, y, x, 0.3f);
+            return [y, dx, dw];
+        }),
+        ["linear_cross_entropy"] = (N * (3 * 2.0 * D * 51 + 6 * 51), device =>
+        {
+            Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(51, D), 0.05f), dw = device.Random(3, new Shape(51, D)), dx = Matrix(device, 4), losses = device.Poisoned(new Shape(N));
+            int[] rows = [.. Enumerable.Range(0, N)];
+            LinearCrossEntropy.ForwardBackward(losses, dx, dw, x, new DenseMatrix(w), device.Integers([.. rows.Select(i => i % 51)]), device.Integers(rows), 0.1f);
+            return [losses, dx, dw];
+        }),
+        ["attention"] = (3 * 2.0 * (30 * 30 + 37 * 37) * 80, device =>
+        {
+            Tensor q = device.Random(1, new Shape(N, 80)), k = device.Random(2, new Shape(N, 40)), v = device.Random(3, new Shape(N, 40)), o = device.Poisoned(new Shape(N, 80)), lse = device.Poisoned(new Shape(4, N));
+            Tensor dq = device.Poisoned(new Shape(N, 80)), dk = device.Poisoned(new Shape(N, 40)), dv = device.Poisoned(new Shape(N, 40));
+            Attention.Forward(o, lse, q, k, v, [0, 30, N], Heads);
+            Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, [0, 30, N], Heads);
+            return [o, lse, dq, dk, dv];
+        }),
+        ["adamw"] = (12.0 * 70000 + 2.0 * 70000, device =>
+        {
+            Tensor p = device.Random(1, new Shape(70000)), g = device.Random(2, new Shape(70000)), m = device.Random(3, new Shape(70000)), v = device.Filled(0.5f, new Shape(70000));
+            AdamW.Step(p, g, m, v, [new(0, 69997, 1, true)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, (float)(1 / (1 + GradientNorm.Compute(g))));
+            return [p, m, v];
+        }),
+    };
+
+    public static TheoryData<string> Names => [.. Cases.Keys];
+
+    [Theory]
+    [MemberData(nameof(Names))]
+    public void Results_AgainAndWithOtherThreads_AreBitEqual(string name)
+    {
+        float[][] expected = Run(name, 1);
+        foreach (int threads in new[] { 1, 2, 3, 3 })
+        {
+            float[][] actual = Run(name, threads);
+            for (int i = 0; i < expected.Length; i++)
+            {
+                TensorAssert.BitEqual(expected[i], actual[i], $"{name}, result {i}, {threads} threads");
+                Assert.DoesNotContain(actual[i], float.IsNaN);
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Names))]
+    public void Plan_MemoryAndOperations_AreExact(string name)
+    {
+        foreach (int threads in new[] { 1, 3 })
+        {
+            using Device device = Open("cpu", threads);
+            using var plan = new MeasureDevice(threads);
+            Cases[name].Run(device);
+            Cases[name].Run(plan);
+            Assert.Equal(Cases[name].Flops, plan.Flops, 1e-9 * plan.Flops);
+            foreach (MemoryKind kind in Enum.GetValues<MemoryKind>())
+            {
+                Assert.Equal(device.Arena.HighWaterOf(kind), plan.Arena.HighWaterOf(kind));
+            }
+        }
+    }
+
+    [Fact]
+    public async Task Results_WithFewerInstructionSets_AreBitEqual()
+    {
+        string expected = await InstructionSets.RunChild(typeof(EveryOpTests), nameof(Child), "");
+        Assert.Equal(Cases.Count, expected.Split('\n', StringSplitOptions.RemoveEmptyEntries).Length);
+        foreach (string switchName in InstructionSets.Switches)
+        {
+            Assert.Equal(expected, await InstructionSets.RunChild(typeof(EveryOpTests), nameof(Child), switchName));
+        }
+    }
+
+    [Fact(Explicit = true)]
+    public void Child() => InstructionSets.Report(Cases.Keys.Select(name => (name, InstructionSets.Bytes(Run(name, 2).SelectMany(r => r)))));
+
+    private static Tensor Matrix(Device device, uint stream) => device.Random(stream, new Shape(N, D));
+
+    private static float[][] Run(string name, int threads)
+    {
+        using Device device = Open("cpu", threads);
+        return [.. Cases[name].Run(device).Select(t => t.Download())];
+    }
+}

@@ -1,0 +1,119 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.TestSupport;
+using Xunit;
+using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+
+namespace LoraTrainer.Engine.Tests.Ops;
+
+public sealed class RmsNormTests
+{
+    private const float Eps = 1e-5f;
+
+    // The D squares are summed in 16 chains of D/16 terms, then 4 more additions; the root halves that error.
+    private static double RstdError(int d) => (d / 32.0 + 6) * U;
+
+    [Theory]
+    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    public void Forward_AnyShape_MatchesReference(string name, int n, int d)
+    {
+        using Device device = Open(name);
+        Tensor x = device.Random(1, new Shape(n, d)), w = device.Random(2, new Shape(d)), y = device.Poisoned(new Shape(n, d)), rstd = device.Poisoned(new Shape(n));
+        RmsNorm.Forward(y, rstd, x, w, Eps);
+        (double[] expected, double[] r) = Reference(x.Doubles(), w.Doubles(), n, d);
+        Within(r, [.. r.Select(v => v * RstdError(d))], rstd.Download(), "rstd");
+        Within(expected, [.. expected.Select(v => Math.Abs(v) * (RstdError(d) + 2 * U))], y.Download(), "y");
+    }
+
+    [Theory]
+    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    public void Backward_AnyShape_OverwritesOrAddsAsAsked(string name, int n, int d)
+    {
+        using Device device = Open(name);
+        Tensor x = device.Random(1, new Shape(n, d)), w = device.Random(2, new Shape(d)), dy = device.Random(3, new Shape(n, d));
+        Tensor rstd = device.Poisoned(new Shape(n));
+        RmsNorm.Forward(device.Poisoned(new Shape(n, d)), rstd, x, w, Eps);
+        (double[] dx, double[] dw, double[] dxSize, double[] dwSize) = Gradients(dy.Doubles(), x.Doubles(), w.Doubles(), n, d);
+
+        // rstd, the D/16 + 4 additions of the mean and about ten single roundings; weights add a chain of N rows.
+        double error = 3 * RstdError(d) + (d / 16.0 + 14) * U;
+        Tensor dInput = device.Poisoned(new Shape(n, d)), dWeight = device.Random(4, new Shape(d));
+        double[] before = dWeight.Doubles();
+        RmsNorm.Backward(dInput, dWeight, dy, x, w, rstd, GradientMode.Overwrite);
+        Within(dx, [.. dxSize.Select(v => v * error)], dInput.Download(), "dx");
+        Within([.. dw.Zip(before, (a, b) => a + b)], [.. dwSize.Zip(before, (a, b) => (a + Math.Abs(b)) * (error + n * U))], dWeight.Download(), "dw");
+
+        Tensor stream = device.Random(5, new Shape(n, d));
+        double[] old = stream.Doubles();
+        RmsNorm.Backward(stream, Tensor.None, dy, x, w, rstd, GradientMode.Accumulate);
+        Within([.. dx.Zip(old, (a, b) => a + b)], [.. dxSize.Zip(old, (a, b) => a * error + (a + Math.Abs(b)) * 2 * U)], stream.Download(), "dx added");
+
+        float[] apart = dInput.Download();
+        Tensor again = device.Filled(0, new Shape(d));
+        RmsNorm.Backward(dy, again, dy, x, w, rstd, GradientMode.Overwrite);
+        TensorAssert.BitEqual(apart, dy.Download(), "dx in the place of dy");
+        Within(dw, [.. dwSize.Select(v => v * (error + n * U))], again.Download(), "dw when dx takes the place of dy");
+    }
+
+    [Fact]
+    public void Reference_Gradient_MatchesFiniteDifference()
+    {
+        const int n = 2, d = 7;
+        double[] x = [.. Values(1, n * d)], w = [.. Values(2, d)], dy = [.. Values(3, n * d)];
+        (double[] dx, double[] dw, _, _) = Gradients(dy, x, w, n, d);
+        double Loss() => Reference(x, w, n, d).Y.Zip(dy, (a, b) => a * b).Sum();
+        MatchesFiniteDifference(x, Loss, dx);
+        MatchesFiniteDifference(w, Loss, dw);
+    }
+
+    [Fact]
+    public void Calls_WrongArguments_SayWhich()
+    {
+        using Device device = Open("cpu"), other = Open("cpu", 1);
+        Tensor x = device.Random(1, new Shape(2, 8)), y = device.Random(1, new Shape(2, 8)), w = device.Random(2, new Shape(8)), r = device.Random(3, new Shape(2));
+        Throws("RmsNorm.Forward: input must be a matrix of F32, got F32 (8).", () => RmsNorm.Forward(y, r, w, w, Eps));
+        Throws("RmsNorm.Forward: weight must be F32 (8), got F32 (2).", () => RmsNorm.Forward(y, r, x, r, Eps));
+        Throws("RmsNorm.Forward: rstd must be F32 (2), got I32 (2).", () => RmsNorm.Forward(y, device.Integers(1, 2), x, w, Eps));
+        Throws("RmsNorm.Forward: output may not share memory with input.", () => RmsNorm.Forward(x, r, x, w, Eps));
+        Throws("RmsNorm.Backward: dOutput must be F32 (2, 8), got nothing.", () => RmsNorm.Backward(y, Tensor.None, Tensor.None, x, w, r, GradientMode.Overwrite));
+        Throws(
+            $"RmsNorm.Forward: its tensors lie on two devices, {device.Description} and {other.Description}.",
+            () => RmsNorm.Forward(y, r, x, other.Random(2, new Shape(8)), Eps));
+    }
+
+    private static (double[] Y, double[] Rstd) Reference(double[] x, double[] w, int n, int d)
+    {
+        double[] r = [.. Enumerable.Range(0, n).Select(row => 1 / Math.Sqrt(Enumerable.Range(0, d).Sum(i => x[row * d + i] * x[row * d + i]) / d + Eps))];
+        return ([.. Enumerable.Range(0, n * d).Select(i => x[i] * r[i / d] * w[i % d])], r);
+    }
+
+    /// <summary>The gradients, and the sums of the magnitudes of what is added up in each element.</summary>
+    private static (double[] Dx, double[] Dw, double[] DxSize, double[] DwSize) Gradients(double[] dy, double[] x, double[] w, int n, int d)
+    {
+        double[] r = Reference(x, w, n, d).Rstd;
+        double[] dx = new double[n * d], dw = new double[d], dxSize = new double[n * d], dwSize = new double[d];
+        for (int row = 0; row < n; row++)
+        {
+            double mean = 0, meanSize = 0;
+            for (int i = 0; i < d; i++)
+            {
+                double product = dy[row * d + i] * w[i] * x[row * d + i] * r[row];
+                mean += product / d;
+                meanSize += Math.Abs(product) / d;
+            }
+
+            for (int i = 0; i < d; i++)
+            {
+                int at = row * d + i;
+                double xh = x[at] * r[row], m = dy[at] * w[i];
+                dx[at] = r[row] * (m - xh * mean);
+                dxSize[at] = r[row] * (Math.Abs(m) + Math.Abs(xh) * meanSize);
+                dw[i] += dy[at] * xh;
+                dwSize[i] += Math.Abs(dy[at] * xh);
+            }
+        }
+
+        return (dx, dw, dxSize, dwSize);
+    }
+}

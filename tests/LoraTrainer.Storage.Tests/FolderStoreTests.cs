@@ -1,0 +1,138 @@
+using System.Text;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.Storage.Tests;
+
+public class FolderStoreTests
+{
+    private static CancellationToken Cancellation => TestContext.Current.CancellationToken;
+
+    [Fact]
+    public async Task PutGetListDelete_RoundTrip()
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.File("root"));
+        Assert.Empty(await store.ListAsync(cancellation: Cancellation));
+        Assert.Null(await store.GetAsync("run/step-1/a", Cancellation));
+        Assert.True(await Put(store, "run/step-1/a", "one"));
+        Assert.True(await Put(store, "run/step-10/a", "ten"));
+        Assert.True(await Put(store, "run/b", "bee"));
+        Assert.True(await Put(store, "running", "other"));
+        Assert.Equal("one", await Get(store, "run/step-1/a"));
+        Assert.Equal(["run/b", "run/step-1/a", "run/step-10/a", "running"], await Keys(store, ""));
+        Assert.Equal(["run/step-1/a", "run/step-10/a"], await Keys(store, "run/step-1"));
+        Assert.Equal(["run/step-1/a"], await Keys(store, "run/step-1/"));
+        Assert.Equal(["run/b", "run/step-1/a", "run/step-10/a", "running"], await Keys(store, "run"));
+        Assert.Empty(await Keys(store, "absent/x"));
+        Assert.Equal(3, (await store.ListAsync("run/b", Cancellation))[0].SizeBytes);
+        Assert.True(await store.ExistsAsync("run/b", Cancellation));
+        Assert.False(await store.ExistsAsync("run", Cancellation));
+        Assert.True(await store.DeleteAsync("run/step-1/a", Cancellation));
+        Assert.False(await store.DeleteAsync("run/step-1/a", Cancellation));
+        Assert.False(Directory.Exists(folder.File("root/run/step-1")));
+        Assert.True(await Put(store, "run/step-1/a", "again"));
+        Assert.Equal("again", await Get(store, "run/step-1/a"));
+    }
+
+    [Fact]
+    public async Task Put_IfAbsent_KeepsTheFirst()
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        Assert.True(await Put(store, "m", "first", ifAbsent: true));
+        Assert.False(await Put(store, "m", "second", ifAbsent: true));
+        Assert.Equal("first", await Get(store, "m"));
+        Assert.True(await Put(store, "m", "third"));
+        Assert.Equal("third", await Get(store, "m"));
+    }
+
+    [Fact]
+    public async Task Put_IfAbsentFromManyWriters_ExactlyOneSucceeds()
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        for (int round = 0; round < 20; round++)
+        {
+            string key = $"deep/{round}/m";
+            using var start = new Barrier(8);
+            bool[] won = await Task.WhenAll(Enumerable.Range(0, 8).Select(writer => Task.Factory.StartNew(
+                () =>
+                {
+                    start.SignalAndWait(Cancellation);
+                    return store.PutAsync(key, new MemoryStream(Encoding.UTF8.GetBytes($"writer {writer}")), ifAbsent: true, Cancellation);
+                },
+                Cancellation,
+                TaskCreationOptions.LongRunning,
+                TaskScheduler.Default).Unwrap()));
+            Assert.Equal(1, won.Count(success => success));
+            Assert.Equal($"writer {Array.IndexOf(won, true)}", await Get(store, key));
+            Assert.Single(Directory.GetFileSystemEntries(folder.File($"deep/{round}")));
+        }
+    }
+
+    [Fact]
+    public async Task PutAndDelete_AtOnceInOneFolder_NeverFail()
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        await Task.WhenAll(Enumerable.Range(0, 4).Select(writer => Task.Run(
+            async () =>
+            {
+                for (int i = 0; i < 60; i++)
+                {
+                    Assert.True(await Put(store, $"shared/inner/{writer}", "x"));
+                    await store.ListAsync("shared", Cancellation);
+                    Assert.True(await store.DeleteAsync($"shared/inner/{writer}", Cancellation));
+                }
+            },
+            Cancellation)));
+        Assert.Empty(await store.ListAsync(cancellation: Cancellation));
+    }
+
+    [Fact]
+    public async Task Put_SourceFails_LeavesNothing()
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        await Assert.ThrowsAsync<ObjectDisposedException>(async () =>
+        {
+            var closed = new MemoryStream();
+            await closed.DisposeAsync();
+            await store.PutAsync("a", closed, cancellation: Cancellation);
+        });
+        Assert.Empty(Directory.GetFileSystemEntries(folder.Path));
+    }
+
+    [Theory]
+    [InlineData("", "the key '' is empty")]
+    [InlineData("/etc/passwd", "the key '/etc/passwd' is absolute; it must be relative to the store")]
+    [InlineData("a/../b", "the key 'a/../b' has a part that starts with a dot; '..' would leave the store, and the others are for files being written")]
+    [InlineData("..", "the key '..' has a part that starts with a dot; '..' would leave the store, and the others are for files being written")]
+    [InlineData("a\\b", "the key 'a\\b' holds a backslash; parts are separated by '/'")]
+    [InlineData("a//b", "the key 'a//b' has an empty part")]
+    [InlineData("a/", "the key 'a/' has an empty part")]
+    [InlineData("a\0b", "the key 'a\0b' holds a control character")]
+    public async Task AnyCall_BadKey_IsRefused(string key, string message)
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        var error = await Assert.ThrowsAsync<ArgumentException>(() => Put(store, key, "x"));
+        Assert.Equal($"{message} (Parameter 'key')", error.Message);
+        await Assert.ThrowsAsync<ArgumentException>(() => store.GetAsync(key, Cancellation));
+        await Assert.ThrowsAsync<ArgumentException>(() => store.DeleteAsync(key, Cancellation));
+        await Assert.ThrowsAsync<ArgumentException>(() => store.ExistsAsync(key, Cancellation));
+    }
+
+    private static Task<bool> Put(FolderStore store, string key, string content, bool ifAbsent = false)
+        => store.PutAsync(key, new MemoryStream(Encoding.UTF8.GetBytes(content)), ifAbsent, Cancellation);
+
+    private static async Task<string> Get(FolderStore store, string key)
+    {
+        await using Stream stream = Assert.IsType<Stream>(await store.GetAsync(key, Cancellation), exactMatch: false);
+        using var reader = new StreamReader(stream);
+        return await reader.ReadToEndAsync(Cancellation);
+    }
+
+    private static async Task<IEnumerable<string>> Keys(FolderStore store, string prefix) => (await store.ListAsync(prefix, Cancellation)).Select(item => item.Key);
+}

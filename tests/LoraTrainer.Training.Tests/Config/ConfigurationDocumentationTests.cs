@@ -1,0 +1,86 @@
+using LoraTrainer.TestSupport;
+using LoraTrainer.Training.Config;
+using Xunit;
+
+namespace LoraTrainer.Training.Tests.Config;
+
+/// <summary>The page and the files that users read say what the parser does.</summary>
+public sealed class ConfigurationDocumentationTests
+{
+    private const string Marker = "<!-- The rest of this page is written from the table of keys; LT_UPDATE_DOCS=1 with this project's tests writes it anew. -->\n";
+
+    private static string PagePath => Path.Combine(Fixtures.RepositoryRoot, "docs", "configuration.md");
+
+    [Fact]
+    public void Page_Tables_AreThoseOfTheParser()
+    {
+        string page = File.ReadAllText(PagePath);
+        int start = page.IndexOf(Marker, StringComparison.Ordinal);
+        Assert.True(start >= 0, $"{PagePath} has lost its marker line");
+        string expected = page[..start] + Marker + "\n" + ConfigurationReference.ToMarkdown();
+        if (Environment.GetEnvironmentVariable("LT_UPDATE_DOCS") == "1")
+        {
+            File.WriteAllText(PagePath, expected);
+            return;
+        }
+
+        Assert.Equal(expected, page);
+    }
+
+    [Fact]
+    public void Key_Example_IsReadByTheParser()
+    {
+        foreach ((string path, ConfigurationKey key) in ConfigurationKeys.All.Where(key => !key.Path.Contains("[]", StringComparison.Ordinal)))
+        {
+            string[] settings = path switch
+            {
+                "test_datasets" or "warmup_ratio" => [$"{path}={key.Example}"],
+                "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
+                _ when path.StartsWith("bnb_config_kwargs", StringComparison.Ordinal) => ["adapter=qlora", $"{path}={key.Example}"],
+                _ => [$"{path}={key.Example}"],
+            };
+            ConfigurationResult result = ConfigurationLoaderTests.Load(ConfigurationLoaderTests.Tiny, settings);
+
+            Assert.True(result.Config is not null, $"the documented example of {path} is refused: {string.Join(' ', result.Errors)}");
+        }
+    }
+
+    [Fact]
+    public void Key_Texts_AreWholeSentences() => Assert.All(ConfigurationKeys.All, key =>
+    {
+        Assert.EndsWith(".", key.Key.Meaning, StringComparison.Ordinal);
+        Assert.True(key.Key.Typical.Length == 0 || key.Key.Typical.EndsWith('.'), key.Path);
+    });
+
+    [Fact]
+    public void Configs_EveryFile_IsValid()
+    {
+        string folder = Path.Combine(Fixtures.RepositoryRoot, "configs");
+        if (!Directory.Exists(folder))
+        {
+            Assert.Skip("the repository has no configs folder yet");
+        }
+
+        string[] files = [.. Directory.EnumerateFiles(folder, "*.yaml", SearchOption.AllDirectories).Order(StringComparer.Ordinal)];
+        Assert.NotEmpty(files);
+        Assert.All(files, file => Assert.Empty(ConfigurationLoader.LoadFile(file, []).Errors));
+    }
+
+    [Fact]
+    public void FinLoraExample_LoadsWithABaseAndData()
+    {
+        string file = Path.Combine(Fixtures.RepositoryRoot, "..", "shared", "data", "finlora", "axolotl_example_config.yml");
+        if (!File.Exists(file))
+        {
+            Assert.Skip("the FinLoRA example is not here: expected it in ../shared/data/finlora beside the repository");
+        }
+
+        ConfigurationResult result = ConfigurationLoader.LoadFile(file, ["base_model=models/tiny", "datasets.0.path=data/train.jsonl"]);
+
+        Assert.NotNull(result.Config);
+        Assert.All(result.Errors, error => Assert.Equal(ConfigurationIssueKind.NotSupportedYet, error.Kind));
+        Assert.Equal(OptimizerKind.AdamW8Bit, result.Config.Optimizer.Kind);
+        Assert.Equal(("context", "target"), (result.Config.Data.Datasets[0].Format.Custom!.FieldInstruction, result.Config.Data.Datasets[0].Format.Custom!.FieldOutput));
+        Assert.Empty(ConfigurationLoader.LoadFile(file, ["base_model=models/tiny", "datasets.0.path=data/train.jsonl", "load_in_8bit=false", "load_in_4bit=true", "optimizer=adamw_torch"]).Errors);
+    }
+}

@@ -1,0 +1,168 @@
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.TestSupport;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+using Xunit;
+
+namespace LoraTrainer.Training.Tests.Loop;
+
+public class TrainerTests
+{
+    [Theory]
+    [InlineData(8, 1, 0, false)]
+    [InlineData(1, 8, 0, false)]
+    [InlineData(4, 2, 0.3, false)]
+    [InlineData(8, 1, 0.3, false)]
+    [InlineData(1, 8, 0.3, true)]
+    [InlineData(3, 8, 0.3, false)]
+    public void Step_CutIntoOtherMicroBatches_GivesTheSameLossAndGradients(int microBatchSize, int accumulation, double dropout, bool packed)
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+        int batch = microBatchSize * accumulation;
+        (string, object?)[] common = [("lora_dropout", dropout), ("sample_packing", packed ? "true" : "false"), ("num_epochs", 1)];
+        using var whole = new TinyTraining(folder.Path, [.. common, ("micro_batch_size", batch), ("gradient_accumulation_steps", 1)]);
+        using var cut = new TinyTraining(folder.Path, [.. common, ("micro_batch_size", microBatchSize), ("gradient_accumulation_steps", accumulation)]);
+        Assert.Equal(whole.Trainer.TotalSteps, cut.Trainer.TotalSteps);
+        int last = whole.Trainer.TotalSteps - 1;
+        Assert.True(packed || whole.Data.Order.BinsOf(last).Count < batch, "the last window is not a partial one");
+
+        foreach (int step in (int[])[0, last])
+        {
+            whole.Scatter(step);
+            cut.Scatter(step);
+            whole.Trainer.CompletedSteps = cut.Trainer.CompletedSteps = step;
+            StepResult expected = whole.Trainer.Step();
+            StepResult actual = cut.Trainer.Step();
+
+            Assert.Equal((expected.Tokens, expected.SupervisedTokens), (actual.Tokens, actual.SupervisedTokens));
+            Assert.True(Math.Abs(actual.Loss - expected.Loss) <= 1e-6 * expected.Loss, $"step {step}: loss {actual.Loss}, expected {expected.Loss}");
+            TensorAssert.RelativeL2(whole.Gradients, cut.Gradients, 1e-6, $"gradients of step {step}");
+        }
+    }
+
+    [Theory]
+    [InlineData("lora")]
+    [InlineData("packed")]
+    [InlineData("qlora")]
+    [InlineData("full")]
+    public void Steps_TwiceAndOnOtherThreads_GiveTheSameBytes(string variant)
+    {
+        (string, object?)[] changes = variant switch
+        {
+            "packed" => [("sample_packing", "true")],
+            "qlora" => [("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")],
+            "full" => [("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null)],
+            _ => [],
+        };
+        using TemporaryFolder folder = TinyTraining.Folder();
+        float[]? expected = null;
+        float[] start = [];
+        foreach (int threads in (int[])[1, 1, 2, 3])
+        {
+            using var run = new TinyTraining(folder.Path, [.. changes, ("threads", threads)]);
+            start = run.Values;
+            for (int step = 0; step < 4; step++)
+            {
+                run.Trainer.Step();
+            }
+
+            expected ??= run.Values;
+            TensorAssert.BitEqual(expected, run.Values, $"{variant}, {threads} threads");
+        }
+
+        Assert.NotEqual(start, expected);
+    }
+
+    [Fact]
+    public void Step_Steady_AllocatesNearlyNothing()
+    {
+        using TemporaryFolder folder = TinyTraining.Folder(rows: 203);
+        using var run = new TinyTraining(folder.Path, ("num_epochs", 1), ("threads", 2));
+        for (int step = 0; step < 8; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        const int steps = 10;
+        long total = GC.GetTotalAllocatedBytes(precise: true);
+        long thread = GC.GetAllocatedBytesForCurrentThread();
+        for (int step = 0; step < steps; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        long perStep = (GC.GetAllocatedBytesForCurrentThread() - thread) / steps;
+        Assert.True(perStep < 4096, $"{perStep} bytes a step on the training thread");
+
+        // Other tests run beside this one, so the total says something only when it is small.
+        TestContext.Current.TestOutputHelper?.WriteLine($"{perStep} bytes a step on this thread, {(GC.GetTotalAllocatedBytes(precise: true) - total) / steps} in all");
+    }
+
+    [Fact]
+    public void Step_NonFinite_NamesStepRowsAndLayerAndUpdatesNothing()
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+        using var run = new TinyTraining(folder.Path);
+        Models.Layers.Parameter poisoned = run.Trained.Model.Parameters.Parameters[^1];
+        run.Trained.Model.Device.Upload(poisoned.Value, BitConverter.GetBytes(float.NaN));
+        float[] before = run.Values;
+
+        NonFiniteException exception = Assert.Throws<NonFiniteException>(() => run.Trainer.Step());
+
+        Assert.Matches(@"^Step 1: the loss is NaN, first in the gradient of model\.layers\.\d\.\S+; the step was not applied\. Rows of the step: \S*train\.jsonl", exception.Message);
+        TensorAssert.BitEqual(before, run.Values, "what is trained");
+        Assert.Equal(0, run.Trainer.CompletedSteps);
+    }
+
+    [Theory]
+    [MemberData(nameof(Seeds))]
+    public async Task Run_RandomConfig_UsesItsPlanToTheByte(int seed)
+    {
+        var random = new Random(seed);
+        T Pick<T>(params T[] values) => values[random.Next(values.Length)];
+        int heads = Pick(2, 4);
+        int headDim = Pick(8, 16);
+        ModelConfig shape = TinyRun.Shape with
+        {
+            HiddenSize = heads * headDim,
+            NumAttentionHeads = heads,
+            NumKeyValueHeads = Pick(1, heads),
+            HeadDim = headDim,
+            IntermediateSize = Pick(48, 96, 130),
+            NumHiddenLayers = random.Next(1, 4),
+            TieWordEmbeddings = Pick(true, false),
+            DType = Pick(Models.Formats.SafetensorsDType.BF16, Models.Formats.SafetensorsDType.F32),
+        };
+        using TemporaryFolder folder = TinyTraining.Folder(shape, random.Next(12, 40), Pick(20, 40));
+        string adapter = Pick("lora", "lora", "qlora", "none");
+        (string, object?)[] changes =
+        [
+            ("adapter", adapter == "none" ? null : adapter),
+            ("load_in_4bit", adapter == "qlora" ? "true" : null),
+            ("bnb_config_kwargs", adapter == "qlora" ? $"{{bnb_4bit_use_double_quant: {Pick("true", "false")}}}" : null),
+            ("lora_r", adapter == "none" ? null : Pick(1, 4, 9)),
+            ("lora_alpha", adapter == "none" ? null : 8),
+            ("lora_dropout", adapter == "none" ? null : Pick(0, 0.1)),
+            ("lora_target_linear", adapter == "none" ? null : "true"),
+            ("gradient_checkpointing", Pick("true", "false")),
+            ("sample_packing", Pick("true", "false")),
+            ("micro_batch_size", random.Next(1, 4)),
+            ("gradient_accumulation_steps", random.Next(1, 3)),
+            ("num_epochs", 1),
+            ("threads", random.Next(1, 4)),
+            ("val_set_size", seed % 4 == 0 ? 3 : Pick(0, 3)),
+            ("evaluate_before", seed % 4 == 0 ? "false" : Pick("true", "false")),
+            ("evaluate_after", seed % 4 == 0 ? "false" : Pick("true", "false")),
+            ("eval_max_new_tokens", seed % 4 == 0 ? 200 : Pick(0, 4, 200)),
+        ];
+        string text = TinyRun.Config(folder.Path, changes);
+        var run = new TrainingRun(ConfigurationLoader.LoadText(text, "tiny.yaml", []).Require(), SilentObserver.Instance, TimeProvider.System);
+
+        Assert.Equal(RunEnding.Finished, await run.RunAsync(resume: false, force: false, TestContext.Current.CancellationToken));
+
+        Assert.True(run.Summary!.PlannedArenaBytes == run.Summary.ArenaBytes, $"planned {run.Summary.PlannedArenaBytes} bytes, used {run.Summary.ArenaBytes}\n{text}");
+        Assert.Equal(run.Summary.ArenaBytes, run.Summary.ByKind.Values.Sum());
+    }
+
+    public static TheoryData<int> Seeds => [.. Enumerable.Range(100, 20)];
+}
