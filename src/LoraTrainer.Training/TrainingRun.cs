@@ -348,6 +348,9 @@ public sealed class TrainingRun
             trainer.CompletedSteps = saved.Step;
             lastCheckpointStep = saved.Step;
             state = saved with { Attempts = saved.Attempts + 1, Losses = [] };
+
+            // What a process was killed before deleting: a run that has no step left would never come to it.
+            await checkpoints.ApplyRetentionAsync(config.Checkpoint.Keep, newest, stop).ConfigureAwait(false);
             observer.OnNotice($"Resumed after step {saved.Step} of {trainer.TotalSteps}, from the checkpoint {newest.Name}.");
         }
 

@@ -361,6 +361,16 @@ public sealed class ResumeTests : IDisposable
         Assert.False(File.Exists(run.PathOf("out/.log.jsonl.0123456789abcdef0123456789abcdef.tmp")));
     }
 
+    /// <summary>A process may be killed between its last save and the deletion of what that save made superfluous.</summary>
+    [Fact]
+    public async Task Resume_OfAllSteps_AppliesRetention()
+    {
+        await EndsAsExpectedAsync("train", "tiny.yaml", "--set", "checkpoint.keep=3");
+        Assert.Equal(3, run.CheckpointFolders().Length);
+        await EndsAsExpectedAsync("resume", "out", "--set", "checkpoint.keep=2");
+        Assert.Equal(2, run.CheckpointFolders().Length);
+    }
+
     [Fact]
     public async Task SecondProcess_IsRefusedWhileTheFirstWorks()
     {
