@@ -35,6 +35,10 @@ public sealed unsafe class CpuDevice : Device
         arena = new Arena(this, (nint)memory, size);
     }
 
+    public override DevicePlatform Platform => DevicePlatform.Cpu;
+
+    public override DType ActivationType => ActivationTypeOf(Platform);
+
     public override Arena Arena => arena;
 
     public override int ThreadCount => pool.ThreadCount;

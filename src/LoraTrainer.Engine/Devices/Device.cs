@@ -2,12 +2,28 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Devices;
 
+/// <summary>Whose kernels run an operation, and in which types.</summary>
+public enum DevicePlatform
+{
+    /// <summary>The processor: activations in <see cref="DType.F32"/>.</summary>
+    Cpu,
+
+    /// <summary>An NVIDIA GPU: activations in <see cref="DType.BF16"/>, statistics and everything that is trained in <see cref="DType.F32"/>.</summary>
+    Cuda,
+}
+
 /// <summary>
 /// Where tensors live and operations run. Operations are static contracts in <c>Ops/</c> that check their arguments once, take their workspace
 /// from the arena and hand over to the kernel of the device; a device itself only owns memory and moves it.
 /// </summary>
 public abstract class Device : IDisposable
 {
+    /// <summary>Whose kernels run; a device that only measures names the one it measures for.</summary>
+    public abstract DevicePlatform Platform { get; }
+
+    /// <summary>Element type of the activations that flow between layers here.</summary>
+    public abstract DType ActivationType { get; }
+
     /// <summary>All of this device's memory that operations use.</summary>
     public abstract Arena Arena { get; }
 
@@ -44,6 +60,9 @@ public abstract class Device : IDisposable
     }
 
     protected abstract void Dispose(bool disposing);
+
+    /// <summary>What <see cref="ActivationType"/> is on a platform.</summary>
+    private protected static DType ActivationTypeOf(DevicePlatform platform) => platform == DevicePlatform.Cuda ? DType.BF16 : DType.F32;
 
     private protected static void CheckTransfer(Tensor tensor, long byteCount, long elementOffset)
     {

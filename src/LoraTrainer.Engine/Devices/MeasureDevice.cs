@@ -14,12 +14,18 @@ public sealed class MeasureDevice : Device
     private readonly Arena arena;
 
     /// <param name="threadCount">Worker threads of the device that is planned for.</param>
-    public MeasureDevice(int threadCount)
+    /// <param name="platform">The platform of the device that is planned for; activations have its type.</param>
+    public MeasureDevice(int threadCount, DevicePlatform platform = DevicePlatform.Cpu)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(threadCount, 1);
         ThreadCount = threadCount;
+        Platform = platform;
         arena = new Arena(this, ImaginaryStart, long.MaxValue / 4);
     }
+
+    public override DevicePlatform Platform { get; }
+
+    public override DType ActivationType => ActivationTypeOf(Platform);
 
     public override Arena Arena => arena;
 
