@@ -63,7 +63,7 @@ public sealed class CausalLanguageModel
     /// <param name="dropout">Masks of this optimizer step.</param>
     /// <param name="gradientScale">One over the scored tokens of the global batch.</param>
     /// <param name="recompute">Keep only each block's input and compute the rest again in backward: about a third more work for a fraction of the memory.</param>
-    /// <param name="dEmbeddings">(N, D) f32 or none: receives the gradient at the first block's input.</param>
+    /// <param name="dEmbeddings">(N, D) activations, or none: receives the gradient at the first block's input.</param>
     public void ForwardBackward(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, Tensor dEmbeddings = default)
     {
         Arena arena = Device.Arena;
@@ -75,11 +75,11 @@ public sealed class CausalLanguageModel
             if (recompute)
             {
                 using ArenaFrame frame = arena.Frame();
-                Layers[i].Forward(layerInputs[i + 1], Layers[i].Allocate(arena, layerInputs[i]), context);
+                Layers[i].Forward(layerInputs[i + 1], Layers[i].Allocate(layerInputs[i]), context);
             }
             else
             {
-                saved[i] = Layers[i].Allocate(arena, layerInputs[i]);
+                saved[i] = Layers[i].Allocate(layerInputs[i]);
                 Layers[i].Forward(layerInputs[i + 1], saved[i], context);
             }
         }
@@ -93,7 +93,7 @@ public sealed class CausalLanguageModel
             if (recompute)
             {
                 using ArenaFrame frame = arena.Frame();
-                DecoderLayer.Saved again = Layers[i].Allocate(arena, layerInputs[i]);
+                DecoderLayer.Saved again = Layers[i].Allocate(layerInputs[i]);
                 // The block's output is known already; writing it again into the place where it lies changes nothing.
                 Layers[i].Forward(layerInputs[i + 1], again, context);
                 Layers[i].Backward(dHidden, again, context, needsInputGradient);
@@ -137,7 +137,7 @@ public sealed class CausalLanguageModel
         Tensor normed = ForwardNormed(batch, cache);
         if (!rows.IsNone)
         {
-            Tensor chosen = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(rows.ElementCount, Config.HiddenSize));
+            Tensor chosen = arena.Allocate(MemoryKind.Activations, normed.DType, new Shape(rows.ElementCount, Config.HiddenSize));
             Rows.Gather(chosen, normed, rows);
             normed = chosen;
         }
@@ -145,9 +145,10 @@ public sealed class CausalLanguageModel
         Linear.Forward(logits, normed, Head);
     }
 
-    /// <summary>Embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
+    /// <summary>Brings trained matrices up to date, embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
     private PassContext Begin(in PackedBatch batch, DropoutState dropout)
     {
+        Parameters.RefreshOperands();
         Arena arena = Device.Arena;
         int half = frequencies.InverseFrequencies.Length;
         Tensor cosine = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, half));
@@ -183,7 +184,7 @@ public sealed class CausalLanguageModel
         for (int i = 0; i < Layers.Count; i++)
         {
             using ArenaFrame frame = arena.Frame();
-            Layers[i].Forward(other, Layers[i].Allocate(arena, input), context, cache?.Layers[i]);
+            Layers[i].Forward(other, Layers[i].Allocate(input), context, cache?.Layers[i]);
             (input, other) = (other, input);
         }
 
@@ -192,5 +193,5 @@ public sealed class CausalLanguageModel
         return normed;
     }
 
-    private Tensor Hidden(long tokens) => Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens, Config.HiddenSize));
+    private Tensor Hidden(long tokens) => Device.Arena.Allocate(MemoryKind.Activations, Device.ActivationType, new Shape(tokens, Config.HiddenSize));
 }

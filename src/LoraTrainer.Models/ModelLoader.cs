@@ -1,4 +1,5 @@
 using System.Buffers;
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
@@ -28,7 +29,7 @@ public enum BaseFormat
 public sealed class ModelLoader
 {
     /// <summary>Large enough for the disk, small beside any model.</summary>
-    private const int ChunkElements = 1 << 18;
+    private const int ChunkElements = Nf4Quantizer.PieceElements;
 
     /// <summary>Host memory that loading takes beside the device's: one piece as stored (at most f32) and once more as f32.</summary>
     public const long HostBufferBytes = 2L * ChunkElements * sizeof(float);
@@ -125,13 +126,13 @@ public sealed class ModelLoader
             Fill(parameter.Value, parameter == embedding ? layout.EmbeddingName : parameter.Name);
         }
 
-        model.EmbeddingTable = embedding.Value;
+        model.EmbeddingTable = embedding.Operand;
         model.TrainedEmbedding = embedding;
-        model.Head = new DenseMatrix(head.Value);
+        model.Head = new DenseMatrix(head.Operand);
         model.TrainedHead = head;
         foreach ((AdaptedLinear linear, Parameter weight, Parameter? bias) in linears)
         {
-            linear.Weight = new DenseMatrix(weight.Value);
+            linear.Weight = new DenseMatrix(weight.Operand);
             linear.TrainedWeight = weight;
             linear.Bias = bias?.Value ?? Tensor.None;
             linear.TrainedBias = bias;
@@ -150,10 +151,10 @@ public sealed class ModelLoader
 
     private bool HasBias(string linear) => linear.Contains(".self_attn.", StringComparison.Ordinal) ? config.AttentionBias : config.MlpBias;
 
-    /// <summary>A matrix as stored: bf16 stays bf16, everything else becomes f32.</summary>
+    /// <summary>A matrix as stored: bf16 stays bf16, everything else becomes f32; all of it bf16 on a device that computes in bf16.</summary>
     private Tensor LoadDense(string name, int rows, int columns)
     {
-        DType dtype = StoredType(name) == SafetensorsDType.BF16 ? DType.BF16 : DType.F32;
+        DType dtype = device.ComputesInBF16 || StoredType(name) == SafetensorsDType.BF16 ? DType.BF16 : DType.F32;
         Tensor tensor = device.Arena.Allocate(MemoryKind.Weights, dtype, new Shape(rows, columns));
         Fill(tensor, name);
         return tensor;
@@ -173,12 +174,23 @@ public sealed class ModelLoader
         return quantizer.Finish();
     }
 
-    /// <summary>Copies the stored tensor into memory of type f32, or bf16 where it is stored so.</summary>
+    /// <summary>Copies the stored tensor into memory of type f32 or bf16.</summary>
     private void Fill(Tensor target, string name)
     {
         if (target.DType == DType.F32)
         {
-            ForEachChunk(name, (first, values) => device.Upload(target, System.Runtime.InteropServices.MemoryMarshal.AsBytes(values), first));
+            ForEachChunk(name, (first, values) => device.Upload(target, MemoryMarshal.AsBytes(values), first));
+        }
+        else if (StoredType(name) != SafetensorsDType.BF16)
+        {
+            ushort[] rounded = ArrayPool<ushort>.Shared.Rent(ChunkElements);
+            ForEachChunk(name, (first, values) =>
+            {
+                Span<ushort> piece = rounded.AsSpan(0, values.Length);
+                FloatConversion.FromSingle(SafetensorsDType.BF16, values, MemoryMarshal.AsBytes(piece));
+                device.Upload(target, MemoryMarshal.AsBytes(piece), first);
+            });
+            ArrayPool<ushort>.Shared.Return(rounded);
         }
         else
         {
@@ -243,7 +255,7 @@ public sealed class ModelLoader
 
     private void CheckFinite(string name, long first, ReadOnlySpan<byte> brainFloats)
     {
-        ReadOnlySpan<ushort> values = System.Runtime.InteropServices.MemoryMarshal.Cast<byte, ushort>(brainFloats);
+        ReadOnlySpan<ushort> values = MemoryMarshal.Cast<byte, ushort>(brainFloats);
         for (int i = 0; i < values.Length; i++)
         {
             // All exponent bits set: infinity or NaN.

@@ -92,7 +92,7 @@ public sealed class TrainingRun
             throw;
         }
 
-        using CpuDevice device = session.Device;
+        using Device device = session.Device;
         RunEnding ending = await session.RunAsync(isNew, stop).ConfigureAwait(false);
         Summary = session.Summary;
         return ending;
@@ -108,19 +108,19 @@ public sealed class TrainingRun
             observer.OnNotice(notice);
         }
 
-        int threads = config.Device.Threads > 0 ? config.Device.Threads : Environment.ProcessorCount;
+        DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
         phases.Enter(TrainingPhase.Tokenizing);
-        TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, threads, observer, stop);
+        TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, observer, stop);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, threads, passes);
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
 
         phases.Enter(TrainingPhase.Loading);
         long baseline = ProcessMemory.ResidentBytes();
-        var device = new CpuDevice(threads, plan.ArenaBytes);
+        Device device = selection.Open(plan.ArenaBytes);
         try
         {
-            observer.OnNotice(DeviceChoiceSentence(device));
+            observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
             return new Session(this, shape, tokenizer, data, Load(shape, weights, device), plan, baseline, HashOfBase(weights), device);
         }
         catch
@@ -130,7 +130,7 @@ public sealed class TrainingRun
         }
     }
 
-    private TrainedModel Load(ModelConfig shape, ModelFolder weights, CpuDevice device)
+    private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device)
     {
         TrainedModel trained = TrainedModel.Build(config, shape, weights, device, (tensor, fraction) =>
             observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction }));
@@ -141,10 +141,6 @@ public sealed class TrainingRun
 
         return trained;
     }
-
-    private string DeviceChoiceSentence(CpuDevice device) => config.Device.Choice == DeviceChoice.Cpu
-        ? $"Device: {device.Description}."
-        : $"Device: {device.Description} (device: auto; this build has no CUDA device).";
 
     /// <summary>SHA-256 over the names, sizes and SHA-256 of the weight files and of config.json.</summary>
     private static string HashOfBase(ModelFolder weights)
@@ -178,7 +174,7 @@ public sealed class TrainingRun
         private long lastCheckpoint = Stopwatch.GetTimestamp();
         private int lastCheckpointStep = -1;
 
-        public Session(TrainingRun run, ModelConfig shape, Tokenizer tokenizer, TrainingData data, TrainedModel trained, MemoryPlan plan, long baselineBytes, string baseHash, CpuDevice device)
+        public Session(TrainingRun run, ModelConfig shape, Tokenizer tokenizer, TrainingData data, TrainedModel trained, MemoryPlan plan, long baselineBytes, string baseHash, Device device)
         {
             this.run = run;
             config = run.config;
@@ -205,7 +201,7 @@ public sealed class TrainingRun
             };
         }
 
-        public CpuDevice Device { get; }
+        public Device Device { get; }
 
         public RunSummary? Summary { get; private set; }
 

@@ -7,6 +7,7 @@ using LoraTrainer.Models;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
@@ -54,7 +55,7 @@ internal static class StepBenchmarks
         {
             RandomModel.Write(shape, folder, seed: 1);
             int threads = Environment.ProcessorCount;
-            MemoryPlan plan = MemoryPlan.Measure(config, shape, null, threads, new PlannedPasses(Tokens, [], Tokens));
+            MemoryPlan plan = MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cpu, threads, null), new PlannedPasses(Tokens, [], Tokens));
             using var device = new CpuDevice(threads, plan.ArenaBytes + (16 << 20));
             using ModelFolder weights = ModelFolder.Open(folder);
             TrainedModel trained = TrainedModel.Build(config, shape, weights, device);
@@ -94,8 +95,7 @@ internal static class StepBenchmarks
                 Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(Tokens));
                 device.Zero(trained.Model.Parameters.Gradients);
                 trained.Model.ForwardBackward(losses, batch, DropoutState.Inactive, 1f / Tokens, recompute);
-                GradientNorm.Compute(trained.Model.Parameters.Gradients);
-                trained.Optimizer.Step(++step, 1e-4, 1);
+                Trainer.Update(trained, StepReport.Allocate(device), ++step, 1e-4);
             },
             "own f32 GEMM",
             () => Linear.Forward(output, input, matrix),

@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using System.Text.Json;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Models.Formats;
 
 namespace LoraTrainer.TestSupport;
@@ -58,7 +59,7 @@ public static class TinyRun
 
             change?.Invoke(tensor.Name, values);
             byte[] bytes = config.DType == SafetensorsDType.BF16
-                ? MemoryMarshal.AsBytes<ushort>(Array.ConvertAll(values, FloatConversion.ToBrainFloat)).ToArray()
+                ? MemoryMarshal.AsBytes<ushort>(Array.ConvertAll(values, BrainFloat.FromSingle)).ToArray()
                 : MemoryMarshal.AsBytes<float>(values).ToArray();
             writer.Add(tensor.Name, config.DType ?? SafetensorsDType.F32, tensor.Shape, bytes);
         }

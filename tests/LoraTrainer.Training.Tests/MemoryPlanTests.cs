@@ -1,3 +1,4 @@
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training.Config;
@@ -57,7 +58,7 @@ public sealed class MemoryPlanTests
             Quantization = new QuantizationOptions { LoadIn4Bit = fourBit },
             Device = new DeviceOptions { GradientCheckpointing = recompute ? GradientCheckpointing.On : GradientCheckpointing.Off },
         };
-        return MemoryPlan.Measure(config, shape, folder: null, threads: 2, new PlannedPasses(tokens, [], tokens));
+        return MemoryPlan.Measure(config, shape, folder: null, new DeviceSelection(DevicePlatform.Cpu, 2, null), new PlannedPasses(tokens, [], tokens));
     }
 
     private static ModelConfig Shape(int hidden, int intermediate, int layers, int heads, int keyValueHeads, int vocabulary) => ModelConfig.Parse("config.json", System.Text.Encoding.UTF8.GetBytes($$"""

@@ -10,6 +10,7 @@ using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Optimizers;
 using Xunit;
 
@@ -164,6 +165,7 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
                 Beta2 = optimizer.GetProperty("beta2").GetDouble(),
                 Epsilon = optimizer.GetProperty("eps").GetDouble(),
                 WeightDecay = optimizer.GetProperty("weight_decay").GetDouble(),
+                MaxGradNorm = Case.GetProperty("max_grad_norm").GetDouble(),
             };
             int steps = Case.GetProperty("steps").GetInt32();
             int accumulation = Case.GetProperty("gradient_accumulation").GetInt32();
@@ -178,16 +180,18 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
                 HostBatch[] micro = [.. Enumerable.Range(0, accumulation).Select(index => Batch(batches, step, index))];
                 int scored = micro.Sum(batch => batch.ScoredCount);
                 Device.Zero(Model.Parameters.Gradients);
-                double loss = 0;
+                using ArenaFrame stepFrame = Device.Arena.Frame();
+                StepReport report = StepReport.Allocate(Device);
                 foreach (HostBatch batch in micro)
                 {
                     using ArenaFrame frame = Device.Arena.Frame();
                     Tensor losses = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
                     Model.ForwardBackward(losses, batch.Upload(Device), DropoutState.Inactive, 1f / scored, recompute: step % 2 == 1);
-                    loss += losses.Download().Sum(value => (double)value);
+                    LossSum.Accumulate(report.LossSum, losses);
                 }
 
-                double norm = GradientNorm.Compute(Model.Parameters.Gradients);
+                GradientNorm.Compute(report.GradientNorm, Model.Parameters.Gradients);
+                (double loss, double norm) = report.Read();
                 double rate = schedule.RateAt(step);
                 Assert.Equal(log[step].GetProperty("loss").GetDouble(), loss / scored, 1e-5);
                 double expectedNorm = log[step].GetProperty("grad_norm").GetDouble();
@@ -198,7 +202,7 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
                     CheckGradients(firstStepGradients);
                 }
 
-                state.Step(step + 1, rate, GradientNorm.ClipCoefficient(norm, Case.GetProperty("max_grad_norm").GetDouble()));
+                state.Step(step + 1, rate, report.Values);
             }
         }
 

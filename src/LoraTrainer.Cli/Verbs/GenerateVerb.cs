@@ -2,6 +2,8 @@ using System.CommandLine;
 using System.Diagnostics;
 using System.Runtime.InteropServices;
 using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Training;
+using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
@@ -32,10 +34,11 @@ internal static class GenerateVerb
         Option<double> topP = new("--top-p") { Description = "Draw from the most likely tokens that together have this probability.", DefaultValueFactory = _ => 1 };
         Option<ulong> seed = new("--seed") { Description = "Of the drawing.", DefaultValueFactory = _ => 42 };
         Option<bool> fourBit = new("--load-in-4bit") { Description = "Keep the base in NF4 with double quantization." };
+        Option<DeviceChoice> device = new("--device") { Description = "auto, cpu or cuda; auto takes a GPU if there is one.", DefaultValueFactory = _ => DeviceChoice.Auto };
         Option<int> threads = new("--threads") { Description = "Worker threads; 0: one for each core.", DefaultValueFactory = _ => 0 };
         return new Verb("generate", "Continue a text with a model, with or without an adapter.", Examples)
         {
-            model, adapter, prompt, promptFile, maxNewTokens, temperature, topK, topP, seed, fourBit, threads,
+            model, adapter, prompt, promptFile, maxNewTokens, temperature, topK, topP, seed, fourBit, device, threads,
         }.WithWork(context => Task.FromResult(Run(
             context,
             TextModelSource.From(context.Arguments.GetRequiredValue(model), context.Arguments.GetValue(adapter), context.Arguments.GetValue(fourBit)),
@@ -48,10 +51,10 @@ internal static class GenerateVerb
                 TopP = context.Arguments.GetValue(topP),
                 Seed = context.Arguments.GetValue(seed),
             }),
-            context.Arguments.GetValue(threads))));
+            DeviceSelection.ForRun(context.Arguments.GetValue(device), context.Arguments.GetValue(threads)))));
     }
 
-    private static ExitCode Run(VerbContext context, TextModelSource source, string prompt, SamplingOptions options, int threads)
+    private static ExitCode Run(VerbContext context, TextModelSource source, string prompt, SamplingOptions options, DeviceSelection selection)
     {
         Tokenizer tokenizer = TextModel.LoadTokenizer(source);
         int[] tokens = [.. tokenizer.PrefixIds, .. tokenizer.Encode(prompt, addSpecialTokens: false)];
@@ -60,7 +63,7 @@ internal static class GenerateVerb
             throw new TrainingSetupException("The prompt is empty and the tokenizer puts nothing before it, so there is nothing to continue. Give some text with --prompt.");
         }
 
-        using TextModel model = TextModel.Load(source, threads, tokenizer, tokens.Length, options.MaxNewTokens);
+        using TextModel model = TextModel.Load(source, selection, tokenizer, tokens.Length, options.MaxNewTokens);
         int positions = model.Model.Config.MaxPositionEmbeddings;
         if (tokens.Length + options.MaxNewTokens > positions)
         {

@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.X86;
 using LoraTrainer.Engine.Native;
+using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Devices;
@@ -20,8 +21,10 @@ public sealed unsafe class CpuDevice : Device
 
     /// <param name="threadCount">Worker threads; 0 means one for each core this process may use.</param>
     /// <param name="capacityBytes">Size of the arena; a run passes what its plan says.</param>
-    public CpuDevice(int threadCount = 0, long capacityBytes = DefaultCapacityBytes)
+    /// <param name="roundsToBF16">See <see cref="Device.ComputesInBF16"/>: activations stay f32 in memory, but every operation's result is rounded.</param>
+    public CpuDevice(int threadCount = 0, long capacityBytes = DefaultCapacityBytes, bool roundsToBF16 = false)
     {
+        ComputesInBF16 = roundsToBF16;
         ArgumentOutOfRangeException.ThrowIfNegative(threadCount);
         long size = Arena.RoundUp(Math.Max(capacityBytes, 1));
         memory = (byte*)NativeMemory.AlignedAlloc((nuint)size, HugePageBytes);
@@ -49,7 +52,30 @@ public sealed unsafe class CpuDevice : Device
     public static string InstructionSet =>
         Vector512.IsHardwareAccelerated && Avx512F.IsSupported ? "AVX-512" : Avx2.IsSupported && Fma.IsSupported ? "AVX2" : "no vector instructions";
 
+    /// <summary>
+    /// The yardstick for devices that compute in bf16: the same operations in f32, each result rounded to bf16 once. Its distance from the
+    /// unrounded run is what the format itself costs.
+    /// </summary>
+    public override bool ComputesInBF16 { get; }
+
     internal WorkerPool Pool => pool;
+
+    /// <summary>Called by operations on the activations they have just written; does nothing unless <see cref="ComputesInBF16"/>.</summary>
+    internal void RoundActivations(params ReadOnlySpan<Tensor> activations)
+    {
+        if (!ComputesInBF16)
+        {
+            return;
+        }
+
+        foreach (Tensor tensor in activations)
+        {
+            for (long i = 0; !tensor.IsNone && i < tensor.ElementCount; i++)
+            {
+                tensor.F32[i] = BrainFloat.Round(tensor.F32[i]);
+            }
+        }
+    }
 
     public override void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0)
     {

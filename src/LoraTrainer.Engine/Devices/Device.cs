@@ -24,6 +24,9 @@ public abstract class Device : IDisposable
     /// <summary>Element type of the activations that flow between layers here.</summary>
     public abstract DType ActivationType { get; }
 
+    /// <summary>True where matrices are multiplied in bf16: frozen dense matrices are kept so, and trained ones have a copy that is.</summary>
+    public virtual bool ComputesInBF16 => ActivationType == DType.BF16;
+
     /// <summary>All of this device's memory that operations use.</summary>
     public abstract Arena Arena { get; }
 

@@ -9,8 +9,14 @@ public static unsafe partial class AdamW
 {
     private static void StepCpu(
         CpuDevice cpu, Tensor parameters, Tensor gradients, Tensor firstMoment, Tensor secondMoment,
-        ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate, float gradientScale)
+        ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate, Tensor report, double maxGradientNorm)
     {
+        (double lossSum, double norm) = (report.F64[0], report.F64[1]);
+        if (!double.IsFinite(lossSum) || !double.IsFinite(norm))
+        {
+            return;
+        }
+
         double correction1 = 1 - DeterministicMath.Pow(settings.Beta1, step);
         double correction2 = 1 - DeterministicMath.Pow(settings.Beta2, step);
         foreach (ParameterSegment segment in segments)
@@ -22,7 +28,7 @@ public static unsafe partial class AdamW
                 G = gradients.F32 + segment.Offset,
                 M = firstMoment.F32 + segment.Offset,
                 V = secondMoment.F32 + segment.Offset,
-                GradientScale = gradientScale,
+                GradientScale = GradientNorm.ClipCoefficient(norm, maxGradientNorm),
                 Keep = segment.Decays ? (float)(1 - rate * settings.WeightDecay) : 1,
                 OneMinusBeta1 = (float)(1 - settings.Beta1),
                 Beta2 = (float)settings.Beta2,

@@ -22,7 +22,7 @@ public readonly record struct ParameterSegment(long Offset, long Count, double L
 }
 
 /// <summary>
-/// Decoupled-weight-decay Adam over all trainable parameters at once (torch.optim.AdamW, single-tensor form). With g = gradient * gradientScale:
+/// Decoupled-weight-decay Adam over all trainable parameters at once (torch.optim.AdamW, single-tensor form). With g = gradient * clip coefficient:
 /// p *= 1 - lr*wd;  m += (1-b1)*(g - m);  v = b2*v + (1-b2)*g*g;  p -= lr/(1-b1^t) * m / (sqrt(v)/sqrt(1-b2^t) + eps).
 /// </summary>
 public static partial class AdamW
@@ -36,10 +36,11 @@ public static partial class AdamW
     /// <param name="settings">Constants of the run.</param>
     /// <param name="step">t, counted from 1.</param>
     /// <param name="learningRate">The schedule's rate for this step.</param>
-    /// <param name="gradientScale">Clipping coefficient.</param>
+    /// <param name="report">(2) f64: the sum of the step's losses, the norm of all gradients. If either is not finite NOTHING changes.</param>
+    /// <param name="maxGradientNorm">Gradients are scaled by <see cref="GradientNorm.ClipCoefficient"/> of the reported norm and this; 0: no clipping.</param>
     public static void Step(
         Tensor parameters, Tensor gradients, Tensor firstMoment, Tensor secondMoment,
-        ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate, float gradientScale)
+        ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate, Tensor report, double maxGradientNorm)
     {
         const string op = "AdamW.Step";
         long count = parameters.ElementCount;
@@ -47,6 +48,7 @@ public static partial class AdamW
         Contract.Expect(op, gradients, DType.F32, count);
         Contract.Expect(op, firstMoment, DType.F32, count);
         Contract.Expect(op, secondMoment, DType.F32, count);
+        Contract.Expect(op, report, DType.F64, 2);
         ArgumentOutOfRangeException.ThrowIfLessThan(step, 1);
         foreach (ParameterSegment segment in segments)
         {
@@ -56,17 +58,23 @@ public static partial class AdamW
             }
         }
 
-        Contract.ExpectSameDevice(op, parameters, gradients, firstMoment, secondMoment);
-        switch (parameters.Device)
+        Contract.ExpectSameDevice(op, parameters, gradients, firstMoment, secondMoment, report);
+        Device device = parameters.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor table = device.Platform == DevicePlatform.Cuda ? SegmentTable(device, segments.Length) : Tensor.None;
+        switch (device)
         {
             case CpuDevice cpu:
-                StepCpu(cpu, parameters, gradients, firstMoment, secondMoment, segments, settings, step, learningRate, gradientScale);
+                StepCpu(cpu, parameters, gradients, firstMoment, secondMoment, segments, settings, step, learningRate, report, maxGradientNorm);
+                break;
+            case CudaDevice cuda:
+                StepCuda(cuda, parameters, gradients, firstMoment, secondMoment, table, segments, settings, step, learningRate, report, maxGradientNorm);
                 break;
             case MeasureDevice measure:
                 measure.Count(12.0 * count);
                 break;
             default:
-                Contract.ThrowNoKernel(op, parameters.Device);
+                Contract.ThrowNoKernel(op, device);
                 break;
         }
     }

@@ -35,6 +35,10 @@ internal static class Contract
         return (tensor.Shape[0], tensor.Shape[1]);
     }
 
+    /// <summary>A matrix of activations, in the type that its device keeps them in; the operation takes the extents from it.</summary>
+    public static (long Rows, long Columns) ExpectActivations(string op, Tensor tensor, [CallerArgumentExpression(nameof(tensor))] string name = "") =>
+        ExpectMatrix(op, tensor, tensor.IsNone ? DType.F32 : tensor.Device.ActivationType, name);
+
     /// <summary>All tensors lie on one device; those that are not given are passed over.</summary>
     public static void ExpectSameDevice(string op, Tensor first, params ReadOnlySpan<Tensor> others)
     {

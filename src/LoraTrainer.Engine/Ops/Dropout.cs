@@ -13,15 +13,15 @@ public readonly record struct DropoutKey(ulong Seed, uint Stream, uint Step, lon
 /// <summary>Inverted dropout: output = keep ? input / (1 - p) : 0, with keep drawn for each element from its address. Forward and backward are the same function.</summary>
 public static partial class Dropout
 {
-    /// <param name="output">f32; overwritten; may be the input.</param>
-    /// <param name="input">f32, same size</param>
+    /// <param name="output">activations; overwritten; may be the input.</param>
+    /// <param name="input">activations, same size</param>
     /// <param name="probability">p in [0, 1): the part that is dropped.</param>
     /// <param name="key">Which random numbers.</param>
     public static void Apply(Tensor output, Tensor input, float probability, DropoutKey key)
     {
         const string op = "Dropout.Apply";
-        (long n, long d) = Contract.ExpectMatrix(op, input, DType.F32);
-        Contract.Expect(op, output, DType.F32, n, d);
+        (long n, long d) = Contract.ExpectActivations(op, input);
+        Contract.Expect(op, output, input.DType, n, d);
         if (!(probability >= 0 && probability < 1))
         {
             throw new ArgumentOutOfRangeException(nameof(probability), probability, "the probability of dropping an element must be in [0, 1)");
@@ -32,6 +32,10 @@ public static partial class Dropout
         {
             case CpuDevice cpu:
                 ApplyCpu(cpu, output, input, probability, key);
+                cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                ApplyCuda(cuda, output, input, probability, key);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d);

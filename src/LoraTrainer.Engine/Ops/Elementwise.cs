@@ -7,20 +7,24 @@ namespace LoraTrainer.Engine.Ops;
 public static partial class Elementwise
 {
     /// <summary>output = first + second, element by element.</summary>
-    /// <param name="output">f32; overwritten; may be either input.</param>
-    /// <param name="first">f32, same size</param>
-    /// <param name="second">f32, same size</param>
+    /// <param name="output">activations; overwritten; may be either input.</param>
+    /// <param name="first">activations, same size</param>
+    /// <param name="second">activations, same size</param>
     public static void Add(Tensor output, Tensor first, Tensor second)
     {
         const string op = "Elementwise.Add";
-        (long n, long d) = Contract.ExpectMatrix(op, output, DType.F32);
-        Contract.Expect(op, first, DType.F32, n, d);
-        Contract.Expect(op, second, DType.F32, n, d);
+        (long n, long d) = Contract.ExpectActivations(op, output);
+        Contract.Expect(op, first, output.DType, n, d);
+        Contract.Expect(op, second, output.DType, n, d);
         Contract.ExpectSameDevice(op, output, first, second);
         switch (output.Device)
         {
             case CpuDevice cpu:
                 AddCpu(cpu, output, first, second);
+                cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                AddCuda(cuda, output, first, second);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d);
@@ -32,18 +36,22 @@ public static partial class Elementwise
     }
 
     /// <summary>Adds <paramref name="bias"/> to each row, in place.</summary>
-    /// <param name="rows">(N, D) f32; changed in place.</param>
+    /// <param name="rows">(N, D) activations; changed in place.</param>
     /// <param name="bias">(D) f32</param>
     public static void AddBias(Tensor rows, Tensor bias)
     {
         const string op = "Elementwise.AddBias";
-        (long n, long d) = Contract.ExpectMatrix(op, rows, DType.F32);
+        (long n, long d) = Contract.ExpectActivations(op, rows);
         Contract.Expect(op, bias, DType.F32, d);
         Contract.ExpectSameDevice(op, rows, bias);
         switch (rows.Device)
         {
             case CpuDevice cpu:
                 AddBiasCpu(cpu, rows, bias);
+                cpu.RoundActivations(rows);
+                break;
+            case CudaDevice cuda:
+                AddBiasCuda(cuda, rows, bias);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d);
@@ -56,17 +64,20 @@ public static partial class Elementwise
 
     /// <summary>dBias ACCUMULATES the sum over the rows of dOutput, in their order.</summary>
     /// <param name="dBias">(D) f32</param>
-    /// <param name="dOutput">(N, D) f32</param>
+    /// <param name="dOutput">(N, D) activations</param>
     public static void BiasGradient(Tensor dBias, Tensor dOutput)
     {
         const string op = "Elementwise.BiasGradient";
-        (long n, long d) = Contract.ExpectMatrix(op, dOutput, DType.F32);
+        (long n, long d) = Contract.ExpectActivations(op, dOutput);
         Contract.Expect(op, dBias, DType.F32, d);
         Contract.ExpectSameDevice(op, dOutput, dBias);
         switch (dOutput.Device)
         {
             case CpuDevice cpu:
                 BiasGradientCpu(cpu, dBias, dOutput);
+                break;
+            case CudaDevice cuda:
+                BiasGradientCuda(cuda, dBias, dOutput);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d);

@@ -6,13 +6,13 @@ namespace LoraTrainer.Engine.Ops;
 /// <summary>Row lookup: y[t] = table[tokens[t]].</summary>
 public static partial class Embedding
 {
-    /// <param name="output">(N, D) f32; overwritten.</param>
+    /// <param name="output">(N, D) activations; overwritten.</param>
     /// <param name="tokens">(N) i32, each in 0..V-1 (checked where the data is read).</param>
-    /// <param name="table">(V, D) f32 or bf16</param>
+    /// <param name="table">(V, D) f32 or bf16; bf16 on a device whose activations are</param>
     public static void Forward(Tensor output, Tensor tokens, Tensor table)
     {
         const string op = "Embedding.Forward";
-        (long n, long d) = Contract.ExpectMatrix(op, output, DType.F32);
+        (long n, long d) = Contract.ExpectActivations(op, output);
         (long v, long _) = Contract.ExpectMatrix(op, table, table.DType == DType.BF16 ? DType.BF16 : DType.F32);
         Contract.Expect(op, table, table.DType, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
@@ -21,6 +21,10 @@ public static partial class Embedding
         {
             case CpuDevice cpu:
                 ForwardCpu(cpu, output, tokens, table);
+                cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                ForwardCuda(cuda, output, tokens, table);
                 break;
             case MeasureDevice:
                 break;
@@ -32,13 +36,13 @@ public static partial class Embedding
 
     /// <summary>dTable ACCUMULATES: dTable[tokens[t]] += dOutput[t], in the order of t. The row of <paramref name="paddingToken"/> gets nothing, as in torch.</summary>
     /// <param name="dTable">(V, D) f32</param>
-    /// <param name="dOutput">(N, D) f32</param>
+    /// <param name="dOutput">(N, D) activations</param>
     /// <param name="tokens">(N) i32</param>
     /// <param name="paddingToken">-1 where the model has none.</param>
     public static void Backward(Tensor dTable, Tensor dOutput, Tensor tokens, int paddingToken)
     {
         const string op = "Embedding.Backward";
-        (long n, long d) = Contract.ExpectMatrix(op, dOutput, DType.F32);
+        (long n, long d) = Contract.ExpectActivations(op, dOutput);
         (long v, long _) = Contract.ExpectMatrix(op, dTable, DType.F32);
         Contract.Expect(op, dTable, DType.F32, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
@@ -47,6 +51,9 @@ public static partial class Embedding
         {
             case CpuDevice cpu:
                 BackwardCpu(cpu, dTable, dOutput, tokens, paddingToken);
+                break;
+            case CudaDevice cuda:
+                BackwardCuda(cuda, dTable, dOutput, tokens, paddingToken);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d);

@@ -6,17 +6,17 @@ namespace LoraTrainer.Engine.Ops;
 
 public static unsafe partial class GradientNorm
 {
-    private static double ComputeCpu(CpuDevice cpu, Tensor partialSums, Tensor gradients)
+    private static void ComputeCpu(CpuDevice cpu, Tensor norm, Tensor partialSums, Tensor gradients)
     {
-        var work = new SumWork((double*)partialSums.Address, gradients.F32, gradients.ElementCount);
+        var work = new SumWork(partialSums.F64, gradients.F32, gradients.ElementCount);
         cpu.Pool.Run((int)partialSums.ElementCount, ref work);
         double total = 0;
-        foreach (double sum in new ReadOnlySpan<double>((double*)partialSums.Address, (int)partialSums.ElementCount))
+        foreach (double sum in new ReadOnlySpan<double>(partialSums.F64, (int)partialSums.ElementCount))
         {
             total += sum;
         }
 
-        return Math.Sqrt(total);
+        *norm.F64 = Math.Sqrt(total);
     }
 
     private readonly struct SumWork(double* partialSums, float* gradients, long count) : IParallelWork

@@ -5,54 +5,55 @@ using LoraTrainer.Engine.Tensors;
 namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
-/// Matrix products of a linear layer, y = x W^T with W (Out, In), in the three forms that training needs. Each output element is one chain of
-/// fused multiply-adds over the inner dimension in its order, so the bits depend on neither threads nor instruction set.
+/// Matrix products of a linear layer, y = x W^T with W (Out, In), in the three forms that training needs. On the CPU each output
+/// element is one chain of fused multiply-adds over the inner dimension in its order, so the bits depend on neither threads nor instruction set;
+/// on a GPU the bits are those of the algorithm that was chosen for the shape, which checkpoints keep.
 /// </summary>
 public static partial class Linear
 {
     /// <summary>output = alpha * input W^T, overwritten or added to as <paramref name="mode"/> says.</summary>
-    /// <param name="output">(N, Out) f32</param>
-    /// <param name="input">(N, In) f32</param>
+    /// <param name="output">(N, Out) activations, or f32 (logits)</param>
+    /// <param name="input">(N, In) activations</param>
     /// <param name="weight">(Out, In)</param>
     /// <param name="mode">Overwrite, or add to what is there.</param>
     /// <param name="alpha">Multiplies the input.</param>
     public static void Forward(Tensor output, Tensor input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
     {
         const string op = "Linear.Forward";
-        (long n, long _) = Contract.ExpectMatrix(op, input, DType.F32);
-        Contract.Expect(op, input, DType.F32, n, weight.In);
-        Contract.Expect(op, output, DType.F32, n, weight.Out);
+        (long n, long _) = Contract.ExpectActivations(op, input);
+        Contract.Expect(op, input, input.DType, n, weight.In);
+        Contract.Expect(op, output, output.DType == DType.F32 ? DType.F32 : input.DType, n, weight.Out);
         Contract.ExpectNoAlias(op, output, input);
         Product(op, output, input, weight, transposeWeight: true, mode, alpha);
     }
 
     /// <summary>dInput = alpha * dOutput W, overwritten or added to as <paramref name="mode"/> says.</summary>
-    /// <param name="dInput">(N, In) f32</param>
-    /// <param name="dOutput">(N, Out) f32</param>
+    /// <param name="dInput">(N, In) activations</param>
+    /// <param name="dOutput">(N, Out) activations</param>
     /// <param name="weight">(Out, In)</param>
     /// <param name="mode">Overwrite, or add to what is there.</param>
     /// <param name="alpha">Multiplies dOutput.</param>
     public static void BackwardInput(Tensor dInput, Tensor dOutput, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
     {
         const string op = "Linear.BackwardInput";
-        (long n, long _) = Contract.ExpectMatrix(op, dOutput, DType.F32);
-        Contract.Expect(op, dOutput, DType.F32, n, weight.Out);
-        Contract.Expect(op, dInput, DType.F32, n, weight.In);
+        (long n, long _) = Contract.ExpectActivations(op, dOutput);
+        Contract.Expect(op, dOutput, dOutput.DType, n, weight.Out);
+        Contract.Expect(op, dInput, dOutput.DType, n, weight.In);
         Contract.ExpectNoAlias(op, dInput, dOutput);
         Product(op, dInput, dOutput, weight, transposeWeight: false, mode, alpha);
     }
 
     /// <summary>dWeight ACCUMULATES alpha * dOutput^T input.</summary>
     /// <param name="dWeight">(Out, In) f32</param>
-    /// <param name="dOutput">(N, Out) f32</param>
-    /// <param name="input">(N, In) f32</param>
+    /// <param name="dOutput">(N, Out) activations</param>
+    /// <param name="input">(N, In) activations</param>
     /// <param name="alpha">Multiplies dOutput.</param>
     public static void BackwardWeight(Tensor dWeight, Tensor dOutput, Tensor input, float alpha = 1)
     {
         const string op = "Linear.BackwardWeight";
-        (long n, long width) = Contract.ExpectMatrix(op, input, DType.F32);
-        (long _, long height) = Contract.ExpectMatrix(op, dOutput, DType.F32);
-        Contract.Expect(op, dOutput, DType.F32, n, height);
+        (long n, long width) = Contract.ExpectActivations(op, input);
+        (long _, long height) = Contract.ExpectActivations(op, dOutput);
+        Contract.Expect(op, dOutput, input.DType, n, height);
         Contract.Expect(op, dWeight, DType.F32, height, width);
         Contract.ExpectSameDevice(op, dWeight, dOutput, input);
         Device device = dWeight.Device;
@@ -63,6 +64,9 @@ public static partial class Linear
             case CpuDevice cpu:
                 BackwardWeightCpu(cpu, workspace, dWeight, dOutput, input, alpha);
                 break;
+            case CudaDevice cuda:
+                BackwardWeightCuda(cuda, workspace, dWeight, dOutput, input, alpha);
+                break;
             case MeasureDevice measure:
                 measure.Count(2.0 * n * width * height);
                 break;
@@ -72,8 +76,13 @@ public static partial class Linear
         }
     }
 
-    /// <summary>Bytes that one product needs for its packed panels.</summary>
-    internal static long Workspace(Device device) => CpuGemm.WorkspaceBytes(device.ThreadCount);
+    /// <summary>Bytes that one product needs: packed panels on the CPU, what cuBLASLt may use on a GPU.</summary>
+    internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
+
+    /// <summary>Where a GPU expands a quantized matrix just before its product; the CPU dequantizes while it packs.</summary>
+    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.Platform == DevicePlatform.Cuda && weight is Nf4Matrix
+        ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(weight.Out, weight.In))
+        : Tensor.None;
 
     private static void Product(string op, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
@@ -81,10 +90,15 @@ public static partial class Linear
         Device device = output.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(Workspace(device)));
+        Tensor expanded = ExpansionScratch(device, weight);
         switch (device)
         {
             case CpuDevice cpu:
                 ProductCpu(cpu, workspace, output, input, weight, transposeWeight, mode, alpha);
+                cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                ProductCuda(cuda, workspace, expanded, output, input, weight, transposeWeight, mode, alpha);
                 break;
             case MeasureDevice measure:
                 measure.Count(2.0 * input.Shape[0] * weight.In * weight.Out);

@@ -9,17 +9,17 @@ namespace LoraTrainer.Engine.Ops;
 /// </summary>
 public static partial class RmsNorm
 {
-    /// <param name="output">(N, D) f32; overwritten. May not alias input.</param>
+    /// <param name="output">(N, D) activations; overwritten. May not alias input.</param>
     /// <param name="rstd">(N) f32; overwritten.</param>
-    /// <param name="input">(N, D) f32</param>
+    /// <param name="input">(N, D) activations</param>
     /// <param name="weight">(D) f32</param>
     /// <param name="eps">Added to the mean of the squares.</param>
     /// <exception cref="ShapeMismatchException">A shape, type or device is wrong.</exception>
     public static void Forward(Tensor output, Tensor rstd, Tensor input, Tensor weight, float eps)
     {
         const string op = "RmsNorm.Forward";
-        (long n, long d) = Contract.ExpectMatrix(op, input, DType.F32);
-        Contract.Expect(op, output, DType.F32, n, d);
+        (long n, long d) = Contract.ExpectActivations(op, input);
+        Contract.Expect(op, output, input.DType, n, d);
         Contract.Expect(op, rstd, DType.F32, n);
         Contract.Expect(op, weight, DType.F32, d);
         Contract.ExpectNoAlias(op, output, input);
@@ -28,6 +28,10 @@ public static partial class RmsNorm
         {
             case CpuDevice cpu:
                 ForwardCpu(cpu, output, rstd, input, weight, eps);
+                cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                ForwardCuda(cuda, output, rstd, input, weight, eps);
                 break;
             case MeasureDevice measure:
                 measure.Count(4.0 * n * d);
@@ -42,19 +46,19 @@ public static partial class RmsNorm
     /// dInput as <paramref name="mode"/> says; dWeight ACCUMULATES (<see cref="Tensor.None"/> when frozen).
     /// With xh = x*rstd and m = dy*w:  dx = rstd * (m - xh * mean(m*xh));  dw += sum over rows of dy*xh.
     /// </summary>
-    /// <param name="dInput">(N, D) f32; may alias dOutput.</param>
+    /// <param name="dInput">(N, D) activations; may alias dOutput.</param>
     /// <param name="dWeight">(D) f32 or none.</param>
-    /// <param name="dOutput">(N, D) f32</param>
-    /// <param name="input">(N, D) f32, as given to the forward pass.</param>
+    /// <param name="dOutput">(N, D) activations</param>
+    /// <param name="input">(N, D) activations, as given to the forward pass.</param>
     /// <param name="weight">(D) f32</param>
     /// <param name="rstd">(N) f32, from the forward pass.</param>
     /// <param name="mode">Overwrite, or add to a residual stream's gradient.</param>
     public static void Backward(Tensor dInput, Tensor dWeight, Tensor dOutput, Tensor input, Tensor weight, Tensor rstd, GradientMode mode)
     {
         const string op = "RmsNorm.Backward";
-        (long n, long d) = Contract.ExpectMatrix(op, input, DType.F32);
-        Contract.Expect(op, dInput, DType.F32, n, d);
-        Contract.Expect(op, dOutput, DType.F32, n, d);
+        (long n, long d) = Contract.ExpectActivations(op, input);
+        Contract.Expect(op, dInput, input.DType, n, d);
+        Contract.Expect(op, dOutput, input.DType, n, d);
         Contract.Expect(op, rstd, DType.F32, n);
         Contract.Expect(op, weight, DType.F32, d);
         if (!dWeight.IsNone)
@@ -73,6 +77,10 @@ public static partial class RmsNorm
                 }
 
                 BackwardCpu(cpu, dInput, dOutput, input, weight, rstd, mode);
+                cpu.RoundActivations(dInput);
+                break;
+            case CudaDevice cuda:
+                BackwardCuda(cuda, dInput, dWeight, dOutput, input, weight, rstd, mode);
                 break;
             case MeasureDevice measure:
                 measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d);

@@ -28,29 +28,35 @@ public static partial class Rope
         }
 
         Contract.ExpectSameDevice(op, cosine, sine, positions);
-        switch (cosine.Device)
+        Device device = cosine.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor frequencies = device.Platform == DevicePlatform.Cuda ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(half)) : Tensor.None;
+        switch (device)
         {
             case CpuDevice cpu:
                 BuildTablesCpu(cpu, cosine, sine, positions, inverseFrequencies, attentionScaling);
+                break;
+            case CudaDevice cuda:
+                BuildTablesCuda(cuda, cosine, sine, positions, frequencies, inverseFrequencies, attentionScaling);
                 break;
             case MeasureDevice measure:
                 measure.Count(2.0 * n * half);
                 break;
             default:
-                Contract.ThrowNoKernel(op, cosine.Device);
+                Contract.ThrowNoKernel(op, device);
                 break;
         }
     }
 
     /// <summary>Turns all heads in place: x' = x*cos + rotate_half(x)*sin.</summary>
-    /// <param name="heads">(N, heads*Dh) f32; changed in place.</param>
+    /// <param name="heads">(N, heads*Dh) activations; changed in place.</param>
     /// <param name="headDim">Dh</param>
     /// <param name="cosine">(N, R/2) f32</param>
     /// <param name="sine">(N, R/2) f32</param>
     public static void Forward(Tensor heads, int headDim, Tensor cosine, Tensor sine) => Turn("Rope.Forward", heads, headDim, cosine, sine, 1);
 
     /// <summary>The transpose of <see cref="Forward"/>, in place on the gradient: dx = dy*cos - rotate_half(dy)*sin.</summary>
-    /// <param name="heads">(N, heads*Dh) f32; changed in place.</param>
+    /// <param name="heads">(N, heads*Dh) activations; changed in place.</param>
     /// <param name="headDim">Dh</param>
     /// <param name="cosine">(N, R/2) f32</param>
     /// <param name="sine">(N, R/2) f32</param>
@@ -58,7 +64,7 @@ public static partial class Rope
 
     private static void Turn(string op, Tensor heads, int headDim, Tensor cosine, Tensor sine, float direction)
     {
-        (long n, long width) = Contract.ExpectMatrix(op, heads, DType.F32);
+        (long n, long width) = Contract.ExpectActivations(op, heads);
         (long _, long half) = Contract.ExpectMatrix(op, cosine, DType.F32);
         Contract.Expect(op, cosine, DType.F32, n, half);
         Contract.Expect(op, sine, DType.F32, n, half);
@@ -72,6 +78,10 @@ public static partial class Rope
         {
             case CpuDevice cpu:
                 TurnCpu(cpu, heads, headDim, cosine, sine, direction);
+                cpu.RoundActivations(heads);
+                break;
+            case CudaDevice cuda:
+                TurnCuda(cuda, heads, headDim, cosine, sine, direction);
                 break;
             case MeasureDevice measure:
                 measure.Count(6.0 * n * (width / headDim) * half);

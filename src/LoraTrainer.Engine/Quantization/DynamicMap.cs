@@ -42,6 +42,9 @@ internal sealed unsafe class DynamicMap
     /// <summary>bitsandbytes' unsigned dynamic map of eight bits: 0 .. 1.</summary>
     public static DynamicMap Unsigned { get; } = new(Create(signed: false));
 
+    /// <summary>The entries in ascending order.</summary>
+    public ReadOnlySpan<float> AsSpan() => values;
+
     /// <summary>(256) ascending; the memory does not move while this object lives.</summary>
     public float* Values => (float*)Marshal.UnsafeAddrOfPinnedArrayElement(values, 0);
 

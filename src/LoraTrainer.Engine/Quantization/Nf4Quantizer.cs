@@ -9,6 +9,9 @@ namespace LoraTrainer.Engine.Quantization;
 /// </summary>
 public sealed partial class Nf4Quantizer
 {
+    /// <summary>The largest piece that <see cref="Add"/> takes.</summary>
+    public const int PieceElements = 1 << 18;
+
     private readonly Device device;
     private readonly int rows;
     private readonly int columns;
@@ -18,6 +21,10 @@ public sealed partial class Nf4Quantizer
     private readonly Tensor nestedMap;
     private readonly Arena.FrameMark scratchStart;
     private readonly Tensor absmax;
+
+    // On a GPU: where a piece is put before it is quantized, and the sum of all absmax.
+    private readonly Tensor piece;
+    private readonly Tensor sum;
     private long position;
 
     /// <param name="device">Where the matrix is to live.</param>
@@ -40,16 +47,35 @@ public sealed partial class Nf4Quantizer
             nestedMap = arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(FourBitBlocks.NestedBlocksize));
         }
 
+        if (!doubleQuantized)
+        {
+            absmax = arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(blocks));
+        }
+
         scratchStart = arena.Mark();
-        absmax = arena.Allocate(doubleQuantized ? MemoryKind.Workspace : MemoryKind.Weights, DType.F32, new Shape(blocks));
+        if (doubleQuantized)
+        {
+            absmax = arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(blocks));
+        }
+
+        if (device.Platform == DevicePlatform.Cuda)
+        {
+            piece = arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(Math.Min(elements, PieceElements)));
+            sum = arena.Allocate(MemoryKind.Workspace, DType.F64, new Shape(1));
+        }
     }
 
-    /// <summary>The next piece: a multiple of 64 elements, except for the last.</summary>
+    /// <summary>The next piece: at most <see cref="PieceElements"/>, a multiple of 64 elements, except for the last.</summary>
     public void Add(ReadOnlySpan<float> values)
     {
-        if (device is CpuDevice cpu)
+        switch (device)
         {
-            AddCpu(cpu, values);
+            case CpuDevice cpu:
+                AddCpu(cpu, values);
+                break;
+            case CudaDevice cuda:
+                AddCuda(cuda, values);
+                break;
         }
 
         position += values.Length;
@@ -58,13 +84,18 @@ public sealed partial class Nf4Quantizer
     /// <summary>The matrix, once every element was added.</summary>
     public Nf4Matrix Finish()
     {
+        float offset = absmaxCodes.IsNone ? 0 : device switch
+        {
+            CpuDevice cpu => NestCpu(cpu),
+            CudaDevice cuda => NestCuda(cuda),
+            _ => 0,
+        };
+        device.Arena.Release(scratchStart);
         if (absmaxCodes.IsNone)
         {
             return new Nf4Matrix(rows, columns, packed, absmax);
         }
 
-        float offset = device is CpuDevice cpu ? NestCpu(cpu) : 0;
-        device.Arena.Release(scratchStart);
         return new Nf4Matrix(rows, columns, packed, absmaxCodes, nestedAbsmax, nestedMap, offset);
     }
 }

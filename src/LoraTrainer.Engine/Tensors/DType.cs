@@ -23,6 +23,9 @@ public enum DType : byte
 
     /// <summary>64-bit integer.</summary>
     I64,
+
+    /// <summary>IEEE double precision: the few sums that a step reports, and their parts.</summary>
+    F64,
 }
 
 /// <summary>Sizes of element types.</summary>
@@ -34,7 +37,7 @@ public static class DTypes
         DType.F32 or DType.I32 => 4,
         DType.BF16 or DType.F16 => 2,
         DType.I8 or DType.U8 => 1,
-        DType.I64 => 8,
+        DType.I64 or DType.F64 => 8,
         _ => throw new ArgumentOutOfRangeException(nameof(dtype), dtype, "not an element type"),
     };
 }

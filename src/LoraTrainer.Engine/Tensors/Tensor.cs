@@ -51,6 +51,8 @@ public readonly struct Tensor
 
     internal unsafe float* F32 => (float*)Typed(DType.F32);
 
+    internal unsafe double* F64 => (double*)Typed(DType.F64);
+
     internal unsafe int* I32 => (int*)Typed(DType.I32);
 
     internal unsafe byte* U8 => (byte*)Typed(DType.U8);

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using LoraTrainer.Engine.Numerics;
 
 namespace LoraTrainer.Models.Formats;
 
@@ -48,7 +49,7 @@ public static class FloatConversion
                 Span<ushort> brain = MemoryMarshal.Cast<byte, ushort>(destination);
                 for (int i = 0; i < source.Length; i++)
                 {
-                    brain[i] = ToBrainFloat(source[i]);
+                    brain[i] = BrainFloat.FromSingle(source[i]);
                 }
 
                 break;
@@ -63,12 +64,5 @@ public static class FloatConversion
             default:
                 throw new ModelFormatException($"Weights of type {dtype.Name()} are not supported; expected F32, BF16 or F16.");
         }
-    }
-
-    /// <summary>Rounds to bf16, to nearest with ties to even; NaN stays NaN.</summary>
-    public static ushort ToBrainFloat(float value)
-    {
-        uint bits = BitConverter.SingleToUInt32Bits(value);
-        return float.IsNaN(value) ? (ushort)((bits >> 16) | 0x40) : (ushort)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
     }
 }

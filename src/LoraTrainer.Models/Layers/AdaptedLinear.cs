@@ -1,3 +1,4 @@
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
@@ -72,8 +73,8 @@ public sealed class AdaptedLinear
     public void Attach(LoraAdapter lora)
     {
         adapter = lora;
-        adapterA = new DenseMatrix(lora.A.Value);
-        adapterB = new DenseMatrix(lora.B.Value);
+        adapterA = new DenseMatrix(lora.A.Operand);
+        adapterB = new DenseMatrix(lora.B.Operand);
     }
 
     /// <summary>Takes the adapter off: the layer computes its base alone.</summary>
@@ -85,12 +86,12 @@ public sealed class AdaptedLinear
     }
 
     /// <summary>Allocates what backward needs besides the input.</summary>
-    public Saved Allocate(Arena arena, long tokens) =>
-        new() { Projected = adapter is null ? Tensor.None : arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens, adapter.Rank)) };
+    public Saved Allocate(Device device, long tokens) =>
+        new() { Projected = adapter is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, adapter.Rank)) };
 
     /// <summary>output is OVERWRITTEN with the whole layer's result.</summary>
-    /// <param name="output">(N, Out) f32</param>
-    /// <param name="input">(N, In) f32</param>
+    /// <param name="output">(N, Out) activations</param>
+    /// <param name="input">(N, In) activations</param>
     /// <param name="saved">From <see cref="Allocate"/>; filled.</param>
     /// <param name="dropout">Masks of this step.</param>
     /// <param name="firstToken">See <see cref="PackedBatch.FirstToken"/>.</param>
@@ -111,9 +112,9 @@ public sealed class AdaptedLinear
     }
 
     /// <summary>Parameter gradients ACCUMULATE; dInput as <paramref name="mode"/> says, or none if nobody below needs it.</summary>
-    /// <param name="dInput">(N, In) f32, or none</param>
-    /// <param name="dOutput">(N, Out) f32</param>
-    /// <param name="input">(N, In) f32; may be none where <see cref="NeedsInput"/> is false.</param>
+    /// <param name="dInput">(N, In) activations, or none</param>
+    /// <param name="dOutput">(N, Out) activations</param>
+    /// <param name="input">(N, In) activations; may be none where <see cref="NeedsInput"/> is false.</param>
     /// <param name="saved">From the forward pass.</param>
     /// <param name="dropout">As in the forward pass.</param>
     /// <param name="firstToken">As in the forward pass.</param>
@@ -147,7 +148,7 @@ public sealed class AdaptedLinear
         long tokens = dOutput.Shape[0];
         using ArenaFrame frame = arena.Frame();
         Linear.BackwardWeight(adapter!.B.Gradient, dOutput, saved.Projected, adapter.Scaling);
-        Tensor dProjected = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens, adapter.Rank));
+        Tensor dProjected = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(tokens, adapter.Rank));
         Linear.BackwardInput(dProjected, dOutput, adapterB!, GradientMode.Overwrite, adapter.Scaling);
         Linear.BackwardWeight(adapter.A.Gradient, dProjected, Dropped(input, dropout, firstToken));
         if (dInput.IsNone)
@@ -157,7 +158,7 @@ public sealed class AdaptedLinear
 
         if (IsDropping(dropout))
         {
-            Tensor dDropped = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens, In));
+            Tensor dDropped = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(tokens, In));
             Linear.BackwardInput(dDropped, dProjected, adapterA!);
             Dropout.Apply(dDropped, dDropped, adapter.Dropout, Key(dropout, firstToken));
             Elementwise.Add(dInput, dInput, dDropped);
@@ -176,7 +177,7 @@ public sealed class AdaptedLinear
             return input;
         }
 
-        Tensor dropped = input.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, input.Shape);
+        Tensor dropped = input.Device.Arena.Allocate(MemoryKind.Activations, input.DType, input.Shape);
         Dropout.Apply(dropped, input, adapter!.Dropout, Key(dropout, firstToken));
         return dropped;
     }

@@ -1,3 +1,4 @@
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 
@@ -67,12 +68,13 @@ public sealed class DecoderLayer
     public IReadOnlyList<RmsNormLayer> Norms { get; }
 
     /// <summary>Allocates what backward needs of one forward pass.</summary>
-    /// <param name="arena">Of the device.</param>
     /// <param name="input">(N, D) the block's input; kept, not copied.</param>
-    public Saved Allocate(Arena arena, Tensor input)
+    public Saved Allocate(Tensor input)
     {
         long n = input.Shape[0];
-        Tensor Activation(int width) => arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n, width));
+        Device device = input.Device;
+        Arena arena = device.Arena;
+        Tensor Activation(int width) => arena.Allocate(MemoryKind.Activations, input.DType, new Shape(n, width));
         return new Saved
         {
             Input = input,
@@ -86,18 +88,18 @@ public sealed class DecoderLayer
             MiddleRstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n)),
             GateOutput = Activation(Gate.Out),
             UpOutput = Activation(Up.Out),
-            Query = Query.Allocate(arena, n),
-            Key = Key.Allocate(arena, n),
-            Value = Value.Allocate(arena, n),
-            Output = Output.Allocate(arena, n),
-            Gate = Gate.Allocate(arena, n),
-            Up = Up.Allocate(arena, n),
-            Down = Down.Allocate(arena, n),
+            Query = Query.Allocate(device, n),
+            Key = Key.Allocate(device, n),
+            Value = Value.Allocate(device, n),
+            Output = Output.Allocate(device, n),
+            Gate = Gate.Allocate(device, n),
+            Up = Up.Allocate(device, n),
+            Down = Down.Allocate(device, n),
         };
     }
 
     /// <summary>output is OVERWRITTEN; <paramref name="saved"/> is filled. With a cache, keys and values are appended to it and attention reads it.</summary>
-    /// <param name="output">(N, D) f32; may not be the input.</param>
+    /// <param name="output">(N, D) activations; may not be the input.</param>
     /// <param name="saved">From <see cref="Allocate"/>.</param>
     /// <param name="context">Of this pass.</param>
     /// <param name="cache">This layer's keys and values of earlier tokens, or null.</param>
@@ -117,7 +119,7 @@ public sealed class DecoderLayer
         Rope.Forward(saved.K, Heads.Dim, context.Cosine, context.Sine);
         if (cache is null)
         {
-            Attention.Forward(saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.DocumentOffsets.Span, Heads);
+            Attention.Forward(saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.Documents, Heads);
         }
         else
         {
@@ -134,7 +136,7 @@ public sealed class DecoderLayer
         }
 
         using ArenaFrame frame = arena.Frame();
-        Tensor activated = arena.Allocate(MemoryKind.Activations, DType.F32, saved.GateOutput.Shape);
+        Tensor activated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
         SwiGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
         Down.Forward(output, activated, saved.Down, context.Dropout, first);
         Elementwise.Add(output, output, saved.Middle);
@@ -144,7 +146,7 @@ public sealed class DecoderLayer
     /// Turns the gradient of the block's output into that of its input, in place; parameter gradients ACCUMULATE. Destroys parts of
     /// <paramref name="saved"/> (gate, up), so it runs once for each forward pass.
     /// </summary>
-    /// <param name="dHidden">(N, D) f32; in: gradient of the output; out: of the input, or undefined if that is not needed.</param>
+    /// <param name="dHidden">(N, D) activations; in: gradient of the output; out: of the input, or undefined if that is not needed.</param>
     /// <param name="saved">Of the forward pass.</param>
     /// <param name="context">Of the forward pass.</param>
     /// <param name="needsInputGradient">False for the lowest block over a frozen embedding.</param>
@@ -159,18 +161,18 @@ public sealed class DecoderLayer
         long first = context.Batch.FirstToken;
         Arena arena = dHidden.Device.Arena;
         using ArenaFrame frame = arena.Frame();
-        Tensor dActivated = arena.Allocate(MemoryKind.Activations, DType.F32, saved.GateOutput.Shape);
+        Tensor dActivated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
         Tensor activated = Tensor.None;
         if (Down.NeedsInput)
         {
-            activated = arena.Allocate(MemoryKind.Activations, DType.F32, saved.GateOutput.Shape);
+            activated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
             SwiGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
         }
 
         Down.Backward(dActivated, dHidden, activated, saved.Down, context.Dropout, first, GradientMode.Overwrite);
         SwiGlu.Backward(saved.GateOutput, saved.UpOutput, dActivated, saved.GateOutput, saved.UpOutput);
         Tensor normed = Gate.NeedsInput || Up.NeedsInput ? Normed(MlpNorm, saved.Middle, saved.MiddleRstd) : Tensor.None;
-        Tensor dNormed = arena.Allocate(MemoryKind.Activations, DType.F32, saved.Middle.Shape);
+        Tensor dNormed = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Middle.Shape);
         Gate.Backward(dNormed, saved.GateOutput, normed, saved.Gate, context.Dropout, first, GradientMode.Overwrite);
         Up.Backward(dNormed, saved.UpOutput, normed, saved.Up, context.Dropout, first, GradientMode.Accumulate);
         MlpNorm.Backward(dHidden, dNormed, saved.Middle, saved.MiddleRstd, GradientMode.Accumulate);
@@ -181,16 +183,16 @@ public sealed class DecoderLayer
         long first = context.Batch.FirstToken;
         Arena arena = dHidden.Device.Arena;
         using ArenaFrame frame = arena.Frame();
-        Tensor dAttended = arena.Allocate(MemoryKind.Activations, DType.F32, saved.Attended.Shape);
-        Tensor dQ = arena.Allocate(MemoryKind.Activations, DType.F32, saved.Q.Shape);
-        Tensor dK = arena.Allocate(MemoryKind.Activations, DType.F32, saved.K.Shape);
-        Tensor dV = arena.Allocate(MemoryKind.Activations, DType.F32, saved.V.Shape);
+        Tensor dAttended = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Attended.Shape);
+        Tensor dQ = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Q.Shape);
+        Tensor dK = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.K.Shape);
+        Tensor dV = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.V.Shape);
         Output.Backward(dAttended, dHidden, saved.Attended, saved.Output, context.Dropout, first, GradientMode.Overwrite);
-        Attention.Backward(dQ, dK, dV, dAttended, saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.DocumentOffsets.Span, Heads);
+        Attention.Backward(dQ, dK, dV, dAttended, saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.Documents, Heads);
         Rope.Backward(dQ, Heads.Dim, context.Cosine, context.Sine);
         Rope.Backward(dK, Heads.Dim, context.Cosine, context.Sine);
         Tensor normed = Query.NeedsInput || Key.NeedsInput || Value.NeedsInput ? Normed(InputNorm, saved.Input, saved.InputRstd) : Tensor.None;
-        Tensor dNormed = needsInputGradient ? arena.Allocate(MemoryKind.Activations, DType.F32, saved.Input.Shape) : Tensor.None;
+        Tensor dNormed = needsInputGradient ? arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Input.Shape) : Tensor.None;
         Query.Backward(dNormed, dQ, normed, saved.Query, context.Dropout, first, GradientMode.Overwrite);
         Key.Backward(dNormed, dK, normed, saved.Key, context.Dropout, first, GradientMode.Accumulate);
         Value.Backward(dNormed, dV, normed, saved.Value, context.Dropout, first, GradientMode.Accumulate);
@@ -203,12 +205,12 @@ public sealed class DecoderLayer
     /// <summary>The norm's output in the current frame. It is cheap to form again, so it is not kept for backward.</summary>
     private static Tensor Normed(RmsNormLayer norm, Tensor input, Tensor rstd)
     {
-        Tensor normed = input.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, input.Shape);
+        Tensor normed = input.Device.Arena.Allocate(MemoryKind.Activations, input.DType, input.Shape);
         norm.Forward(normed, rstd, input);
         return normed;
     }
 
-    /// <summary>What backward needs of one forward pass. (N, ...) f32 throughout.</summary>
+    /// <summary>What backward needs of one forward pass: activations, and f32 statistics (rstd, lse).</summary>
     public readonly struct Saved
     {
         /// <summary>(N, D)</summary>

@@ -15,8 +15,8 @@ public sealed class KeyValueCache
         Capacity = capacityTokens;
         int width = model.Layers[0].Heads.KeyValueWidth;
         Layers = [.. model.Layers.Select(_ => new LayerCache(
-            device.Arena.Allocate(MemoryKind.KeyValueCache, DType.F32, new Shape(capacityTokens, width)),
-            device.Arena.Allocate(MemoryKind.KeyValueCache, DType.F32, new Shape(capacityTokens, width))))];
+            device.Arena.Allocate(MemoryKind.KeyValueCache, device.ActivationType, new Shape(capacityTokens, width)),
+            device.Arena.Allocate(MemoryKind.KeyValueCache, device.ActivationType, new Shape(capacityTokens, width))))];
     }
 
     public int Capacity { get; }

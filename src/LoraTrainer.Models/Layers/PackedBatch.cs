@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Models.Layers;
@@ -24,6 +25,9 @@ public readonly struct PackedBatch
 
     /// <summary>Tokens of the global batch that come before this micro-batch: with it dropout masks do not depend on how the batch was cut.</summary>
     public long FirstToken { get; init; }
+
+    /// <summary>Both forms of the document boundaries.</summary>
+    public PackedDocuments Documents => new(Positions, DocumentOffsets);
 
     /// <summary>Copies a batch from the host into the device's current arena frame. Its memory depends on N alone.</summary>
     /// <param name="device">Where the model lives.</param>

@@ -27,6 +27,9 @@ public sealed class Parameter
     /// <summary>f32; a view into the flat buffer, set when the store is allocated.</summary>
     public Tensor Value { get; internal set; }
 
+    /// <summary>What matrix products and lookups read: <see cref="Value"/> itself, or its bf16 copy on a device that computes in bf16.</summary>
+    public Tensor Operand { get; internal set; }
+
     /// <summary>f32; a view into the flat gradient buffer.</summary>
     public Tensor Gradient { get; internal set; }
 }
@@ -39,6 +42,9 @@ public sealed class ParameterStore
 {
     private readonly List<Parameter> parameters = [];
     private ParameterSegment[] segments = [];
+
+    // (P) bf16 copies of all parameters, or none where the device multiplies in f32.
+    private Tensor operands;
 
     public IReadOnlyList<Parameter> Parameters => parameters;
 
@@ -69,7 +75,16 @@ public sealed class ParameterStore
         return parameter;
     }
 
-    /// <summary>Allocates both buffers, zeroed, and gives every parameter its views.</summary>
+    /// <summary>Brings the bf16 copies up to the values; every pass starts with it. One sweep over what is trained: small beside the pass itself.</summary>
+    public void RefreshOperands()
+    {
+        if (!operands.IsNone)
+        {
+            Cast.ToBF16(operands, Values);
+        }
+    }
+
+    /// <summary>Allocates the buffers, zeroed, and gives every parameter its views.</summary>
     public void Allocate(Device device)
     {
         segments = new ParameterSegment[parameters.Count];
@@ -84,9 +99,11 @@ public sealed class ParameterStore
         BufferCount = offset;
         Values = device.AllocateZeroed(MemoryKind.Parameters, DType.F32, new Shape(offset));
         Gradients = device.AllocateZeroed(MemoryKind.Gradients, DType.F32, new Shape(offset));
+        operands = device.ComputesInBF16 ? device.AllocateZeroed(MemoryKind.Parameters, DType.BF16, new Shape(offset)) : Tensor.None;
         for (int i = 0; i < segments.Length; i++)
         {
             parameters[i].Value = Values.Slice(segments[i].Offset, parameters[i].Shape);
+            parameters[i].Operand = operands.IsNone ? parameters[i].Value : operands.Slice(segments[i].Offset, parameters[i].Shape);
             parameters[i].Gradient = Gradients.Slice(segments[i].Offset, parameters[i].Shape);
         }
     }

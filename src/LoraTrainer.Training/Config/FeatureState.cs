@@ -18,7 +18,6 @@ internal static class FeatureState
         ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
-        ("device", Is("cuda"), "Training on a GPU", "Use device: cpu or auto."),
         ("checkpoint.interval", Is("auto"), "A checkpoint interval that finds itself", "Use checkpoint.every_steps or checkpoint.every_minutes."),
         ("checkpoint.uri", StartsWith("s3://", "http://", "https://"), "A store other than a folder", "Use a folder, on a drive that outlives the machine."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),

@@ -70,9 +70,9 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
 /// <summary>A model that is loaded for generating text, in exactly the memory that it needs.</summary>
 public sealed class TextModel : IDisposable
 {
-    private readonly CpuDevice device;
+    private readonly Device device;
 
-    private TextModel(CpuDevice device, CausalLanguageModel model, Tokenizer tokenizer)
+    private TextModel(Device device, CausalLanguageModel model, Tokenizer tokenizer)
     {
         this.device = device;
         Model = model;
@@ -88,20 +88,19 @@ public sealed class TextModel : IDisposable
 
     /// <summary>Loads base and adapter.</summary>
     /// <param name="source">What to load.</param>
-    /// <param name="threads">Worker threads; 0 means one for each core.</param>
+    /// <param name="selection">Where it computes.</param>
     /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
     /// <param name="promptTokens">The longest prompt.</param>
     /// <param name="maxNewTokens">The longest continuation.</param>
     /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
-    public static TextModel Load(TextModelSource source, int threads, Tokenizer tokenizer, int promptTokens, int maxNewTokens)
+    public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens)
     {
         ModelConfig config = ModelConfig.Parse(source.BaseFolder);
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
-        int workers = threads > 0 ? threads : Environment.ProcessorCount;
-        using var measure = new MeasureDevice(workers);
+        using MeasureDevice measure = selection.Measure();
         TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
-        var device = new CpuDevice(workers, measure.Arena.HighWaterBytes);
+        Device device = selection.Open(measure.Arena.HighWaterBytes);
         try
         {
             return new TextModel(device, Build(config, weights, adapter, source.Format, device), tokenizer);

@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using System.Text;
+using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models;
@@ -42,7 +43,7 @@ public static class FullModelWriter
         values.Device.Download(values, MemoryMarshal.AsBytes(exact.AsSpan()), firstElement);
         for (int i = 0; i < exact.Length; i++)
         {
-            rounded[i] = FloatConversion.ToBrainFloat(exact[i]);
+            rounded[i] = BrainFloat.FromSingle(exact[i]);
         }
     }
 }

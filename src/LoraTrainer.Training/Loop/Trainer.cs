@@ -1,5 +1,4 @@
 using System.Diagnostics;
-using System.Runtime.InteropServices;
 using LoraTrainer.Data.Packing;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
@@ -33,7 +32,6 @@ public sealed class Trainer
     private readonly TrainingData data;
     private readonly Schedule schedule;
     private readonly MicroBatch batch;
-    private readonly float[] losses;
 
     /// <param name="config">The run.</param>
     /// <param name="trained">Base, adapters, moments.</param>
@@ -46,7 +44,6 @@ public sealed class Trainer
         schedule = Schedule.From(config, data.Order.TotalSteps);
         (int tokens, int documents) = LargestMicroBatch(config, data);
         batch = new MicroBatch(tokens, documents);
-        losses = new float[tokens];
     }
 
     /// <summary>Optimizer steps that are done.</summary>
@@ -91,42 +88,48 @@ public sealed class Trainer
         CausalLanguageModel model = trained.Model;
         IReadOnlyList<int[]> bins = data.Order.BinsOf(CompletedSteps);
         int supervised = SupervisedTokens(bins);
+        using ArenaFrame frame = model.Device.Arena.Frame();
+        StepReport report = StepReport.Allocate(model.Device);
         model.Device.Zero(model.Parameters.Gradients);
-        double lossSum = 0;
         int tokens = 0;
         for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
         {
             FillBatch(bins, first);
-            lossSum += MicroStep(tokens, 1f / supervised);
+            MicroStep(report, tokens, 1f / supervised);
             tokens += batch.TokenCount;
         }
 
-        double norm = GradientNorm.Compute(model.Parameters.Gradients);
-        RefuseNonFinite(lossSum, norm, bins);
         double rate = schedule.RateAt(CompletedSteps);
-        trained.Optimizer.Step(CompletedSteps + 1, rate, GradientNorm.ClipCoefficient(norm, config.Optimizer.MaxGradNorm));
+        Update(trained, report, CompletedSteps + 1, rate);
+        (double lossSum, double norm) = report.Read();
+        RefuseNonFinite(lossSum, norm, bins);
         CompletedSteps++;
         return new StepResult(CompletedSteps, lossSum / supervised, norm, rate, tokens, supervised, Stopwatch.GetElapsedTime(start).TotalSeconds);
     }
 
-    /// <summary>Forward and backward of the current micro-batch; the sum of its losses.</summary>
-    private double MicroStep(int firstToken, float gradientScale)
+    /// <summary>Forward, loss and backward of one micro-batch; its losses are added to the report.</summary>
+    public static void Accumulate(TrainedModel trained, StepReport report, in PackedBatch packed, DropoutState dropout, float gradientScale, bool recompute)
+    {
+        Device device = trained.Model.Device;
+        Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(packed.TokenCount));
+        trained.Model.ForwardBackward(losses, packed, dropout, gradientScale, recompute);
+        LossSum.Accumulate(report.LossSum, losses);
+    }
+
+    /// <summary>Norm, clipping and the optimizer's update; where the report is not finite nothing changes.</summary>
+    public static void Update(TrainedModel trained, StepReport report, int step, double learningRate)
+    {
+        GradientNorm.Compute(report.GradientNorm, trained.Model.Parameters.Gradients);
+        trained.Optimizer.Step(step, learningRate, report.Values);
+    }
+
+    private void MicroStep(StepReport report, int firstToken, float gradientScale)
     {
         Device device = trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
         PackedBatch packed = PackedBatch.Upload(device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
-        Tensor lossTensor = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
         var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, (uint)CompletedSteps);
-        trained.Model.ForwardBackward(lossTensor, packed, dropout, gradientScale, Recomputes(config));
-        Span<float> values = losses.AsSpan(0, batch.TokenCount);
-        device.Download(lossTensor, MemoryMarshal.AsBytes(values));
-        double sum = 0;
-        foreach (float value in values)
-        {
-            sum += value;
-        }
-
-        return sum;
+        Accumulate(trained, report, packed, dropout, gradientScale, Recomputes(config));
     }
 
     private void FillBatch(IReadOnlyList<int[]> bins, int first)

@@ -40,21 +40,18 @@ public sealed record MemoryPlan
     /// <param name="config">The run.</param>
     /// <param name="shape">Of the base.</param>
     /// <param name="folder">Its weights, for the types they are stored in; null: as the config says.</param>
-    /// <param name="threads">Worker threads of the device.</param>
+    /// <param name="selection">The device that is planned for.</param>
     /// <param name="passes">The largest passes of the run.</param>
-    public static MemoryPlan Measure(TrainingConfig config, ModelConfig shape, ModelFolder? folder, int threads, PlannedPasses passes)
+    public static MemoryPlan Measure(TrainingConfig config, ModelConfig shape, ModelFolder? folder, DeviceSelection selection, PlannedPasses passes)
     {
-        using var device = new MeasureDevice(threads);
+        using MeasureDevice device = selection.Measure();
         TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
-        device.ResetFlops();
-        MeasureTrainingPass(config, trained, passes);
-        double flops = device.Flops;
+        double flops = MeasureStep(config, trained, passes);
         if (config.Evaluation.Before || config.Evaluation.After)
         {
             Evaluator.Measure(trained.Model, passes.HeldOut, config.Evaluation.MaxNewTokens, passes.MicroBatchTokens);
         }
 
-        Engine.Ops.GradientNorm.Compute(trained.Model.Parameters.Gradients);
         return new MemoryPlan
         {
             ArenaBytes = device.Arena.HighWaterBytes,
@@ -65,7 +62,20 @@ public sealed record MemoryPlan
         };
     }
 
-    private static void MeasureTrainingPass(TrainingConfig config, TrainedModel trained, PlannedPasses passes)
+    /// <summary>One optimizer step with one micro-batch, as <see cref="Trainer.Step"/> makes it; the operations of forward and backward.</summary>
+    private static double MeasureStep(TrainingConfig config, TrainedModel trained, PlannedPasses passes)
+    {
+        var device = (MeasureDevice)trained.Model.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        StepReport report = StepReport.Allocate(device);
+        device.ResetFlops();
+        MeasureMicroStep(config, trained, report, passes);
+        double flops = device.Flops;
+        Trainer.Update(trained, report, step: 1, learningRate: 0);
+        return flops;
+    }
+
+    private static void MeasureMicroStep(TrainingConfig config, TrainedModel trained, StepReport report, PlannedPasses passes)
     {
         Device device = trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
@@ -73,8 +83,7 @@ public sealed record MemoryPlan
         int[] ids = new int[tokens];
         int[] offsets = [.. Enumerable.Range(0, (tokens + passes.DocumentTokens - 1) / passes.DocumentTokens).Select(index => index * passes.DocumentTokens), tokens];
         PackedBatch batch = PackedBatch.Upload(device, ids, ids, offsets, ids, ids);
-        Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens));
         var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, Step: 0);
-        trained.Model.ForwardBackward(losses, batch, dropout, 1, Trainer.Recomputes(config));
+        Trainer.Accumulate(trained, report, batch, dropout, 1, Trainer.Recomputes(config));
     }
 }

@@ -23,14 +23,14 @@ public sealed record RunPlan(MemoryPlan Memory, long HostBytes, int MicroBatchTo
     public static RunPlan Of(TrainingConfig config, ITrainingObserver observer, CancellationToken cancellation)
     {
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
-        int threads = config.Device.Threads > 0 ? config.Device.Threads : Environment.ProcessorCount;
+        DeviceSelection selection = DeviceSelection.ForPlan(config.Device.Choice, config.Device.Threads);
         var notices = new List<string>();
-        TrainingData? data = LoadData(config, shape, threads, observer, notices, cancellation);
+        TrainingData? data = LoadData(config, shape, selection.Threads, observer, notices, cancellation);
         int tokens = data is null
             ? checked(config.Batch.MicroBatchSize * config.Data.SequenceLen)
             : Trainer.LargestMicroBatch(config, data).Tokens;
         using ModelFolder? weights = HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null;
-        MemoryPlan memory = MemoryPlan.Measure(config, shape, weights, threads, new PlannedPasses(tokens, data?.HeldOut ?? [], config.Data.SequenceLen));
+        MemoryPlan memory = MemoryPlan.Measure(config, shape, weights, selection, new PlannedPasses(tokens, data?.HeldOut ?? [], config.Data.SequenceLen));
         int? steps = data?.Order.TotalSteps ?? (config.Batch.MaxSteps > 0 ? config.Batch.MaxSteps : null);
         return new RunPlan(memory, ModelLoader.HostBufferBytes, tokens, data is null ? null : TokensOf(data), steps, notices);
     }

@@ -25,7 +25,7 @@ public sealed class AdamWTests
         Tensor p = device.Random(1, new Shape(size)), g = device.Random(2, new Shape(size)), m = device.Random(3, new Shape(size), 0.1f);
         Tensor v = device.Upload([.. Values(4, size).Select(x => x * x * 0.01f)], new Shape(size));
         double[] p0 = p.Doubles(), g0 = g.Doubles(), m0 = m.Doubles(), v0 = v.Doubles();
-        AdamW.Step(p, g, m, v, segments, Settings, step, rate, scale);
+        AdamW.Step(p, g, m, v, segments, Settings, step, rate, device.Report(1, 1 / (double)scale - 1e-6), 1);
 
         double[] expectedP = [.. p0], expectedM = [.. m0], expectedV = [.. v0], boundP = new double[size], boundM = new double[size], boundV = new double[size];
         foreach (ParameterSegment segment in segments)
@@ -66,7 +66,7 @@ public sealed class AdamWTests
         Tensor m = device.Filled(0, new Shape(256)), v = device.Filled(0, new Shape(256));
         for (int step = 1; step <= 20; step++)
         {
-            AdamW.Step(p, g, m, v, [new ParameterSegment(0, 100, 1, true)], Settings, step, 1e-2, 1);
+            AdamW.Step(p, g, m, v, [new ParameterSegment(0, 100, 1, true)], Settings, step, 1e-2, device.Report(1, 1), 0);
         }
 
         foreach (Tensor tensor in new[] { p, m, v })
@@ -77,12 +77,29 @@ public sealed class AdamWTests
         Assert.All(p.Download()[..100].Zip(live), pair => Assert.NotEqual(pair.First, pair.Second));
     }
 
+    /// <summary>A step that went wrong leaves no trace: the host reads why only afterwards.</summary>
+    [Theory]
+    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    public void Step_ReportIsNotFinite_ChangesNothing(string name)
+    {
+        using Device device = Open(name);
+        Tensor p = device.Random(1, new Shape(512)), g = device.Random(2, new Shape(512)), m = device.Random(3, new Shape(512)), v = device.Filled(0.5f, new Shape(512));
+        foreach ((double lossSum, double norm) in new[] { (double.NaN, 1.0), (1.0, double.PositiveInfinity), (double.NegativeInfinity, 1.0), (1.0, double.NaN) })
+        {
+            float[][] before = [p.Download(), m.Download(), v.Download()];
+            AdamW.Step(p, g, m, v, [new(0, 512, 1, true)], Settings, 1, 1e-2, device.Report(lossSum, norm), 1);
+            TensorAssert.BitEqual(before[0], p.Download(), "p");
+            TensorAssert.BitEqual(before[1], m.Download(), "m");
+            TensorAssert.BitEqual(before[2], v.Download(), "v");
+        }
+    }
+
     [Fact]
     public void Step_WrongArguments_SaysWhich()
     {
         using Device device = Open("cpu"), other = Open("cpu", 1);
         Tensor x = device.Filled(0, new Shape(512));
-        void Step(Tensor m, ParameterSegment segment, int step = 1) => AdamW.Step(x, x, m, x, [segment], Settings, step, 1, 1);
+        void Step(Tensor m, ParameterSegment segment, int step = 1) => AdamW.Step(x, x, m, x, [segment], Settings, step, 1, device.Report(1, 1), 0);
         Throws("AdamW.Step: firstMoment must be F32 (512), got F32 (256).", () => Step(device.Filled(0, new Shape(256)), new(0, 1, 1, true)));
         Throws("AdamW.Step: a segment of 1 elements at 16 must lie within the 512 parameters and start at a multiple of 256.", () => Step(x, new(16, 1, 1, true)));
         Throws("AdamW.Step: a segment of 257 elements at 256 must lie within the 512 parameters and start at a multiple of 256.", () => Step(x, new(256, 257, 1, true)));

@@ -81,17 +81,22 @@ public sealed class EveryOpTests
         {
             Tensor q = device.Random(1, new Shape(N, 80)), k = device.Random(2, new Shape(N, 40)), v = device.Random(3, new Shape(N, 40)), o = device.Poisoned(new Shape(N, 80)), lse = device.Poisoned(new Shape(4, N));
             Tensor dq = device.Poisoned(new Shape(N, 80)), dk = device.Poisoned(new Shape(N, 40)), dv = device.Poisoned(new Shape(N, 40));
-            Attention.Forward(o, lse, q, k, v, [0, 30, N], Heads);
-            Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, [0, 30, N], Heads);
+            PackedDocuments documents = Documents(device, 30, N);
+            Attention.Forward(o, lse, q, k, v, documents, Heads);
+            Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, Heads);
             return [o, lse, dq, dk, dv];
         }),
         ["adamw"] = (12.0 * 70000 + 2.0 * 70000, device =>
         {
             Tensor p = device.Random(1, new Shape(70000)), g = device.Random(2, new Shape(70000)), m = device.Random(3, new Shape(70000)), v = device.Filled(0.5f, new Shape(70000));
-            AdamW.Step(p, g, m, v, [new(0, 69997, 1, true)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, (float)(1 / (1 + GradientNorm.Compute(g))));
+            AdamW.Step(p, g, m, v, [new(0, 69997, 1, true)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, device.Report(1, GradientNorm.Compute(g)), 0.7);
             return [p, m, v];
         }),
     };
+
+    /// <summary>Two documents: the first of so many tokens, the second with the rest.</summary>
+    private static PackedDocuments Documents(Device device, int first, int total) =>
+        new(device.Integers([.. Enumerable.Range(0, first), .. Enumerable.Range(0, total - first)]), new[] { 0, first, total });
 
     public static TheoryData<string> Names => [.. Cases.Keys];
 

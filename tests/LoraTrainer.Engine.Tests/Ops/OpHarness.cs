@@ -63,6 +63,14 @@ internal static class OpHarness
         return tensor;
     }
 
+    /// <summary>What a step reports, as the optimizer reads it; with a norm of 1/s and a maximum of 1 gradients are scaled by s.</summary>
+    public static Tensor Report(this Device device, double lossSum, double norm)
+    {
+        Tensor tensor = device.Arena.Allocate(MemoryKind.Activations, DType.F64, new Shape(2));
+        device.Upload(tensor, MemoryMarshal.AsBytes<double>([lossSum, norm]));
+        return tensor;
+    }
+
     public static Tensor BF16(this Device device, float[] values, Shape shape)
     {
         Tensor tensor = device.Arena.Allocate(MemoryKind.Weights, DType.BF16, shape);

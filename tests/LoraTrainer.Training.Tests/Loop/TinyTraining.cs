@@ -23,7 +23,7 @@ internal sealed class TinyTraining : IDisposable
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         Data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 1, SilentObserver.Instance, default);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, config.Device.Threads, new PlannedPasses(Trainer.LargestMicroBatch(config, Data).Tokens, Data.HeldOut, config.Data.SequenceLen));
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, Data).Tokens, Data.HeldOut, config.Data.SequenceLen));
         device = new CpuDevice(config.Device.Threads, plan.ArenaBytes);
         Trained = TrainedModel.Build(config, shape, weights, device);
         Trainer = new Trainer(config, Trained, Data);

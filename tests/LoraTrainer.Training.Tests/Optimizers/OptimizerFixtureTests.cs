@@ -5,6 +5,7 @@ using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Optimizers;
 using Xunit;
 
@@ -71,12 +72,14 @@ public class OptimizerFixtureTests
             Beta2 = settings.GetProperty("beta2").GetDouble(),
             Epsilon = settings.GetProperty("eps").GetDouble(),
             WeightDecay = settings.GetProperty("weight_decay").GetDouble(),
+            MaxGradNorm = 0,
         });
+        StepReport report = StepReport.Allocate(device);
 
         for (int step = 1; step <= settings.GetProperty("updates").GetInt32(); step++)
         {
             device.Upload(parameter.Gradient, MemoryMarshal.AsBytes(tensors.Floats($"grad_{step}").AsSpan()));
-            state.Step(step, settings.GetProperty("lr").GetDouble(), 1);
+            state.Step(step, settings.GetProperty("lr").GetDouble(), report.Values);
             TensorAssert.Close(tensors.Floats($"param_{step}"), parameter.Value.Download(), 1e-6, $"parameters after update {step}");
         }
 

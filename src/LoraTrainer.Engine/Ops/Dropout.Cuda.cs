@@ -1,0 +1,17 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Ops;
+
+public static partial class Dropout
+{
+    private static void ApplyCuda(CudaDevice cuda, Tensor output, Tensor input, float probability, DropoutKey key)
+    {
+        float keepProbability = 1 - probability;
+        ulong firstElement = (ulong)(key.FirstRow * input.Shape[1]);
+        cuda.Launch(
+            CudaKernels.DropoutApply, CudaGrid.OfElements(input), CudaGrid.Block,
+            [output.Address, input.Address, input.ElementCount, firstElement, CounterRandom.KeepThreshold(keepProbability), 1 / keepProbability, key.Seed, key.Stream, key.Step]);
+    }
+}
