@@ -1,0 +1,79 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Runtime.CompilerServices;
+using LoraTrainer.Engine.Native.Cuda;
+
+namespace LoraTrainer.Engine.Devices;
+
+/// <summary>
+/// A call of the NVIDIA driver or of cuBLASLt failed. Work on a GPU runs after the call that asked for it has returned, so an error of a kernel
+/// shows up at a later call; the message says then "at or before".
+/// </summary>
+public sealed class CudaException : Exception
+{
+    internal CudaException(string message, string statusName, string call)
+        : base(message)
+    {
+        StatusName = statusName;
+        Call = call;
+    }
+
+    /// <summary>The status under its name in NVIDIA's headers, for example CUDA_ERROR_ILLEGAL_ADDRESS.</summary>
+    public string StatusName { get; }
+
+    /// <summary>The function that returned it.</summary>
+    public string Call { get; }
+}
+
+/// <summary>Turns statuses into exceptions. Nothing is put together, and nothing allocated, where there is no error.</summary>
+internal static class CudaCheck
+{
+    public static void ThrowIfFailed(CudaStatus status, [CallerArgumentExpression(nameof(status))] string call = "")
+    {
+        if (status != CudaStatus.Success)
+        {
+            Throw(status, Function(call), null, null);
+        }
+    }
+
+    public static void ThrowIfFailed(CublasStatus status, [CallerArgumentExpression(nameof(status))] string call = "")
+    {
+        if (status != CublasStatus.Success)
+        {
+            Throw(status, Function(call), null);
+        }
+    }
+
+    /// <param name="status">What the call returned; not Success.</param>
+    /// <param name="call">The function that was called.</param>
+    /// <param name="lastLaunch">The work that was given to the GPU last before the call, or null.</param>
+    /// <param name="details">A sentence about what was asked of the function, or null.</param>
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static void Throw(CudaStatus status, string call, string? lastLaunch, string? details)
+    {
+        string name = CudaDriver.NameOf(status);
+        string sentence = CudaDriver.SentenceOf(status).TrimEnd('.', '\n');
+        string message = status.IsLate()
+            ? $"The GPU reported {name} ({sentence}) at or before {call}.{(lastLaunch is null ? "" : $" Launched last: {lastLaunch}. {SynchronizeAdvice}")}"
+            : $"{call} failed with {name} ({sentence}).";
+        throw new CudaException(details is null ? message : $"{message} {details}", name, call);
+    }
+
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    public static void Throw(CublasStatus status, string call, string? details)
+    {
+        string name = CublasLt.NameOf(status);
+        throw new CudaException(details is null ? $"{call} failed with {name}." : $"{call} failed with {name}. {details}", name, call);
+    }
+
+    internal const string SynchronizeAdvice = "With LT_CUDA_SYNC=1 in the environment each launch is waited for, and the message names the one at fault.";
+
+    /// <summary>"CudaDriver.cuMemFree(memory)" -> "cuMemFree".</summary>
+    internal static string Function(string call)
+    {
+        int arguments = call.IndexOf('(', StringComparison.Ordinal);
+        string name = arguments < 0 ? call : call[..arguments];
+        return name[(name.LastIndexOf('.') + 1)..];
+    }
+}
