@@ -44,15 +44,15 @@ struct bf16 {
     u16 bits;
 };
 
-struct alignas(16) LT_MAY_ALIAS u32x4 {
+struct LT_MAY_ALIAS alignas(16) u32x4 {
     u32 x, y, z, w;
 };
 
-struct alignas(16) LT_MAY_ALIAS f32x4 {
+struct LT_MAY_ALIAS alignas(16) f32x4 {
     float x, y, z, w;
 };
 
-struct alignas(8) LT_MAY_ALIAS u32x2 {
+struct LT_MAY_ALIAS alignas(8) u32x2 {
     u32 x, y;
 };
 
