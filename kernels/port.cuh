@@ -27,11 +27,12 @@
 #define LT_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
-// Vectors are read from arrays of other element types; compilers that would assume this never happens are told so.
-#if defined(LT_EMULATOR) || !(defined(__CUDACC__) || defined(__CUDACC_RTC__))
-#define LT_MAY_ALIAS __attribute__((may_alias))
+// A struct that is read and written in one access of so many bytes, from and to arrays of other element types; the compilers that
+// would assume the latter never happens are told so.
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+#define LT_VECTOR(bytes) alignas(bytes)
 #else
-#define LT_MAY_ALIAS
+#define LT_VECTOR(bytes) __attribute__((aligned(bytes), may_alias))
 #endif
 
 typedef unsigned char u8;
@@ -44,15 +45,15 @@ struct bf16 {
     u16 bits;
 };
 
-struct LT_MAY_ALIAS alignas(16) u32x4 {
+struct LT_VECTOR(16) u32x4 {
     u32 x, y, z, w;
 };
 
-struct LT_MAY_ALIAS alignas(16) f32x4 {
+struct LT_VECTOR(16) f32x4 {
     float x, y, z, w;
 };
 
-struct LT_MAY_ALIAS alignas(8) u32x2 {
+struct LT_VECTOR(8) u32x2 {
     u32 x, y;
 };
 
