@@ -58,6 +58,13 @@ public sealed unsafe partial class CudaDevice
         lastLaunch = kernel.Title;
     }
 
+    /// <inheritdoc cref="Launch(CudaKernel, ValueTuple{uint, uint, uint}, uint, uint, ReadOnlySpan{KernelArgument})"/>
+    /// <param name="kernel">One of <see cref="CudaKernels"/>; where it comes in variants, one of those.</param>
+    /// <param name="shape">Grid, block and shared memory.</param>
+    /// <param name="arguments">In the order of the declaration, of exactly the declared types.</param>
+    internal void Launch(CudaKernel kernel, in LaunchShape shape, params ReadOnlySpan<KernelArgument> arguments) =>
+        Launch(kernel, (shape.X, shape.Y, shape.Z), shape.Threads, shape.SharedBytes, arguments);
+
     /// <summary>Queues a matrix product; see <see cref="GemmCall"/>.</summary>
     internal void Multiply(in GemmCall call)
     {

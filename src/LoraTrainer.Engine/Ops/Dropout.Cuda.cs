@@ -11,7 +11,7 @@ public static partial class Dropout
         float keepProbability = 1 - probability;
         ulong firstElement = (ulong)(key.FirstRow * input.Shape[1]);
         cuda.Launch(
-            CudaKernels.DropoutApply, CudaGrid.OfElements(input), CudaGrid.Block,
-            [output.Address, input.Address, input.ElementCount, firstElement, CounterRandom.KeepThreshold(keepProbability), 1 / keepProbability, key.Seed, key.Stream, key.Step]);
+            CudaKernels.DropoutApply, LaunchShape.EightEach(input.ElementCount),
+            output, input, input.ElementCount, firstElement, CounterRandom.KeepThreshold(keepProbability), 1 / keepProbability, key.Seed, key.Stream, key.Step);
     }
 }

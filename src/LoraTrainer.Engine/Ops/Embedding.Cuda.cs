@@ -5,14 +5,21 @@ namespace LoraTrainer.Engine.Ops;
 
 public static partial class Embedding
 {
+    // Columns that a block of the backward pass has.
+    private const int BackwardColumns = 2048;
+    private const uint BackwardThreads = 256;
+
     private static void ForwardCuda(CudaDevice cuda, Tensor output, Tensor tokens, Tensor table)
     {
         Contract.Expect("Embedding.Forward", table, output.DType, table.Shape[0], table.Shape[1]);
-        cuda.Launch(CudaKernels.EmbeddingForward, (uint)output.Shape[0], CudaGrid.Block, [output.Address, tokens.Address, table.Address, (int)output.Shape[0], (int)output.Shape[1]]);
+        (int rows, int width) = ((int)output.Shape[0], (int)output.Shape[1]);
+        cuda.Launch(CudaKernels.EmbeddingForward, LaunchShape.PerRow(rows, width), output, tokens, table, rows, width);
     }
 
-    private static void BackwardCuda(CudaDevice cuda, Tensor dTable, Tensor dOutput, Tensor tokens, int paddingToken) =>
-        cuda.Launch(
-            CudaKernels.EmbeddingBackward, (uint)dOutput.Shape[0], CudaGrid.Block,
-            [dTable.Address, dOutput.Address, tokens.Address, (int)dOutput.Shape[0], (int)dOutput.Shape[1], paddingToken]);
+    private static void BackwardCuda(CudaDevice cuda, Tensor dTable, Tensor dOutput, Tensor tokens, int paddingToken)
+    {
+        (int rows, int width) = ((int)dOutput.Shape[0], (int)dOutput.Shape[1]);
+        var shape = new LaunchShape((uint)rows, (uint)LaunchShape.Ceiling(width, BackwardColumns), 1, BackwardThreads, 0);
+        cuda.Launch(CudaKernels.EmbeddingBackward, shape, dTable, dOutput, tokens, rows, width, paddingToken);
+    }
 }

@@ -5,9 +5,11 @@ namespace LoraTrainer.Engine.Ops;
 
 public static partial class GradientNorm
 {
+    private const uint PartialThreads = 512;
+
     private static void ComputeCuda(CudaDevice cuda, Tensor norm, Tensor partialSums, Tensor gradients)
     {
-        cuda.Launch(CudaKernels.SumOfSquares, (uint)partialSums.ElementCount, CudaGrid.Block, [partialSums.Address, gradients.Address, gradients.ElementCount]);
-        cuda.Launch(CudaKernels.NormOfPartials, 1, CudaGrid.Block, [norm.Address, partialSums.Address, (int)partialSums.ElementCount]);
+        cuda.Launch(CudaKernels.SumOfSquares, LaunchShape.Blocks(partialSums.ElementCount, PartialThreads), partialSums, gradients, gradients.ElementCount);
+        cuda.Launch(CudaKernels.NormOfPartials, LaunchShape.OneBlock, norm, partialSums, (int)partialSums.ElementCount);
     }
 }

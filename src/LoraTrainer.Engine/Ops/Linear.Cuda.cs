@@ -6,43 +6,71 @@ namespace LoraTrainer.Engine.Ops;
 
 public static partial class Linear
 {
+    private const int ExpandedPerBlock = 8192;
+    private const uint ExpansionThreads = 256;
+
     private static void ProductCuda(CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
         Tensor values = weight switch
         {
             DenseMatrix { Values.DType: DType.BF16 } dense => dense.Values,
             Nf4Matrix nf4 => Expand(cuda, expanded, nf4),
-            _ => throw new NotSupportedException($"A GPU has no kernel for {weight.GetType().Name} in this type."),
+            _ => throw new NotSupportedException($"A GPU has no kernel for {weight.GetType().Name} of this type."),
         };
-        cuda.Gemm.Multiply(workspace, new GemmCall
+        cuda.Multiply(new GemmCall
         {
-            A = input, B = values, C = output,
-            M = (int)input.Shape[0], N = (int)output.Shape[1], K = (int)input.Shape[1],
-            TransposeB = transposeWeight, Alpha = alpha, Accumulate = mode == GradientMode.Accumulate,
+            M = input.Shape[0],
+            N = output.Shape[1],
+            K = input.Shape[1],
+            A = input.Address,
+            LeadingA = input.Shape[1],
+            B = values.Address,
+            LeadingB = weight.In,
+            TransposeB = transposeWeight,
+            C = output.Address,
+            LeadingC = output.Shape[1],
+            OutputType = output.DType,
+            Alpha = alpha,
+            Beta = mode == GradientMode.Accumulate ? 1 : 0,
+            Workspace = workspace.Address,
+            WorkspaceBytes = workspace.SizeBytes,
         });
     }
 
     private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha) =>
-        cuda.Gemm.Multiply(workspace, new GemmCall
+        cuda.Multiply(new GemmCall
         {
-            A = dOutput, B = input, C = dWeight,
-            M = (int)dWeight.Shape[0], N = (int)dWeight.Shape[1], K = (int)input.Shape[0],
-            TransposeA = true, Alpha = alpha, Accumulate = true,
+            M = dWeight.Shape[0],
+            N = dWeight.Shape[1],
+            K = input.Shape[0],
+            A = dOutput.Address,
+            LeadingA = dOutput.Shape[1],
+            TransposeA = true,
+            B = input.Address,
+            LeadingB = input.Shape[1],
+            C = dWeight.Address,
+            LeadingC = dWeight.Shape[1],
+            OutputType = DType.F32,
+            Alpha = alpha,
+            Beta = 1,
+            Workspace = workspace.Address,
+            WorkspaceBytes = workspace.SizeBytes,
         });
 
     /// <summary>The whole matrix in bf16, in memory that the next product uses again.</summary>
     private static Tensor Expand(CudaDevice cuda, Tensor expanded, Nf4Matrix matrix)
     {
         long count = expanded.ElementCount;
+        LaunchShape shape = LaunchShape.Blocks(LaunchShape.Ceiling(count, ExpandedPerBlock), ExpansionThreads);
         if (matrix.IsDoubleQuantized)
         {
             cuda.Launch(
-                CudaKernels.Nf4DequantizeDouble, CudaGrid.OfPacked(count), CudaGrid.Block,
-                [expanded.Address, matrix.Packed.Address, matrix.AbsmaxCodes.Address, matrix.NestedAbsmax.Address, matrix.NestedMap.Address, matrix.Offset, count]);
+                CudaKernels.Nf4DequantizeDouble, shape,
+                expanded, matrix.Packed, matrix.AbsmaxCodes, matrix.NestedAbsmax, matrix.NestedMap, matrix.Offset, count);
         }
         else
         {
-            cuda.Launch(CudaKernels.Nf4Dequantize, CudaGrid.OfPacked(count), CudaGrid.Block, [expanded.Address, matrix.Packed.Address, matrix.Absmax.Address, count]);
+            cuda.Launch(CudaKernels.Nf4Dequantize, shape, expanded, matrix.Packed, matrix.Absmax, count);
         }
 
         return expanded;

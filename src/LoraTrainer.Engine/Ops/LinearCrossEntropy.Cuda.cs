@@ -6,7 +6,5 @@ namespace LoraTrainer.Engine.Ops;
 public static partial class LinearCrossEntropy
 {
     private static void SoftmaxCrossEntropyCuda(CudaDevice cuda, Tensor losses, Tensor dLogits, Tensor logits, Tensor targets, Tensor rows, float gradientScale) =>
-        cuda.Launch(
-            CudaKernels.SoftmaxCrossEntropy, (uint)rows.ElementCount, 1024,
-            [losses.Address, dLogits.Address, logits.Address, targets.Address, rows.Address, (int)logits.Shape[1], gradientScale]);
+        cuda.Launch(CudaKernels.SoftmaxCrossEntropy, LaunchShape.PerRow(rows.ElementCount, logits.Shape[1]), losses, dLogits, logits, targets, rows, (int)logits.Shape[1], gradientScale);
 }

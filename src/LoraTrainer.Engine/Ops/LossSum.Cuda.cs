@@ -6,5 +6,5 @@ namespace LoraTrainer.Engine.Ops;
 public static partial class LossSum
 {
     private static void AccumulateCuda(CudaDevice cuda, Tensor total, Tensor losses) =>
-        cuda.Launch(CudaKernels.SumLosses, 1, CudaGrid.Block, [total.Address, losses.Address, (int)losses.ElementCount]);
+        cuda.Launch(CudaKernels.SumLosses, LaunchShape.OneBlock, total, losses, (int)losses.ElementCount);
 }

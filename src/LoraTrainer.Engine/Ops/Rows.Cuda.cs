@@ -7,14 +7,15 @@ public static partial class Rows
 {
     private static void MoveCuda(CudaDevice cuda, Tensor whole, Tensor chosen, Tensor rows, bool gather)
     {
-        int count = (int)rows.ElementCount, width = (int)whole.Shape[1];
+        (int count, int width) = ((int)rows.ElementCount, (int)whole.Shape[1]);
+        LaunchShape shape = LaunchShape.PerRow(count, width);
         if (gather)
         {
-            cuda.Launch(CudaKernels.RowsGather, (uint)count, CudaGrid.Block, [chosen.Address, whole.Address, rows.Address, count, width]);
+            cuda.Launch(CudaKernels.RowsGather, shape, chosen, whole, rows, count, width);
         }
         else
         {
-            cuda.Launch(CudaKernels.RowsScatter, (uint)count, CudaGrid.Block, [whole.Address, chosen.Address, rows.Address, count, width]);
+            cuda.Launch(CudaKernels.RowsScatter, shape, whole, chosen, rows, count, width);
         }
     }
 }

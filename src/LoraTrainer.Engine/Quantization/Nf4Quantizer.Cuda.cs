@@ -9,22 +9,22 @@ public sealed partial class Nf4Quantizer
     private void AddCuda(CudaDevice cuda, ReadOnlySpan<float> values)
     {
         cuda.Upload(piece, MemoryMarshal.AsBytes(values));
-        cuda.Launch(
-            CudaKernels.Nf4Quantize, CudaGrid.Of(values.Length, CudaGrid.QuantizedPerBlock), CudaGrid.Block,
-            [packed.Slice(position / 2, new Shape((values.Length + 1) / 2)).Address, absmax.Slice(position / Nf4.Blocksize, new Shape(1)).Address, piece.Address, (long)values.Length]);
+        Tensor codes = packed.Slice(position / 2, new Shape((values.Length + 1) / 2));
+        Tensor scales = absmax.Slice(position / Nf4.Blocksize, new Shape((values.Length + Nf4.Blocksize - 1) / Nf4.Blocksize));
+        cuda.Launch(CudaKernels.Nf4Quantize, LaunchShape.EightEach(values.Length), codes, scales, piece, (long)values.Length);
     }
 
     private float NestCuda(CudaDevice cuda)
     {
         long blocks = absmax.ElementCount;
-        cuda.Launch(CudaKernels.SumInOrder, 1, CudaGrid.Block, [sum.Address, absmax.Address, blocks]);
+        cuda.Launch(CudaKernels.SumInOrder, LaunchShape.OneBlock, sum, absmax, blocks);
         double total = 0;
         cuda.Download(sum, MemoryMarshal.AsBytes(new Span<double>(ref total)));
         float offset = (float)(total / blocks);
         cuda.Upload(nestedMap, MemoryMarshal.AsBytes(DynamicMap.Signed.AsSpan()));
         cuda.Launch(
-            CudaKernels.QuantizeAbsmax, CudaGrid.Of(blocks, FourBitBlocks.NestedBlocksize), FourBitBlocks.NestedBlocksize,
-            [absmaxCodes.Address, nestedAbsmax.Address, absmax.Address, nestedMap.Address, offset, blocks]);
+            CudaKernels.QuantizeAbsmax, LaunchShape.Blocks(LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize), FourBitBlocks.NestedBlocksize),
+            absmaxCodes, nestedAbsmax, absmax, nestedMap, offset, blocks);
         return offset;
     }
 }
