@@ -136,12 +136,13 @@ LT_DEVICE void load_f32x8(float (&values)[8], const float* address) {
 }
 
 #if !defined(LT_EMULATOR)
-// The address inside the shared window that ldmatrix and cp.async want.
-LT_DEVICE u32 shared_address(const void* generic) {
-    u64 address;
-    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(generic));
-    return (u32)address;
-}
+// The address inside the shared window that ldmatrix and cp.async want. The compilers see through these two forms, so that sums of an
+// array's address and offsets become sums of 32 bits, the constant part of which goes into the instruction.
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+LT_DEVICE u32 shared_address(const void* generic) { return (u32)__cvta_generic_to_shared(generic); }
+#else
+LT_DEVICE u32 shared_address(const void* generic) { return (u32)(size_t)(const __attribute__((address_space(3))) void*)generic; }
+#endif
 #endif
 
 // Starts to copy 16 bytes from global to shared memory, past the registers and the L1 cache. Both addresses are multiples of 16.
@@ -165,6 +166,16 @@ LT_DEVICE void cp_async16_or_zero(void* shared_destination, const void* global_s
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(shared_address(shared_destination)), "l"(global_source), "r"(present ? 16 : 0) : "memory");
+#endif
+}
+
+// The same for 4 bytes: both addresses are multiples of 4, and the copy goes through the L1 cache.
+LT_DEVICE void cp_async4_or_zero(void* shared_destination, const void* global_source, bool present) {
+#if defined(LT_EMULATOR)
+    emu_cp_async(shared_destination, present ? global_source : lt_sixteen_zeros, 4);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :: "r"(shared_address(shared_destination)), "l"(global_source), "r"(present ? 4 : 0) : "memory");
 #endif
 }
 
