@@ -339,7 +339,7 @@ public sealed class TrainingRun
             await checkpoints.DownloadAsync(newest, staging.Path, stop).ConfigureAwait(false);
             TrainerState saved = CheckpointFiles.ReadState(staging.Path);
             RefuseOtherInputs(saved);
-            CheckpointFiles.Restore(staging.Path, trained);
+            CheckpointFiles.Restore(staging.Path, trained, observer.OnNotice);
             losses.AddRange(saved.Losses);
             trainer.CompletedSteps = saved.Step;
             lastCheckpointStep = saved.Step;

@@ -132,6 +132,10 @@ public sealed unsafe partial class CudaDevice : Device
         }
     }
 
+    public override byte[] ExportChoices() => gemm.Algorithms.Export();
+
+    public override string? ImportChoices(ReadOnlySpan<byte> exported) => gemm.Algorithms.TryImport(exported, out string? reason) ? null : reason;
+
     /// <summary>Waits until all work that was asked for is done.</summary>
     internal void Synchronize()
     {

@@ -56,6 +56,18 @@ public abstract class Device : IDisposable
     /// <summary>Copies between two tensors of this device with equal size and type.</summary>
     public abstract void Copy(Tensor destination, Tensor source);
 
+    /// <summary>
+    /// What this device chose while it ran and what decides the last bits of results, for a checkpoint to keep: on a GPU the algorithm of each
+    /// matrix product. Null where nothing is chosen.
+    /// </summary>
+    public virtual byte[]? ExportChoices() => null;
+
+    /// <summary>Takes over what <see cref="ExportChoices"/> gave another process, before the first operation.</summary>
+    /// <param name="exported">From a checkpoint.</param>
+    /// <returns>Why it does not apply here, as a clause; null where it was taken over.</returns>
+    /// <exception cref="FormatException">The bytes are not what a device exports.</exception>
+    public virtual string? ImportChoices(ReadOnlySpan<byte> exported) => "the run was on another kind of device, whose sums end with other last bits";
+
     public void Dispose()
     {
         Dispose(disposing: true);

@@ -12,7 +12,7 @@ namespace LoraTrainer.Training.Checkpoints;
 
 /// <summary>
 /// The files of one checkpoint in a local folder: the adapter as PEFT writes it (or, where everything is trained, all weights in f32),
-/// <c>optimizer.safetensors</c>, <c>trainer_state.json</c>, <c>config.resolved.yaml</c>.
+/// <c>optimizer.safetensors</c>, <c>trainer_state.json</c>, <c>config.resolved.yaml</c>, and on a GPU <c>device_choices.txt</c>.
 /// </summary>
 public static class CheckpointFiles
 {
@@ -20,6 +20,7 @@ public static class CheckpointFiles
     private const string SecondMoment = "exp_avg_sq.";
     private const string OptimizerName = "optimizer.safetensors";
     private const string StateName = "trainer_state.json";
+    private const string ChoicesName = "device_choices.txt";
 
     /// <summary>The resolved config, here and at the top of a run.</summary>
     public const string ConfigName = "config.resolved.yaml";
@@ -43,15 +44,33 @@ public static class CheckpointFiles
         AddAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
         AddAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
         optimizer.Save(Path.Combine(folder, OptimizerName));
+        if (model.Device.ExportChoices() is { } choices)
+        {
+            AtomicFile.WriteAllBytes(Path.Combine(folder, ChoicesName), choices);
+        }
+
         AtomicFile.WriteAllBytes(Path.Combine(folder, StateName), state.ToJson());
         AtomicFile.WriteAllBytes(Path.Combine(folder, ConfigName), Encoding.UTF8.GetBytes(config.ToYaml()));
     }
 
-    /// <summary>Reads the trained values and the moments back, bit for bit.</summary>
+    /// <summary>Reads the trained values and the moments back, bit for bit, and the device's choices.</summary>
+    /// <param name="folder">A checkpoint's files.</param>
+    /// <param name="trained">Receives them.</param>
+    /// <param name="onNotice">Is told, in a sentence, where the device here cannot follow the one before to the last bit.</param>
     /// <exception cref="FormatException">The files do not fit the model.</exception>
-    public static void Restore(string folder, TrainedModel trained)
+    public static void Restore(string folder, TrainedModel trained, Action<string> onNotice)
     {
         CausalLanguageModel model = trained.Model;
+        string choices = Path.Combine(folder, ChoicesName);
+        if (File.Exists(choices) && model.Device.ImportChoices(File.ReadAllBytes(choices)) is { } reason)
+        {
+            onNotice($"The result will not be equal to the last bit: {reason}.");
+        }
+        else if (!File.Exists(choices) && model.Device.ExportChoices() is not null)
+        {
+            onNotice("The result will not be equal to the last bit: the run was on the CPU, which computes in f32.");
+        }
+
         if (trained.Adapters is { } adapters)
         {
             using PeftAdapterFolder saved = PeftAdapterFolder.Open(folder);
