@@ -1,0 +1,41 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.Kernels.Tests;
+
+/// <summary>
+/// The CUDA device under test: on the stand-ins, where work runs at once ("eager") or only when something waits for it ("lazy", as on a busy
+/// card), or with LT_REQUIRE_CUDA=1 on the machine's own GPU ("gpu"), where nothing may be skipped.
+/// </summary>
+internal static class CudaTestDevice
+{
+    private const string RequireVariable = "LT_REQUIRE_CUDA";
+
+    public static bool IsRealGpuRequired => Environment.GetEnvironmentVariable(RequireVariable) == "1";
+
+    /// <summary>The ways in which whole models are run.</summary>
+    public static string[] Modes => IsRealGpuRequired ? ["gpu"] : ["eager", "lazy"];
+
+    /// <param name="mode">One of <see cref="Modes"/>.</param>
+    /// <param name="capacityBytes">Size of the arena.</param>
+    public static CudaDevice Open(string mode, long capacityBytes)
+    {
+        if (mode == "gpu")
+        {
+            Assert.True(CudaDevice.TryOpen(capacityBytes, out CudaDevice? device, out string reason), $"{RequireVariable}=1, and there is no GPU that can be used: {reason}");
+            return device;
+        }
+
+        CudaStandin.Require();
+        CudaStandin.Configure(lazy: mode == "lazy");
+        return CudaStandin.Open(capacityBytes);
+    }
+}
+
+/// <summary>Tests of the CUDA device run one after the other: the stand-ins' scheduling and counters are the process's.</summary>
+[CollectionDefinition(Name, DisableParallelization = true)]
+public sealed class OneDeviceAtATime
+{
+    public const string Name = CudaStandin.Collection;
+}
