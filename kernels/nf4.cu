@@ -75,6 +75,7 @@ nf4_quantize(
     }
 }
 
+// Six blocks have to fit on a multiprocessor: bytes enough on their way, and registers for all that a thread has read.
 constexpr int DequantizeThreads = 256, DequantizeVectors = 4;
 constexpr int DequantizeElements = DequantizeThreads * DequantizeVectors * 8;
 
@@ -125,7 +126,7 @@ LT_DEVICE void dequantize(bf16* output, const unsigned char* packed, i64 count, 
 }
 
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(DequantizeThreads)
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
 nf4_dequantize(
     bf16* __restrict__ output,                  // (count) overwritten
     const unsigned char* __restrict__ packed,   // (ceil(count / 2))
@@ -138,7 +139,7 @@ nf4_dequantize(
 }
 
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(DequantizeThreads)
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
 nf4_dequantize_double(
     bf16* __restrict__ output,                          // (count) overwritten
     const unsigned char* __restrict__ packed,           // (ceil(count / 2))
