@@ -56,7 +56,7 @@ adamw_step(
     float* __restrict__ first_moment,           // (P)
     float* __restrict__ second_moment,          // (P)
     const AdamWSegment* __restrict__ segments,  // (segment_count) by ascending offset
-    int segment_count,
+    int segment_count,                          // at least 1
     const double* __restrict__ report,          // [0] sum of the losses, [1] gradient norm
     double max_grad_norm,                       // 0 or less: no clipping
     AdamWConstants constants) {
