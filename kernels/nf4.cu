@@ -1,6 +1,6 @@
 // NF4, bit for bit as the CPU's code and so as bitsandbytes. Blocks of 64 consecutive elements of the flattened tensor share
-// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))), and the code of w counts the thresholds below x, which are the fp32 midpoints
-// of neighbouring values; a tie takes the lower code. Element 2i has the high nibble of byte i, element 2i+1 the low one.
+// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))), and the code of w counts the thresholds below x, which are the fp32
+// midpoints of neighbouring values; a tie takes the lower code. Element 2i has the high nibble of byte i, element 2i+1 the low one.
 // The value of a code is fl32(table[code] * absmax), rounded to bf16 when it is stored.
 // Double quantization: absmax = fl32(fl32(map[code] * nested_absmax[block / 256]) + offset).
 #include "port.cuh"
