@@ -57,6 +57,10 @@ struct LT_VECTOR(8) u32x2 {
     u32 x, y;
 };
 
+struct LT_VECTOR(4) u32x1 {
+    u32 x;
+};
+
 #define LT_INFINITY __int_as_float(0x7f800000)      // NVRTC has no INFINITY macro
 #define LT_ALL_LANES 0xffffffffu
 
@@ -114,6 +118,10 @@ LT_DEVICE bool is_aligned_16(const void* address) { return ((size_t)address & 15
 // 16 bytes in one access; the address is a multiple of 16.
 LT_DEVICE u32x4 load_16_bytes(const void* address) { return *(const u32x4*)address; }
 LT_DEVICE void store_16_bytes(void* address, const u32x4& value) { *(u32x4*)address = value; }
+
+LT_DEVICE bool is_aligned_4(const void* address) { return ((size_t)address & 3) == 0; }
+LT_DEVICE u32 load_4_bytes(const void* address) { return ((const u32x1*)address)->x; }
+LT_DEVICE void store_4_bytes(void* address, u32 value) { ((u32x1*)address)->x = value; }
 
 LT_DEVICE void load_bf16x8(float (&values)[8], const bf16* address) { unpack_bf16x8(values, load_16_bytes(address)); }
 LT_DEVICE void store_bf16x8(bf16* address, const float (&values)[8]) { store_16_bytes(address, pack_bf16x8(values)); }
@@ -187,6 +195,33 @@ template <int Pending> LT_DEVICE void cp_async_wait() {
 #else
     asm volatile("cp.async.wait_group %0;" :: "n"(Pending) : "memory");
 #endif
+}
+
+// output = input, a row of `width` elements, by a one-dimensional block. `aligned`: both rows start at multiples of 16 bytes and the
+// width is a multiple of 8.
+LT_DEVICE void copy_row(bf16* __restrict__ output, const bf16* __restrict__ input, int width, bool aligned) {
+    if (aligned) {
+#pragma unroll 4
+        for (int i = threadIdx.x * 8; i < width; i += blockDim.x * 8) store_16_bytes(output + i, load_16_bytes(input + i));
+    } else {
+#pragma unroll 4
+        for (int i = threadIdx.x; i < width; i += blockDim.x) output[i] = input[i];
+    }
+}
+
+// How an elementwise kernel shares its work: thread t of the grid has the elements 8*t .. 8*t+7 and calls eight(8*t) for them. Where the
+// addresses do not allow that, and for what is left after the last eight, it calls one(i) for single elements instead.
+// Launch: ceil(count / (8 * threads)) one-dimensional blocks; count is at least 1.
+template <class Eight, class One> LT_DEVICE void for_each_eight(i64 count, bool aligned, Eight eight, One one) {
+    const i64 block_elements = (i64)blockDim.x * 8, first = blockIdx.x * block_elements, i = first + threadIdx.x * 8;
+    if (!aligned) {
+        const i64 end = min(first + block_elements, count);
+        for (i64 single = first + threadIdx.x; single < end; single += blockDim.x) one(single);
+        return;
+    }
+    if (i + 8 <= count) eight(i);
+    const i64 rest = (count & ~7ll) + threadIdx.x;
+    if (blockIdx.x == gridDim.x - 1 && rest < count) one(rest);
 }
 
 // ---- matrix fragments -----------------------------------------------------------------------------------------------------------
@@ -279,4 +314,51 @@ template <class T> LT_DEVICE T block_max(T value, T* scratch) {
     if (lane == 0) scratch[warp] = value;
     __syncthreads();
     return warp_max(scratch[lane < warps ? lane : 0]);
+}
+
+// Whether the condition holds for any thread of the block, told to every thread; `scratch` is shared memory for 32 numbers, as above.
+LT_DEVICE bool block_any(bool condition, int* scratch) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const int any_of_warp = __any_sync(LT_ALL_LANES, condition);
+    if (lane == 0) scratch[warp] = any_of_warp;
+    __syncthreads();
+    return __any_sync(LT_ALL_LANES, lane < warps ? scratch[lane] : 0);
+}
+
+// totals[column] += the sum over all rows of a term, for a matrix of (rows, width) terms. A block owns 32 columns. eight(sums, row, column)
+// adds the terms of eight columns to eight sums, and is used where `aligned`; one(row, column) gives a single term.
+// The sum of a column: row group g of G takes the rows g, g + G, ...; the groups of a warp meet by exchange, the warps in their order.
+// Launch: ceil(width / 32) blocks of 32 * W threads, W <= 32; `scratch` is shared memory for 1024 floats.
+template <class Eight, class One>
+LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Eight eight, One one) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    if (aligned) {
+        // Four neighbouring lanes cover the 32 columns; a warp takes eight rows at a time.
+        const int column = blockIdx.x * 32 + (lane & 3) * 8;
+        float sums[8] = {};
+        if (column < width) {
+#pragma unroll 4
+            for (int row = warp * 8 + (lane >> 2); row < rows; row += warps * 8) eight(sums, row, column);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            for (int distance = 4; distance < 32; distance <<= 1) sums[i] += __shfl_xor_sync(LT_ALL_LANES, sums[i], distance);
+            if (lane < 4) scratch[warp * 32 + lane * 8 + i] = sums[i];
+        }
+    } else {
+        const int column = blockIdx.x * 32 + lane;
+        float sum = 0.0f;
+        if (column < width) {
+#pragma unroll 4
+            for (int row = warp; row < rows; row += warps) sum += one(row, column);
+        }
+        scratch[warp * 32 + lane] = sum;
+    }
+    __syncthreads();
+    const int column = blockIdx.x * 32 + threadIdx.x;
+    if (threadIdx.x < 32 && column < width) {
+        float total = 0.0f;
+        for (int i = 0; i < warps; i++) total += scratch[i * 32 + threadIdx.x];
+        totals[column] += total;
+    }
 }
