@@ -32,6 +32,7 @@ const int max_threads = 1024, warp_lanes = 32, max_warps = max_threads / warp_la
 const size_t page = 4096, stack_bytes = 64 * 1024;
 const size_t max_dynamic_shared = 227 * 1024 / page * page + page;  // what the largest device allows, in whole pages
 const size_t guard_bytes = 256;                                      // watched bytes in front of dynamic shared memory
+const size_t no_access = 4 << 20;                                    // addresses on either side of dynamic shared memory; they cost no memory
 const unsigned char poison = 0xff;                                   // NaN as a float and as a bf16, -1 as an integer
 
 struct place {
@@ -85,7 +86,7 @@ struct worker {
     void* scheduler;        // stack pointer of the worker's own stack while fibers run
     char* stacks;
     std::vector<int> free_stacks;
-    char* dynamic_end;      // dynamic shared memory ends here, in front of a no-access page
+    char* dynamic_end;      // dynamic shared memory ends here, in front of addresses without access
     size_t dynamic_bytes;
     memory_range static_shared;
     bool failed;
@@ -447,7 +448,7 @@ void on_fault(int signal_number, siginfo_t* info, void* context) {
         const char* stack = w->stacks + (size_t)current()->stack * stack_bytes;
         if (signal_number == watchdog_signal) fail_thread(w, "the kernel does not come to an end");
         if (signal_number == SIGFPE) fail_thread(w, "integer division by zero");
-        if (signal_number == SIGILL || signal_number == SIGTRAP) fail_thread(w, "trap: undefined behaviour, such as a misaligned address");
+        if (signal_number == SIGILL || signal_number == SIGTRAP) fail_thread(w, "trap: undefined behaviour (a misaligned or null address, an index past an array, an overflow)");
         if (address >= stack && address < stack + page) fail_thread(w, "stack overflow");
         w->failure.illegal_address = true;
         w->failure.address = address;
@@ -486,9 +487,10 @@ void prepare_worker(worker* w) {
     w->stacks = (char*)map_pages(max_threads * stack_bytes);
     madvise(w->stacks, max_threads * stack_bytes, MADV_NOHUGEPAGE);
     for (int i = 0; i < max_threads; i++) mprotect(w->stacks + (size_t)i * stack_bytes, page, PROT_NONE);
-    char* dynamic = (char*)map_pages(page + max_dynamic_shared + page);
-    w->dynamic_end = dynamic + page + max_dynamic_shared;
-    mprotect(w->dynamic_end, page, PROT_NONE);
+    char* dynamic = (char*)map_pages(no_access + max_dynamic_shared + no_access);
+    w->dynamic_end = dynamic + no_access + max_dynamic_shared;
+    mprotect(dynamic, no_access - page, PROT_NONE);
+    mprotect(w->dynamic_end, no_access, PROT_NONE);
     stack_t handler_stack{};
     handler_stack.ss_size = 64 * 1024;
     handler_stack.ss_sp = map_pages(handler_stack.ss_size);

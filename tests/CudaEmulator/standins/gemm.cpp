@@ -17,6 +17,7 @@ const int vector_floats = 16, tile_vectors = 2, tile_columns = 12;
 const int vector_floats = 8, tile_vectors = 2, tile_columns = 6;
 #endif
 typedef float vector __attribute__((vector_size(vector_floats * 4)));
+typedef float stored_vector __attribute__((vector_size(vector_floats * 4), aligned(4), may_alias));
 
 const int tile_rows = vector_floats * tile_vectors;
 const int64_t depth = 256, block_rows = tile_rows * 6, block_columns = tile_columns * 32;
@@ -68,19 +69,24 @@ void pack(float* to, const matrix_view& v, int64_t at, int64_t across, int64_t a
     else pack(to, (const float*)v.data + at, across, along, count, length, width, [](float x) { return x; });
 }
 
-// sums (tile_columns columns of tile_rows) += panel of a times panel of b
+// sums (tile_columns columns of tile_rows) += panel of a times panel of b. Every loop over the tile is unrolled, so that the tile is a
+// set of registers and not an array.
 void multiply_panels(float* sums, const float* a, const float* b, int64_t length) {
-    vector tile[tile_columns][tile_vectors];
-    memcpy(tile, sums, sizeof tile);
+    static_assert(tile_vectors == 2, "rows are spelled out");
+    stored_vector* stored = (stored_vector*)sums;  // auto would drop the alignment
+    vector tile[tile_columns * 2];
+#pragma GCC unroll 24
+    for (int i = 0; i < tile_columns * 2; i++) tile[i] = stored[i];
     for (int64_t i = 0; i < length; i++, a += tile_rows, b += tile_columns) {
-        vector rows[tile_vectors];
-        memcpy(rows, a, sizeof rows);
+        vector upper = ((const stored_vector*)a)[0], lower = ((const stored_vector*)a)[1];
 #pragma GCC unroll 12
-        for (int column = 0; column < tile_columns; column++)
-#pragma GCC unroll 2
-            for (int part = 0; part < tile_vectors; part++) tile[column][part] += rows[part] * b[column];
+        for (int column = 0; column < tile_columns; column++) {
+            tile[2 * column] += upper * b[column];
+            tile[2 * column + 1] += lower * b[column];
+        }
     }
-    memcpy(sums, tile, sizeof tile);
+#pragma GCC unroll 24
+    for (int i = 0; i < tile_columns * 2; i++) stored[i] = tile[i];
 }
 
 struct work_space {

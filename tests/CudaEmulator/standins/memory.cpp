@@ -8,32 +8,45 @@ namespace {
 const size_t page = 4096, alignment = 256, most_freed = 256;
 const unsigned char fill = 0xff;  // NaN as a float and as a bf16
 
+const size_t least_guard = 16 << 20;  // addresses without access on either side; they cost no memory
+
 size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 std::string number(size_t n) { return std::to_string(n); }
 
-// The watched bytes: the last ones in front of the buffer (they are in its first page) and those up to the no-access page.
+// The pages of a buffer inside its mapping.
+struct page_range {
+    char *start, *end;
+};
+page_range accessible(const allocation& a) {
+    char* end = a.start + round_up(a.bytes, alignment);
+    return {(char*)((size_t)a.start / page * page), end};
+}
+
+// The watched bytes: the last ones in front of the buffer (as far as they are in its first page) and those up to the end of its pages.
 struct watched {
     unsigned char *front, *start, *end, *back;
 };
 watched watched_bytes(const allocation& a) {
-    auto* start = (unsigned char*)a.start;
-    auto* page_start = (unsigned char*)a.mapping + page;
-    unsigned char* front = start - page_start > (ptrdiff_t)alignment ? start - alignment : page_start;
-    return {front, start, start + a.bytes, (unsigned char*)a.mapping + a.mapped_bytes - page};
+    page_range pages = accessible(a);
+    char* front = a.start - pages.start > (ptrdiff_t)alignment ? a.start - alignment : pages.start;
+    return {(unsigned char*)front, (unsigned char*)a.start, (unsigned char*)a.start + a.bytes, (unsigned char*)pages.end};
 }
 
 }  // namespace
 
 const allocation* guarded_memory::allocate(size_t bytes, memory_kind kind) {
-    size_t rounded = round_up(bytes, alignment), mapped = round_up(rounded, page) + 2 * page;
-    void* mapping = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    size_t rounded = round_up(bytes, alignment), pages = round_up(rounded, page);
+    size_t guard = round_up(bytes > least_guard ? bytes : least_guard, page), mapped = pages + 2 * guard;
+    void* mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapping == MAP_FAILED) return nullptr;
-    char* base = (char*)mapping;
-    mprotect(base, page, PROT_NONE);
-    mprotect(base + mapped - page, page, PROT_NONE);
-    memset(base + page, fill, mapped - 2 * page);
-    char* start = base + mapped - page - rounded;
+    char *base = (char*)mapping, *first_page = base + guard;
+    if (mprotect(first_page, pages, PROT_READ | PROT_WRITE)) {
+        munmap(mapping, mapped);
+        return nullptr;
+    }
+    memset(first_page, fill, pages);
+    char* start = first_page + pages - rounded;
     return &(live[start] = {start, bytes, kind, base, mapped});
 }
 

@@ -1,6 +1,6 @@
-// memory.h - the memory of the emulated device: host pages with a no-access page on either side.
+// memory.h - the memory of the emulated device: host pages with as much space without access on either side, at least 16 MiB.
 //
-// A buffer ends as close to the no-access page behind it as its 256-byte alignment allows; the bytes between are filled with a
+// A buffer ends as close to the space behind it as its 256-byte alignment allows; the bytes between are filled with a
 // pattern and watched. New memory is NaN. Freed memory stays out of reach for a while, so that using it faults.
 #pragma once
 #include <deque>
