@@ -56,7 +56,7 @@ adamw_step(
     float* __restrict__ first_moment,           // (P)
     float* __restrict__ second_moment,          // (P)
     const AdamWSegment* __restrict__ segments,  // (segment_count) by ascending offset
-    int segment_count,
+    int segment_count,                          // at least 1
     const double* __restrict__ report,          // [0] sum of the losses, [1] gradient norm
     double max_grad_norm,                       // 0 or less: no clipping
     AdamWConstants constants) {
@@ -70,7 +70,8 @@ adamw_step(
     const i64 left = segment.offset + segment.count - first;        // elements of the segment from `first` on
     if (!(scale == scale) || first < segment.offset || left <= 0) return;
 
-    const bool aligned = is_aligned_16(parameters) && is_aligned_16(gradients) && is_aligned_16(first_moment) && is_aligned_16(second_moment);
+    const bool aligned =
+        is_aligned_16(parameters) && is_aligned_16(gradients) && is_aligned_16(first_moment) && is_aligned_16(second_moment);
     if (aligned && left >= 256) {
         f32x4 p[2], g[2], m[2], v[2];
 #pragma unroll

@@ -1,6 +1,6 @@
 // NF4, bit for bit as the CPU's code and so as bitsandbytes. Blocks of 64 consecutive elements of the flattened tensor share
-// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))), and the code of w counts the thresholds below x, which are the fp32 midpoints
-// of neighbouring values; a tie takes the lower code. Element 2i has the high nibble of byte i, element 2i+1 the low one.
+// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))), and the code of w counts the thresholds below x, which are the fp32
+// midpoints of neighbouring values; a tie takes the lower code. Element 2i has the high nibble of byte i, element 2i+1 the low one.
 // The value of a code is fl32(table[code] * absmax), rounded to bf16 when it is stored.
 // Double quantization: absmax = fl32(fl32(map[code] * nested_absmax[block / 256]) + offset).
 #include "port.cuh"
@@ -75,51 +75,58 @@ nf4_quantize(
     }
 }
 
+// Six blocks have to fit on a multiprocessor: bytes enough on their way, and registers for all that a thread has read.
 constexpr int DequantizeThreads = 256, DequantizeVectors = 4;
 constexpr int DequantizeElements = DequantizeThreads * DequantizeVectors * 8;
 
+// Element e of the eight whose codes are in four bytes: the even one has the high nibble.
+LT_DEVICE u32 code_of(u32 bytes, int e) { return bytes >> (e * 4 ^ 4) & 15; }
+
+LT_DEVICE void store_values(bf16* output, u32 bytes, float scale, const float* table) {
+    float w[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) w[e] = __fmul_rn(table[code_of(bytes, e)], scale);
+    store_bf16x8(output, w);
+}
+
 // The values of all elements, for kernels that know the scale of a block of 64: scale_of(block). A thread has four times eight elements,
-// a block of threads apart, so that every access of a warp covers whole lines.
+// a block of threads apart, so that every access of a warp covers whole lines; all reads come before the first write.
 // `table` is shared memory for the 16 values: neighbouring words, so any 32 lanes read without a conflict.
 template <class Scale>
 LT_DEVICE void dequantize(bf16* output, const unsigned char* packed, i64 count, const float* table, Scale scale_of) {
+    const i64 first = (i64)blockIdx.x * DequantizeElements;
     const bool vectors = is_aligned_16(output) && is_aligned_4(packed);
-    const i64 first = (i64)blockIdx.x * DequantizeElements + threadIdx.x * 8;
-    u32 bytes[DequantizeVectors];
-    float scales[DequantizeVectors];
+    if (vectors && first + DequantizeElements <= count) {
+        u32 bytes[DequantizeVectors];
+        float scales[DequantizeVectors];
 #pragma unroll
-    for (int k = 0; k < DequantizeVectors; k++) {
-        const i64 i = first + k * DequantizeThreads * 8;
-        if (i >= count) continue;
-        scales[k] = scale_of(i / 64);
-        if (vectors && i + 8 <= count) {
+        for (int k = 0; k < DequantizeVectors; k++) {
+            const i64 i = first + (k * DequantizeThreads + threadIdx.x) * 8;
             bytes[k] = load_4_bytes(packed + i / 2);
-        } else {
-            bytes[k] = 0;
-#pragma unroll
-            for (int b = 0; b < 4; b++)
-                if (i + b * 2 < count) bytes[k] |= (u32)packed[i / 2 + b] << (b * 8);
+            scales[k] = scale_of(i / 64);
         }
+#pragma unroll
+        for (int k = 0; k < DequantizeVectors; k++)
+            store_values(output + first + (k * DequantizeThreads + threadIdx.x) * 8, bytes[k], scales[k], table);
+        return;
     }
-#pragma unroll
-    for (int k = 0; k < DequantizeVectors; k++) {
-        const i64 i = first + k * DequantizeThreads * 8;
-        if (i >= count) continue;
-        float w[8];
-#pragma unroll
-        for (int e = 0; e < 8; e++) w[e] = __fmul_rn(table[bytes[k] >> (e * 4 ^ 4) & 15], scales[k]);
-        if (vectors && i + 8 <= count) {
-            store_bf16x8(output + i, w);
-        } else {
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                if (i + e < count) output[i + e] = to_bf16(w[e]);
+    // The block at the end, or addresses that do not allow vectors.
+    const i64 end = min(first + DequantizeElements, count);
+#pragma unroll 1
+    for (i64 i = first + threadIdx.x * 8; i < end; i += DequantizeThreads * 8) {
+        const float scale = scale_of(i / 64);
+        if (vectors && i + 8 <= end) {
+            store_values(output + i, load_4_bytes(packed + i / 2), scale, table);
+            continue;
         }
+        const int elements = (int)min(end - i, 8ll);
+#pragma unroll 1
+        for (int e = 0; e < elements; e++) output[i + e] = to_bf16(__fmul_rn(table[code_of(packed[(i + e) / 2], e & 1)], scale));
     }
 }
 
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(DequantizeThreads)
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
 nf4_dequantize(
     bf16* __restrict__ output,                  // (count) overwritten
     const unsigned char* __restrict__ packed,   // (ceil(count / 2))
@@ -132,7 +139,7 @@ nf4_dequantize(
 }
 
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(DequantizeThreads)
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
 nf4_dequantize_double(
     bf16* __restrict__ output,                          // (count) overwritten
     const unsigned char* __restrict__ packed,           // (ceil(count / 2))

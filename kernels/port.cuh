@@ -211,7 +211,7 @@ LT_DEVICE void copy_row(bf16* __restrict__ output, const bf16* __restrict__ inpu
 
 // How an elementwise kernel shares its work: thread t of the grid has the elements 8*t .. 8*t+7 and calls eight(8*t) for them. Where the
 // addresses do not allow that, and for what is left after the last eight, it calls one(i) for single elements instead.
-// Launch: ceil(count / (8 * threads)) one-dimensional blocks.
+// Launch: ceil(count / (8 * threads)) one-dimensional blocks; count is at least 1.
 template <class Eight, class One> LT_DEVICE void for_each_eight(i64 count, bool aligned, Eight eight, One one) {
     const i64 block_elements = (i64)blockDim.x * 8, first = blockIdx.x * block_elements, i = first + threadIdx.x * 8;
     if (!aligned) {

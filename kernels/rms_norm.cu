@@ -117,7 +117,8 @@ rms_norm_backward(
     const bf16 *x = input + row, *dy = d_output + row;
     bf16* dx = d_input + row;
     const float r = rstd[blockIdx.x];
-    const bool vectors = width % 8 == 0 && is_aligned_16(d_input) && is_aligned_16(d_output) && is_aligned_16(input) && is_aligned_16(weight);
+    const bool vectors =
+        width % 8 == 0 && is_aligned_16(d_input) && is_aligned_16(d_output) && is_aligned_16(input) && is_aligned_16(weight);
     const int start = vectors ? threadIdx.x * 8 : threadIdx.x, stride = vectors ? blockDim.x * 8 : blockDim.x;
 
     u32x4 kept_x[KeptVectors], kept_dy[KeptVectors];

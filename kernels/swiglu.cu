@@ -44,7 +44,8 @@ swiglu_backward(
     const bf16* gate,       // (count)
     const bf16* up,         // (count)
     long long count) {
-    const bool aligned = is_aligned_16(d_gate) && is_aligned_16(d_up) && is_aligned_16(d_output) && is_aligned_16(gate) && is_aligned_16(up);
+    const bool aligned =
+        is_aligned_16(d_gate) && is_aligned_16(d_up) && is_aligned_16(d_output) && is_aligned_16(gate) && is_aligned_16(up);
     for_each_eight(
         count, aligned,
         [=](i64 i) {
