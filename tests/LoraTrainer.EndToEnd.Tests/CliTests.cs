@@ -169,7 +169,8 @@ public sealed class CliTests : IDisposable
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         Assert.Contains("processor", run.Output, StringComparison.Ordinal);
-        Assert.Contains("the CUDA device is not part of this build yet, so the CPU is used", run.Output, StringComparison.Ordinal);
+        Assert.Contains("libnvrtc", run.Output, StringComparison.Ordinal);
+        Assert.Matches("device: auto +takes the (CPU|GPU)", run.Output);
     }
 
     [Fact]
@@ -182,5 +183,24 @@ public sealed class CliTests : IDisposable
         Assert.Equal(Environment.ProcessorCount, document.RootElement.GetProperty("cpu").GetProperty("cores").GetInt32());
         Assert.True(document.RootElement.GetProperty("memory").GetProperty("total_bytes").GetInt64() > 0);
         Assert.Equal(2, document.RootElement.GetProperty("disks").GetArrayLength());
+        JsonElement cuda = document.RootElement.GetProperty("cuda");
+        Assert.Equal(["libcuda", "libnvrtc", "libcublasLt"], cuda.GetProperty("libraries").EnumerateArray().Select(library => library.GetProperty("name").GetString()));
+        Assert.Equal(cuda.GetProperty("available").GetBoolean() ? "cuda" : "cpu", document.RootElement.GetProperty("auto_device").GetString());
+    }
+
+    [Fact]
+    public async Task Doctor_WhereNoDriverIs_NamesWhatWasTriedAndWhatToInstall()
+    {
+        CliProcess run = await RunAsync("doctor", "--json");
+
+        using JsonDocument document = JsonDocument.Parse(run.Output);
+        JsonElement cuda = document.RootElement.GetProperty("cuda");
+        JsonElement driver = cuda.GetProperty("libraries")[0];
+        Assert.SkipWhen(driver.GetProperty("path").ValueKind == JsonValueKind.String, "this machine has an NVIDIA driver");
+        Assert.False(cuda.GetProperty("available").GetBoolean());
+        Assert.Equal(JsonValueKind.Null, cuda.GetProperty("device").ValueKind);
+        Assert.Contains("tried libcuda.so.1", cuda.GetProperty("reason").GetString(), StringComparison.Ordinal);
+        Assert.Contains("Install the NVIDIA driver", cuda.GetProperty("reason").GetString(), StringComparison.Ordinal);
+        Assert.Contains("libcuda.so.1", driver.GetProperty("attempts").EnumerateArray().Select(attempt => attempt.GetProperty("path").GetString()));
     }
 }

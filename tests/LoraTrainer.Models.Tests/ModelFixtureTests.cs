@@ -1,8 +1,4 @@
-using System.Text.Json;
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
-using LoraTrainer.Models.Architectures;
-using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
 using Xunit;
@@ -48,7 +44,7 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     [MemberData(nameof(Models))]
     public void Logits_AreThoseOfTransformers(string model, string configFile)
     {
-        using var fixture = new LoadedModel(model, configFile);
+        using ModelFixture fixture = Load(model, configFile);
         FixtureTensors expected = fixture.Expected("expected.safetensors");
         int[] ids = expected.Integers("input_ids");
         int rowLength = (int)expected.Shape("input_ids")[1];
@@ -67,7 +63,7 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     [MemberData(nameof(PackedModels))]
     public void PackedLogits_AreThoseOfEachDocumentAlone(string model, string configFile)
     {
-        using var fixture = new LoadedModel(model, configFile);
+        using ModelFixture fixture = Load(model, configFile);
         FixtureTensors expected = fixture.Expected("expected_packed.safetensors");
         var batch = HostBatch.FromDocuments(expected.Integers("input_ids"), expected.Integers("lengths"));
         TensorAssert.Close(expected.Floats("logits"), fixture.Logits(batch), LogitTolerance, $"{model} packed logits");
@@ -77,26 +73,19 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     [MemberData(nameof(GradientModels))]
     public void LossAndGradients_AreThoseOfTransformers(string model, string configFile)
     {
-        using var fixture = new LoadedModel(model, configFile, trainable: true);
+        using ModelFixture fixture = Load(model, configFile, trainable: true);
         foreach (bool recompute in new[] { false, true })
         {
             FixtureTensors expected = fixture.Expected("expected.safetensors");
             FixtureTensors gradients = fixture.Expected("expected_weight_gradients.safetensors");
             var batch = HostBatch.FromRows(expected.Integers("input_ids"), expected.Integers("labels"), (int)expected.Shape("input_ids")[1]);
-            Device device = fixture.Device;
-            CausalLanguageModel loaded = fixture.Model;
-            using ArenaFrame frame = device.Arena.Frame();
-            device.Zero(loaded.Parameters.Gradients);
-            Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
-            Tensor dEmbeddings = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, loaded.Config.HiddenSize));
-            loaded.ForwardBackward(losses, batch.Upload(device), DropoutState.Inactive, 1f / batch.ScoredCount, recompute, dEmbeddings);
-            double loss = losses.Download().Sum(value => (double)value) / batch.ScoredCount;
-            Assert.Equal(expected.Floats("loss")[0], loss, LossTolerance);
-            TensorAssert.RelativeL2(expected.Floats("d_embeddings_out"), dEmbeddings.Download(), GradientTolerance, $"{model} d_embeddings_out");
-            Assert.Equal(gradients.Names.Order(StringComparer.Ordinal), loaded.Parameters.Parameters.Select(parameter => parameter.Name).Order(StringComparer.Ordinal));
-            foreach (Parameter parameter in loaded.Parameters.Parameters)
+            ModelGradients actual = fixture.Gradients(batch, recompute);
+            Assert.Equal(expected.Floats("loss")[0], actual.Losses.Sum(value => (double)value) / batch.ScoredCount, LossTolerance);
+            TensorAssert.RelativeL2(expected.Floats("d_embeddings_out"), actual.Embeddings, GradientTolerance, $"{model} d_embeddings_out");
+            Assert.Equal(gradients.Names.Order(StringComparer.Ordinal), actual.Weights.Keys.Order(StringComparer.Ordinal));
+            foreach ((string name, float[] gradient) in actual.Weights)
             {
-                TensorAssert.RelativeL2(gradients.Floats(parameter.Name), parameter.Gradient.Download(), GradientTolerance, $"{model} gradient of {parameter.Name}, recompute {recompute}");
+                TensorAssert.RelativeL2(gradients.Floats(name), gradient, GradientTolerance, $"{model} gradient of {name}, recompute {recompute}");
             }
         }
     }
@@ -105,10 +94,8 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     [MemberData(nameof(GreedyModels))]
     public void GreedyTokens_AreThoseOfTransformers(string model, string configFile)
     {
-        using var fixture = new LoadedModel(model, configFile);
-        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(fixture.PathOf("expected_greedy.json")));
-        int[] prompt = [.. document.RootElement.GetProperty("prompt").EnumerateArray().Select(item => item.GetInt32())];
-        int[] expected = [.. document.RootElement.GetProperty("output").EnumerateArray().Select(item => item.GetInt32())];
+        using ModelFixture fixture = Load(model, configFile);
+        (int[] prompt, int[] expected) = fixture.ExpectedGreedy();
         var cache = new KeyValueCache(fixture.Device, fixture.Model, expected.Length);
         var actual = new List<int>(prompt);
         // Without an attention mask transformers' generate() hides every token that equals the padding id and does not count its position:
@@ -116,7 +103,8 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
         int[] next = [.. prompt.Where(token => token != fixture.Model.Config.PadTokenId)];
         while (actual.Count < expected.Length)
         {
-            next = [fixture.NextToken(next, cache)];
+            float[] logits = fixture.LogitsAfter(next, cache);
+            next = [Array.IndexOf(logits, logits.Max())];
             actual.AddRange(next);
         }
 
@@ -141,46 +129,6 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
         return data;
     }
 
-    private sealed class LoadedModel : IDisposable
-    {
-        private readonly string folder;
-
-        public LoadedModel(string model, string configFile, bool trainable = false)
-        {
-            folder = Fixtures.Require(Path.Combine("models", model));
-            Device = new CpuDevice(threadCount: 2, capacityBytes: 256 << 20);
-            var config = ModelConfig.Parse(Path.Combine(folder, configFile));
-            using ModelFolder files = ModelFolder.Open(folder);
-            Model = trainable ? ModelLoader.LoadTrainable(config, files, Device) : ModelLoader.LoadFrozen(config, files, Device, BaseFormat.AsStored);
-        }
-
-        public CpuDevice Device { get; }
-
-        public CausalLanguageModel Model { get; }
-
-        public string PathOf(string file) => Path.Combine(folder, file);
-
-        public FixtureTensors Expected(string file) => new(PathOf(file));
-
-        public float[] Logits(HostBatch batch)
-        {
-            using ArenaFrame frame = Device.Arena.Frame();
-            Tensor logits = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, Model.Config.VocabSize));
-            Model.Logits(logits, batch.Upload(Device));
-            return logits.Download();
-        }
-
-        public int NextToken(int[] tokens, KeyValueCache cache)
-        {
-            using ArenaFrame frame = Device.Arena.Frame();
-            int[] positions = [.. Enumerable.Range(cache.Length, tokens.Length)];
-            PackedBatch batch = PackedBatch.Upload(Device, tokens, positions, new[] { 0, tokens.Length });
-            Tensor logits = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens.Length, Model.Config.VocabSize));
-            Model.Logits(logits, batch, cache: cache);
-            float[] last = logits.Download()[^Model.Config.VocabSize..];
-            return Array.IndexOf(last, last.Max());
-        }
-
-        public void Dispose() => Device.Dispose();
-    }
+    private static ModelFixture Load(string model, string configFile, bool trainable = false) =>
+        new(model, configFile, new CpuDevice(threadCount: 2, ModelFixture.ArenaBytes), trainable);
 }

@@ -3,13 +3,10 @@ using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
-using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
-using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
-using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Optimizers;
 using Xunit;
@@ -49,14 +46,13 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
     public void AdapterTraining_EqualsPeft(string name)
     {
         string folder = Fixtures.Require(Path.Combine("peft", name));
-        using var run = new FixtureRun(folder);
-        using PeftAdapterFolder start = PeftAdapterFolder.Open(Path.Combine(folder, "adapter_start"));
-        LoraInjection adapters = LoraInjection.Inject(run.Model, start.Config, seed: 0, run.LoraPlusRatio);
-        adapters.Load(start);
-        run.Train(new FixtureTensors(Path.Combine(folder, "first_step_gradients.safetensors")));
+        using var run = new PeftFixture(folder, Cpu());
+        PeftFixtureResult result = run.Train();
+        CheckSteps(run, result);
+        CheckGradients(folder, result);
 
         using var folderOut = new TemporaryFolder();
-        adapters.Save(folderOut.Path);
+        run.Adapters!.Save(folderOut.Path);
         var expected = new FixtureTensors(Path.Combine(folder, "adapter_end", PeftAdapterFolder.WeightsFileName));
         var actual = new FixtureTensors(folderOut.File(PeftAdapterFolder.WeightsFileName));
         Assert.Equal(expected.Names.Order(StringComparer.Ordinal), actual.Names.Order(StringComparer.Ordinal));
@@ -74,29 +70,26 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
     public void FullTraining_EqualsTransformers(string name)
     {
         string folder = Fixtures.Require(Path.Combine("full", name));
-        using var run = new FixtureRun(folder, trainable: true);
+        using var run = new PeftFixture(folder, Cpu(), trainable: true);
         string[] noDecay = [.. run.Case.GetProperty("no_decay").EnumerateArray().Select(item => item.GetString()!)];
         Assert.Equal(noDecay.Order(StringComparer.Ordinal), run.Model.Parameters.Parameters.Where(parameter => !parameter.Decays).Select(parameter => parameter.Name).Order(StringComparer.Ordinal));
-        run.Train(firstStepGradients: null);
+        PeftFixtureResult result = run.Train();
+        CheckSteps(run, result);
         var expected = new FixtureTensors(Path.Combine(folder, "model_end.safetensors"));
-        foreach (Parameter parameter in run.Model.Parameters.Parameters)
+        foreach ((string parameter, float[] values) in result.End)
         {
-            TensorAssert.Close(expected.Floats(parameter.Name), parameter.Value.Download(), 1e-4, $"{name} {parameter.Name}");
+            TensorAssert.Close(expected.Floats(parameter), values, 1e-4, $"{name} {parameter}");
         }
     }
 
-    private static void CheckLogitsAfter(string folder, string name, FixtureRun run)
+    private static void CheckLogitsAfter(string folder, string name, PeftFixture run)
     {
         var after = new FixtureTensors(Path.Combine(folder, "after.safetensors"));
-        using ArenaFrame frame = run.Device.Arena.Frame();
-        HostBatch batch = HostBatch.FromRows(after.Integers("input_ids"), null, (int)after.Shape("input_ids")[1]);
-        Tensor logits = run.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, run.Model.Config.VocabSize));
-        run.Model.Logits(logits, batch.Upload(run.Device));
-        TensorAssert.Close(after.Floats("logits"), logits.Download(), 1e-4, $"{name} logits after training");
+        TensorAssert.Close(after.Floats("logits"), run.LogitsAfter(after), 1e-4, $"{name} logits after training");
     }
 
     /// <summary>W + s * B A, formed with the engine's own products.</summary>
-    private static void CheckMerged(string folder, string name, FixtureRun run)
+    private static void CheckMerged(string folder, string name, PeftFixture run)
     {
         string path = Path.Combine(folder, "merged.safetensors");
         if (!File.Exists(path))
@@ -122,115 +115,31 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
         }
     }
 
-    private sealed class FixtureRun : IDisposable
+    /// <summary>Each step's loss, gradient norm and learning rate.</summary>
+    private static void CheckSteps(PeftFixture run, PeftFixtureResult result)
     {
-        private readonly JsonDocument document;
-        private readonly string folder;
-
-        public FixtureRun(string folder, bool trainable = false)
+        JsonElement[] log = [.. run.Case.GetProperty("log").EnumerateArray()];
+        Assert.Equal(log.Length, result.Steps.Count);
+        for (int step = 0; step < log.Length; step++)
         {
-            this.folder = folder;
-            document = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(folder, "case.json")));
-            string baseFolder = Fixtures.Require(Case.GetProperty("base_model").GetString()!);
-            ModelConfig config = ModelConfig.Parse(baseFolder);
-            using ModelFolder files = ModelFolder.Open(baseFolder);
-            Device = new CpuDevice(threadCount: 2, capacityBytes: 256 << 20);
-            string? quantization = Case.TryGetProperty("quantization", out JsonElement value) ? value.GetString() : null;
-            Model = trainable
-                ? ModelLoader.LoadTrainable(config, files, Device)
-                : ModelLoader.LoadFrozen(config, files, Device, quantization switch
-                {
-                    null => BaseFormat.AsStored,
-                    "nf4" => BaseFormat.Nf4,
-                    "nf4-dq" => BaseFormat.Nf4DoubleQuantized,
-                    _ => throw new NotSupportedException($"the quantization {quantization} is not known here"),
-                });
-        }
-
-        public JsonElement Case => document.RootElement;
-
-        public double LoraPlusRatio => Case.GetProperty("optimizer").GetProperty("lora_plus_ratio") is { ValueKind: JsonValueKind.Number } ratio ? ratio.GetDouble() : 1;
-
-        public CpuDevice Device { get; }
-
-        public CausalLanguageModel Model { get; }
-
-        public void Train(FixtureTensors? firstStepGradients)
-        {
-            JsonElement optimizer = Case.GetProperty("optimizer");
-            var options = new OptimizerOptions
-            {
-                LearningRate = optimizer.GetProperty("lr").GetDouble(),
-                Beta1 = optimizer.GetProperty("beta1").GetDouble(),
-                Beta2 = optimizer.GetProperty("beta2").GetDouble(),
-                Epsilon = optimizer.GetProperty("eps").GetDouble(),
-                WeightDecay = optimizer.GetProperty("weight_decay").GetDouble(),
-                MaxGradNorm = Case.GetProperty("max_grad_norm").GetDouble(),
-            };
-            int steps = Case.GetProperty("steps").GetInt32();
-            int accumulation = Case.GetProperty("gradient_accumulation").GetInt32();
-            JsonElement scheduleCase = Case.GetProperty("schedule");
-            LearningRateSchedule kind = Enum.Parse<LearningRateSchedule>(scheduleCase.GetProperty("name").GetString()!.Replace("_", "", StringComparison.Ordinal), ignoreCase: true);
-            var schedule = new Schedule(kind, options.LearningRate, scheduleCase.GetProperty("warmup_steps").GetInt32(), steps);
-            var state = new OptimizerState(Device, Model.Parameters, options);
-            var batches = new FixtureTensors(Path.Combine(folder, "batches.safetensors"));
-            JsonElement[] log = [.. Case.GetProperty("log").EnumerateArray()];
-            for (int step = 0; step < steps; step++)
-            {
-                HostBatch[] micro = [.. Enumerable.Range(0, accumulation).Select(index => Batch(batches, step, index))];
-                int scored = micro.Sum(batch => batch.ScoredCount);
-                Device.Zero(Model.Parameters.Gradients);
-                using ArenaFrame stepFrame = Device.Arena.Frame();
-                StepReport report = StepReport.Allocate(Device);
-                foreach (HostBatch batch in micro)
-                {
-                    using ArenaFrame frame = Device.Arena.Frame();
-                    Tensor losses = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
-                    Model.ForwardBackward(losses, batch.Upload(Device), DropoutState.Inactive, 1f / scored, recompute: step % 2 == 1);
-                    LossSum.Accumulate(report.LossSum, losses);
-                }
-
-                GradientNorm.Compute(report.GradientNorm, Model.Parameters.Gradients);
-                (double loss, double norm) = report.Read();
-                double rate = schedule.RateAt(step);
-                Assert.Equal(log[step].GetProperty("loss").GetDouble(), loss / scored, 1e-5);
-                double expectedNorm = log[step].GetProperty("grad_norm").GetDouble();
-                Assert.True(Math.Abs(norm - expectedNorm) <= 1e-5 * expectedNorm, $"step {step}: gradient norm {norm}, expected {expectedNorm}");
-                Assert.Equal(log[step].GetProperty("lr").GetDouble(), rate, 1e-12);
-                if (step == 0 && firstStepGradients is not null)
-                {
-                    CheckGradients(firstStepGradients);
-                }
-
-                state.Step(step + 1, rate, report.Values);
-            }
-        }
-
-        public void Dispose()
-        {
-            Device.Dispose();
-            document.Dispose();
-        }
-
-        private static HostBatch Batch(FixtureTensors batches, int step, int micro)
-        {
-            string prefix = $"{step}.{micro}.";
-            int[] ids = batches.Integers(prefix + "input_ids");
-            int[] labels = batches.Has(prefix + "labels") ? batches.Integers(prefix + "labels") : ids;
-            return HostBatch.FromRows(ids, labels, (int)batches.Shape(prefix + "input_ids")[1]);
-        }
-
-        private void CheckGradients(FixtureTensors expected)
-        {
-            int compared = 0;
-            foreach (Parameter parameter in Model.Parameters.Parameters)
-            {
-                string name = "base_model.model." + parameter.Name.Replace(".weight", ".default.weight", StringComparison.Ordinal);
-                TensorAssert.RelativeL2(expected.Floats(name), parameter.Gradient.Download(), 2e-5, name);
-                compared++;
-            }
-
-            Assert.Equal(expected.Names.Count(), compared);
+            (double loss, double norm, double rate) = result.Steps[step];
+            Assert.Equal(log[step].GetProperty("loss").GetDouble(), loss, 1e-5);
+            double expectedNorm = log[step].GetProperty("grad_norm").GetDouble();
+            Assert.True(Math.Abs(norm - expectedNorm) <= 1e-5 * expectedNorm, $"step {step}: gradient norm {norm}, expected {expectedNorm}");
+            Assert.Equal(log[step].GetProperty("lr").GetDouble(), rate, 1e-12);
         }
     }
+
+    private static void CheckGradients(string folder, PeftFixtureResult result)
+    {
+        var expected = new FixtureTensors(Path.Combine(folder, "first_step_gradients.safetensors"));
+        Assert.Equal(expected.Names.Count(), result.FirstStepGradients.Count);
+        foreach ((string parameter, float[] gradient) in result.FirstStepGradients)
+        {
+            string name = PeftFixture.GradientName(parameter);
+            TensorAssert.RelativeL2(expected.Floats(name), gradient, 2e-5, name);
+        }
+    }
+
+    private static CpuDevice Cpu() => new(threadCount: 2, ModelFixture.ArenaBytes);
 }

@@ -3,6 +3,7 @@ using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.X86;
 using System.Text.Json;
+using LoraTrainer.Engine.Devices;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -33,8 +34,6 @@ internal static class DoctorVerb
 
     private sealed record Machine
     {
-        private const string CudaReason = "the CUDA device is not part of this build yet, so the CPU is used";
-
         private string System { get; init; } = "";
 
         private string Runtime { get; init; } = "";
@@ -53,6 +52,8 @@ internal static class DoctorVerb
 
         private IReadOnlyList<Disk> Disks { get; init; } = [];
 
+        private CudaReport Cuda { get; init; } = new() { Libraries = [], Reason = "not looked for" };
+
         public static Machine Look() => new()
         {
             System = $"{RuntimeInformation.OSDescription}, {RuntimeInformation.OSArchitecture.ToString().ToLowerInvariant()}",
@@ -68,6 +69,7 @@ internal static class DoctorVerb
             TotalMemoryBytes = GC.GetGCMemoryInfo().TotalAvailableMemoryBytes,
             AvailableMemoryBytes = ValueOf("/proc/meminfo", "MemAvailable") is { } text && long.TryParse(text.Split(' ')[0], NumberStyles.None, CultureInfo.InvariantCulture, out long kibibytes) ? kibibytes * 1024 : null,
             Disks = [.. new[] { ("current folder", Directory.GetCurrentDirectory()), ("temporary files", Path.GetTempPath()) }.Select(place => DiskOf(place.Item1, place.Item2)).OfType<Disk>()],
+            Cuda = CudaDevice.Describe(),
         };
 
         public IEnumerable<(string Name, string Value)> Lines()
@@ -82,8 +84,29 @@ internal static class DoctorVerb
                 yield return (disk.Role, $"{Quantities.Bytes(disk.FreeBytes)} free of {Quantities.Bytes(disk.TotalBytes)} ({disk.Path})");
             }
 
-            yield return ("gpu", CudaReason);
-            yield return ("device: auto", "takes the CPU");
+            if (Cuda.Device is { } gpu)
+            {
+                string free = gpu.FreeMemoryBytes is { } bytes ? $", {Quantities.Bytes(bytes)} free" : "";
+                string others = Cuda.DeviceCount > 1 ? $" (the first of {Cuda.DeviceCount})" : "";
+                yield return ("gpu", $"{gpu.Name}{others}, {Quantities.Bytes(gpu.TotalMemoryBytes)}{free}, compute capability {gpu.ComputeCapability}, {gpu.MultiprocessorCount} multiprocessors");
+            }
+
+            if (!Cuda.Available)
+            {
+                yield return (Cuda.Device is null ? "gpu" : "", Cuda.Reason);
+            }
+
+            foreach (CudaLibraryInfo library in Cuda.Libraries)
+            {
+                yield return (library.Name, library.Path is null ? $"not found ({library.Purpose})" : $"{library.Version} ({library.Path})");
+            }
+
+            foreach (CudaLibraryInfo library in Cuda.Libraries.Where(library => library.Path is null && !Cuda.Reason.Contains(library.Install, StringComparison.Ordinal)))
+            {
+                yield return ("", $"{library.Name}: {library.Install}");
+            }
+
+            yield return ("device: auto", Cuda.Available ? "takes the GPU" : "takes the CPU");
         }
 
         public void WriteJson(Utf8JsonWriter json)
@@ -126,12 +149,77 @@ internal static class DoctorVerb
             }
 
             json.WriteEndArray();
+            WriteCuda(json);
+            json.WriteString("auto_device", Cuda.Available ? "cuda" : "cpu");
+            json.WriteEndObject();
+        }
+
+        private void WriteCuda(Utf8JsonWriter json)
+        {
             json.WriteStartObject("cuda");
-            json.WriteBoolean("available", false);
-            json.WriteString("reason", CudaReason);
+            json.WriteBoolean("available", Cuda.Available);
+            WriteText(json, "reason", Cuda.Available ? null : Cuda.Reason);
+            json.WriteNumber("devices", Cuda.DeviceCount);
+            if (Cuda.Device is { } gpu)
+            {
+                json.WriteStartObject("device");
+                json.WriteString("name", gpu.Name);
+                json.WriteString("compute_capability", gpu.ComputeCapability);
+                json.WriteNumber("multiprocessors", gpu.MultiprocessorCount);
+                json.WriteNumber("total_bytes", gpu.TotalMemoryBytes);
+                if (gpu.FreeMemoryBytes is { } free)
+                {
+                    json.WriteNumber("free_bytes", free);
+                }
+                else
+                {
+                    json.WriteNull("free_bytes");
+                }
+
+                json.WriteString("driver_version", gpu.DriverVersion);
+                json.WriteEndObject();
+            }
+            else
+            {
+                json.WriteNull("device");
+            }
+
+            json.WriteStartArray("libraries");
+            foreach (CudaLibraryInfo library in Cuda.Libraries)
+            {
+                json.WriteStartObject();
+                json.WriteString("name", library.Name);
+                json.WriteString("purpose", library.Purpose);
+                WriteText(json, "path", library.Path);
+                WriteText(json, "version", library.Version);
+                WriteText(json, "install", library.Path is null ? library.Install : null);
+                json.WriteStartArray("attempts");
+                foreach ((string path, string error) in library.Attempts)
+                {
+                    json.WriteStartObject();
+                    json.WriteString("path", path);
+                    json.WriteString("error", error);
+                    json.WriteEndObject();
+                }
+
+                json.WriteEndArray();
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
             json.WriteEndObject();
-            json.WriteString("auto_device", "cpu");
-            json.WriteEndObject();
+        }
+
+        private static void WriteText(Utf8JsonWriter json, string name, string? text)
+        {
+            if (text is null)
+            {
+                json.WriteNull(name);
+            }
+            else
+            {
+                json.WriteString(name, text);
+            }
         }
 
         private static Disk? DiskOf(string role, string path)

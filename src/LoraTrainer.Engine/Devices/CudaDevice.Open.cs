@@ -61,6 +61,9 @@ public sealed unsafe partial class CudaDevice
     /// <summary>All that was found and all that is missing, for <c>doctor</c>.</summary>
     public static CudaReport Describe() => Describe(askFreeMemory: true, out _, out _);
 
+    /// <summary>What a machine without a driver is told.</summary>
+    internal static string NoDriver(LibrarySearch search) => $"There is no NVIDIA driver: {search.Tried()}. {InstallDriver}";
+
     private static CudaReport Describe(bool askFreeMemory, out int ordinal, out Nvrtc? nvrtc)
     {
         LibrarySearch driver = CudaLibraries.Find(CudaLibrary.Driver), compiler = CudaLibraries.Find(CudaLibrary.Compiler), blas = CudaLibraries.Find(CudaLibrary.Blas);
@@ -69,7 +72,7 @@ public sealed unsafe partial class CudaDevice
         ordinal = 0;
         string reason = driver.Found
             ? Look(askFreeMemory, out count, out ordinal, out info)
-            : $"There is no NVIDIA driver: {driver.Tried()}. {InstallDriver}";
+            : NoDriver(driver);
         nvrtc = null;
         if (compiler.Found && !Nvrtc.TryCreate(compiler, out nvrtc, out string broken))
         {

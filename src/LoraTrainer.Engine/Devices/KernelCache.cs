@@ -12,6 +12,7 @@ namespace LoraTrainer.Engine.Devices;
 internal sealed class KernelCache(string? folder)
 {
     private const string FolderVariable = "LT_KERNEL_CACHE";
+    private const string Off = "off";
 
     // 8 bytes of kind and version of the file, the key, the hash of the image, the image.
     private const int ImageStart = 8 + 2 * SHA256.HashSizeInBytes;
@@ -20,12 +21,12 @@ internal sealed class KernelCache(string? folder)
 
     public string? Folder => folder;
 
-    /// <summary>LT_KERNEL_CACHE, else lora-trainer/kernels in the user's cache folder; null for a user without a home.</summary>
+    /// <summary>LT_KERNEL_CACHE, else lora-trainer/kernels in the user's cache folder; null where that is "off", and for a user without a home.</summary>
     public static string? DefaultFolder(Func<string, string?> environment)
     {
         if (environment(FolderVariable) is { Length: > 0 } given)
         {
-            return given;
+            return given == Off ? null : given;
         }
 
         // The specification of XDG_CACHE_HOME says that a relative path is to be ignored.

@@ -79,8 +79,8 @@ public static partial class Linear
     /// <summary>Bytes that one product needs: packed panels on the CPU, what cuBLASLt may use on a GPU.</summary>
     internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
 
-    /// <summary>Where a GPU expands a quantized matrix just before its product; the CPU dequantizes while it packs.</summary>
-    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.Platform == DevicePlatform.Cuda && weight is Nf4Matrix
+    /// <summary>Where a device that computes in bf16 expands a quantized matrix just before its product; the CPU in f32 dequantizes while it packs.</summary>
+    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is Nf4Matrix
         ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(weight.Out, weight.In))
         : Tensor.None;
 
@@ -94,7 +94,7 @@ public static partial class Linear
         switch (device)
         {
             case CpuDevice cpu:
-                ProductCpu(cpu, workspace, output, input, weight, transposeWeight, mode, alpha);
+                ProductCpu(cpu, workspace, expanded, output, input, weight, transposeWeight, mode, alpha);
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:

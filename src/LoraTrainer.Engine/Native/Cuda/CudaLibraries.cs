@@ -34,7 +34,7 @@ internal sealed record LibrarySearch(CudaLibrary Library, nint Handle, string? P
     {
         string[] names = [.. Attempts.Select(attempt => System.IO.Path.GetFileName(attempt.Path)).Distinct(StringComparer.Ordinal)];
         int folders = Attempts.Select(attempt => System.IO.Path.GetDirectoryName(attempt.Path)).Where(folder => !string.IsNullOrEmpty(folder)).Distinct(StringComparer.Ordinal).Count();
-        string? broken = Attempts.FirstOrDefault(attempt => attempt.Error != CudaLibraries.NoSuchFile && System.IO.Path.IsPathRooted(attempt.Path)) is { } attempt
+        string? broken = Attempts.FirstOrDefault(attempt => attempt.Error != CudaLibraries.NoSuchFile && !attempt.Error.Contains("No such file or directory", StringComparison.Ordinal)) is { } attempt
             ? $"; {attempt.Path} is there but cannot be loaded: {attempt.Error}"
             : null;
         return string.Create(CultureInfo.InvariantCulture, $"tried {string.Join(", ", names)} through the system's loader and in {folders} folder{(folders == 1 ? "" : "s")}{broken}");

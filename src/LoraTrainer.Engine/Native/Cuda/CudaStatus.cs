@@ -35,5 +35,5 @@ internal static class CudaStatuses
     /// True for errors of work that runs on the GPU. They show up at whatever call comes next, and at every call after it: the context does not
     /// recover from them.
     /// </summary>
-    public static bool IsLate(this CudaStatus status) => (int)status is 214 or 220 or 226 or (>= 700 and <= 703) or (>= 709 and <= 720) or 999;
+    public static bool IsLate(this CudaStatus status) => (int)status is 214 or 220 or 700 or 702 or 709 or 710 or (>= 714 and <= 719);
 }
