@@ -51,7 +51,7 @@ constexpr int kSteps = kHeadDim / 16;
 
 // ldmatrix reads 16 bytes of 8 neighbouring rows at once, and they have to lie in different banks: rows of whole 128-byte lines get
 // their chunks exchanged within the line by the row's low bits, other rows get one chunk of padding (an odd number of chunks a row).
-constexpr bool kSwizzled = kHeadDim % 64 == 0;
+constexpr bool kSwizzled = kHeadDim % 64 == 0 && kHeadDim > 128;
 constexpr int kPitch = kHeadDim + (kSwizzled ? 0 : 8);
 
 // ---- tile sizes -----------------------------------------------------------------------------------------------------------------
@@ -126,21 +126,20 @@ struct AttentionGradients {
 // Where a chunk of a row starts, in elements. Tiles start at multiples of 16 rows, so a row's low bits are those of its place.
 LT_DEVICE int chunk_offset(int row, int chunk) { return row * kPitch + (kSwizzled ? chunk ^ (row & 7) : chunk) * 8; }
 
-// Starts to copy rows of one head. `source` is the head's part of the tile's first row; of its rows `rows` exist.
+// Starts to copy rows of one head. `source` is the head's part of the tile's first row; of its rows `rows` exist. A thread copies one
+// chunk of every kStride-th row, so that its addresses are those of the first row plus constants; threads that are over do nothing.
 template <int kRows, int kThreads>
 LT_DEVICE void load_tile(bf16* tile, const bf16* source, int source_pitch, int rows, int head_dim) {
-    constexpr int kPieces = kRows * kChunks;
+    constexpr int kStride = kThreads / kChunks;
+    const int first_row = (int)threadIdx.x / kChunks, chunk = (int)threadIdx.x % kChunks;
+    if (kThreads % kChunks != 0 && first_row >= kStride) return;
+    const bool column_exists = chunk * 8 < head_dim;
+    const bf16* const first = source + first_row * source_pitch + chunk * 8;
 #pragma unroll
-    for (int first = 0; first < kPieces; first += kThreads) {
-        const int piece = first + (int)threadIdx.x;
-        if (kPieces % kThreads != 0 && piece >= kPieces) break;
-        int row = piece / kChunks, chunk = piece % kChunks;
-        if constexpr (kThreads % kChunks == 0) {     // the same, in a form that leaves one address a thread
-            row = (int)threadIdx.x / kChunks + first / kChunks;
-            chunk = (int)threadIdx.x % kChunks;
-        }
-        const bool present = row < rows && chunk * 8 < head_dim;
-        cp_async16_or_zero(tile + chunk_offset(row, chunk), source + (present ? row * source_pitch + chunk * 8 : 0), present);
+    for (int i = 0; i < (kRows + kStride - 1) / kStride; i++) {
+        const int row = first_row + i * kStride;
+        if (kRows % kStride != 0 && row >= kRows) break;
+        cp_async16_or_zero(tile + chunk_offset(row, chunk), first + i * kStride * source_pitch, column_exists && first_row < rows - i * kStride);
     }
 }
 
@@ -317,28 +316,37 @@ LT_DEVICE int document_end(const int* positions, int tokens, int key) {
     return end;
 }
 
-// The same for a key of the lane's own, known to lie between two bounds.
-LT_DEVICE int document_end_between(const int* positions, int key, int lowest, int highest) {
-    while (lowest < highest) {
-        const int middle = lowest + (highest - lowest) / 2;
-        if (document_start(positions, middle, middle) <= key) lowest = middle + 1;
-        else highest = middle;
-    }
-    return lowest;
-}
-
-// Hides from rows that are queries the keys that they do not see: keys from `first_key` on, `last[]` the last one each row sees.
+// Hides from rows that are queries the keys after their own place, which is `first_index` and up for the rows of the warp.
 template <int kTiles, int kColumns>
-LT_DEVICE void hide_keys(float (&scores)[kTiles][kColumns][4], int first_key, const int (&start)[kTiles][2], const int (&last)[kTiles][2], const Lane& lane) {
+LT_DEVICE void hide_later_keys(float (&scores)[kTiles][kColumns][4], int first_key, int first_index, const Lane& lane) {
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
         for (int n = 0; n < kColumns; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int key = first_key + n * 8 + lane.column + (i & 1);
-                if (key > last[m][i >> 1] || key < start[m][i >> 1]) scores[m][n][i] = -LT_INFINITY;
+                const int key = first_key + n * 8 + lane.column + (i & 1), index = first_index + m * 16 + (i >> 1) * 8 + lane.row;
+                if (key > index) scores[m][n][i] = -LT_INFINITY;
             }
+}
+
+// Hides the keys before the start of each query's document. The warp's rows are the queries from `first_query` on; rows past the last
+// query repeat it.
+template <int kTiles, int kColumns>
+LT_DEVICE void hide_other_documents(
+    float (&scores)[kTiles][kColumns][4], int first_key, const int* positions, int first_query, int queries, int shift, const Lane& lane) {
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int query = min(first_query + m * 16 + half * 8 + lane.row, queries - 1);
+            const int start = query + shift - positions[query];
+#pragma unroll
+            for (int n = 0; n < kColumns; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    if (first_key + n * 8 + lane.column + i < start) scores[m][n][2 * half + i] = -LT_INFINITY;
+        }
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------------------
@@ -379,8 +387,8 @@ LT_DEVICE void softmax_tile(
 }
 
 // Block (x, y): query head x, and from the end of the stream the y-th tile of queries: the longest rows start first. A warp owns its
-// rows for all columns. Q stays; K and V have a buffer each, and one is filled while the other is used: V during q k^T, the next K
-// during softmax and P v.
+// rows for all columns. Q stays; K and V have a buffer each, and one is filled while the other is used: V during q k^T and
+// the softmax, the next K during P v.
 extern "C" __global__ void __launch_bounds__(kForwardThreads, kHeadDim <= 128 ? 2 : 1)
 attention_forward(AttentionArguments arguments) {
     constexpr int kRows = kForwardRows, kTile = kForwardTile, kThreads = kForwardThreads, kTiles = kForwardRowTiles;
@@ -406,17 +414,7 @@ attention_forward(AttentionArguments arguments) {
     load_tile<kTile, kThreads>(k_tile, k + (size_t)first_tile * kTile * kv_pitch, kv_pitch, arguments.keys - first_tile * kTile, head_dim);
     cp_async_commit();
 
-    // Rows past the end repeat the last one's document; they are computed, of zeros, and not stored.
-    const int warp_row = lane.warp * kTiles * 16;
-    int start[kTiles][2], last[kTiles][2];
-#pragma unroll
-    for (int m = 0; m < kTiles; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int query = min(first_query + warp_row + m * 16 + half * 8 + lane.row, arguments.queries - 1);
-            last[m][half] = query + shift;
-            start[m][half] = document_start(arguments.positions, query, query + shift);
-        }
+    const int warp_row = lane.warp * kTiles * 16;    // rows past the last query are computed, of zeros, and not stored
     const int last_query = first_query + queries - 1;
     const int latest_start = document_start(arguments.positions, last_query, last_query + shift);
 
@@ -439,7 +437,11 @@ attention_forward(AttentionArguments arguments) {
         if (!kForwardQueriesInRegisters || tile == first_tile) set_rows(q_rows, q_tile + warp_row * kPitch, lane);
         float scores[kTiles][kTile / 8][4];
         multiply_rows(scores, q_rows, k_tile, lane);
-        if (first_key + kTile - 1 > first_query + shift || first_key < latest_start) hide_keys(scores, first_key, start, last, lane);
+        if (first_key + kTile - 1 > first_query + shift) hide_later_keys(scores, first_key, first_query + warp_row + shift, lane);
+        if (first_key < latest_start)
+            hide_other_documents(scores, first_key, arguments.positions, first_query + warp_row, arguments.queries, shift, lane);
+        softmax_tile(scores, output, maximum, sum, scale2);
+        // The barrier stands after the softmax: before it, the compiler reads V that early that it runs out of registers.
         cp_async_wait<0>();
         __syncthreads();                             // V is there, and nobody reads this K any more
         if (tile < last_tile) {
@@ -447,7 +449,6 @@ attention_forward(AttentionArguments arguments) {
             load_tile<kTile, kThreads>(k_tile, k + (size_t)next_key * kv_pitch, kv_pitch, arguments.keys - next_key, head_dim);
             cp_async_commit();
         }
-        softmax_tile(scores, output, maximum, sum, scale2);
         u32 weights[kTiles][kTile / 16][4];
         round_to_left(weights, scores);
         multiply_add(output, weights, v_tile, 0, lane);
@@ -534,6 +535,38 @@ LT_DEVICE void load_query_tile(const QueryTile& tile, const AttentionGradients& 
     }
 }
 
+// Hides from rows that are keys, `first_row` and up for those of the warp, the queries before their own place.
+template <int kTiles, int kColumns>
+LT_DEVICE void hide_earlier_queries(float (&scores)[kTiles][kColumns][4], int first_query, int first_row, const Lane& lane) {
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int n = 0; n < kColumns; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int query = first_query + n * 8 + lane.column + (i & 1), key = first_row + m * 16 + (i >> 1) * 8 + lane.row;
+                if (query < key) scores[m][n][i] = -LT_INFINITY;
+            }
+}
+
+// Hides the queries past the last one and those whose document starts after the key.
+template <int kTiles, int kColumns>
+LT_DEVICE void hide_other_queries(
+    float (&scores)[kTiles][kColumns][4], int first_query, const int* positions, int tokens, int first_row, const Lane& lane) {
+#pragma unroll
+    for (int n = 0; n < kColumns; n++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int query = first_query + n * 8 + lane.column + i;
+            const int first_visible = query < tokens ? document_start(positions, query, query) : tokens;
+#pragma unroll
+            for (int m = 0; m < kTiles; m++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    if (first_row + m * 16 + half * 8 + lane.row < first_visible) scores[m][n][2 * half + i] = -LT_INFINITY;
+        }
+}
+
 // dk and dv of a tile of keys. Block (x, y): key head x, y-th tile of keys; the first ones have the most queries. All products are
 // turned so that keys are rows: then the sums of k q^T are, rounded, the left factor of P^T dO as they stand.
 // Queries come in tiles, from the first key on to the end of the last key's document, once for each query head of the key head; the
@@ -562,14 +595,6 @@ attention_backward_keys(AttentionGradients arguments) {
     const int first_end = document_end(arguments.positions, arguments.tokens, first_key);
     const int last_end = document_end(arguments.positions, arguments.tokens, first_key + keys - 1);
     const int warp_row = lane.warp / kParts * kTiles * 16, first_step = lane.warp % kParts * kPartSteps;
-    int end[kTiles][2];
-#pragma unroll
-    for (int m = 0; m < kTiles; m++)
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int key = first_key + min(warp_row + m * 16 + half * 8 + lane.row, keys - 1);
-            end[m][half] = document_end_between(arguments.positions, key, first_end, last_end);
-        }
 
     LeftRows<kTiles, kKeysInRegisters> k_rows;
     LeftRows<kTiles, false> v_rows;
@@ -606,18 +631,9 @@ attention_backward_keys(AttentionGradients arguments) {
 
         float weights[kTiles][kTile / 8][4], d_scores[kTiles][kTile / 8][4];
         multiply_rows(weights, k_rows, tile.q, lane);
-        if (first_query < first_key + kRows - 1 || first_query + kTile > first_end) {
-#pragma unroll
-            for (int m = 0; m < kTiles; m++)
-#pragma unroll
-                for (int n = 0; n < kTile / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const int query = first_query + n * 8 + lane.column + (i & 1);
-                        const int key = first_key + warp_row + m * 16 + (i >> 1) * 8 + lane.row;
-                        if (query < key || query >= end[m][i >> 1]) weights[m][n][i] = -LT_INFINITY;
-                    }
-        }
+        if (first_query < first_key + kRows - 1) hide_earlier_queries(weights, first_query, first_key + warp_row, lane);
+        if (first_query + kTile > first_end)
+            hide_other_queries(weights, first_query, arguments.positions, arguments.tokens, first_key + warp_row, lane);
         multiply_rows(d_scores, v_rows, tile.d_output, lane);
 #pragma unroll
         for (int n = 0; n < kTile / 8; n++)
@@ -674,15 +690,12 @@ attention_backward_queries(AttentionGradients arguments) {
     cp_async_commit();
 
     const int warp_row = lane.warp * kTiles * 16;
-    int start[kTiles][2], last[kTiles][2];
     float lse2[kTiles][2], delta[kTiles][2];
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {       // rows past the end repeat the last one; they are not stored
             const int query = min(first_query + warp_row + m * 16 + half * 8 + lane.row, arguments.tokens - 1);
-            last[m][half] = query;
-            start[m][half] = document_start(arguments.positions, query, query);
             lse2[m][half] = arguments.lse[(size_t)head * arguments.tokens + query] * kLog2E;
             delta[m][half] = arguments.delta[(size_t)head * arguments.tokens + query];
         }
@@ -727,8 +740,10 @@ attention_backward_queries(AttentionGradients arguments) {
             if (first_key > first_query + warp_row + kTiles * 16 - 1) break;            // after all queries of this warp
             float weights[kTiles][kStep / 8][4], d_scores[kTiles][kStep / 8][4];
             multiply_rows(weights, q_rows, k_tile + step * kPitch, lane);
-            if (first_key + kStep - 1 > first_query || first_key < latest_start) hide_keys(weights, first_key, start, last, lane);
             multiply_rows(d_scores, d_output_rows, v_tile + step * kPitch, lane);
+            if (first_key + kStep - 1 > first_query) hide_later_keys(weights, first_key, first_query + warp_row, lane);
+            if (first_key < latest_start)
+                hide_other_documents(weights, first_key, arguments.positions, first_query + warp_row, arguments.tokens, 0, lane);
 #pragma unroll
             for (int m = 0; m < kTiles; m++)
 #pragma unroll
