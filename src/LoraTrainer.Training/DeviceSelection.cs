@@ -31,7 +31,7 @@ public sealed record DeviceSelection(DevicePlatform Platform, int Threads, strin
 
         return usable
             ? new DeviceSelection(DevicePlatform.Cuda, Workers(threads), $"device: auto took the GPU {gpu!.Name}")
-            : new DeviceSelection(DevicePlatform.Cpu, Workers(threads), $"device: auto took the CPU: {missing.TrimEnd('.')}");
+            : new DeviceSelection(DevicePlatform.Cpu, Workers(threads), $"device: auto took the CPU: {FirstSentence(missing)}");
     }
 
     /// <summary>For a plan: nothing is opened, and a GPU that was asked for need not be here.</summary>
@@ -57,6 +57,9 @@ public sealed record DeviceSelection(DevicePlatform Platform, int Threads, strin
             ? device!
             : throw new TrainingSetupException(reason);
     }
+
+    /// <summary>What is missing; what to do about it is for those who asked for a GPU.</summary>
+    private static string FirstSentence(string text) => text.Split(". ")[0].TrimEnd('.');
 
     private static int Workers(int threads) => threads > 0 ? threads : Environment.ProcessorCount;
 }

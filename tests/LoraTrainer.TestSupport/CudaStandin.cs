@@ -142,10 +142,12 @@ public static unsafe class CudaStandin
         return (folder, "");
     }
 
-    /// <summary>A name for what the sources are now, so that a change of any of them leads to a new build.</summary>
+    /// <summary>A name for what the sources are now, so that a change of any of them leads to a new build; and for the processor, whose instructions the build uses.</summary>
     private static string HashOf(string folder)
     {
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        const string processor = "/proc/cpuinfo";
+        hash.AppendData(Encoding.UTF8.GetBytes(File.Exists(processor) ? File.ReadLines(processor).FirstOrDefault(line => line.StartsWith("flags", StringComparison.Ordinal)) ?? "" : ""));
         foreach (string file in Directory.EnumerateFiles(folder, "*", SearchOption.AllDirectories).Order(StringComparer.Ordinal))
         {
             hash.AppendData(Encoding.UTF8.GetBytes(Path.GetRelativePath(folder, file) + '\0'));

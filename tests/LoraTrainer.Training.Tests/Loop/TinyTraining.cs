@@ -65,25 +65,3 @@ internal sealed class TinyTraining : IDisposable
         return folder;
     }
 }
-
-/// <summary>Keeps what it is told and shows nothing.</summary>
-internal sealed class SilentObserver : ITrainingObserver
-{
-    public static SilentObserver Instance { get; } = new();
-
-    public void OnProgress(in TrainingProgress progress)
-    {
-    }
-
-    public void OnNotice(string sentence)
-    {
-    }
-
-    public void OnWarning(string sentence)
-    {
-    }
-
-    public void OnSample(string prompt, string expected, string generated)
-    {
-    }
-}
