@@ -213,7 +213,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Doctor_WhereNoDriverIs_NamesWhatWasTriedAndWhatToInstall()
     {
-        CliProcess run = await RunAsync("doctor", "--json");
+        Ending run = await RunAsync("doctor", "--json");
 
         using JsonDocument document = JsonDocument.Parse(run.Output);
         JsonElement cuda = document.RootElement.GetProperty("cuda");
