@@ -139,12 +139,15 @@ public sealed class TrainingRun
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
 
         phases.Enter(TrainingPhase.Loading);
+        ReturnGarbage();
         long baseline = ProcessMemory.ResidentBytes();
         Device device = selection.Open(plan.ArenaBytes);
         try
         {
             observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
-            return new Session(this, shape, tokenizer, data, Load(shape, weights, device), plan, baseline, HashOfBase(weights), device);
+            TrainedModel trained = Load(shape, weights, device);
+            ReturnGarbage();
+            return new Session(this, shape, tokenizer, data, trained, plan, baseline, HashOfBase(weights), device);
         }
         catch
         {
@@ -152,6 +155,9 @@ public sealed class TrainingRun
             throw;
         }
     }
+
+    /// <summary>What reading the data and the weights left behind goes back to the system before the peak, which the plan is about.</summary>
+    private static void ReturnGarbage() => GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 
     private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device)
     {
