@@ -9,10 +9,15 @@ internal sealed class BenchmarkReport(string filter)
     private const int Rounds = 9;
     private static readonly TimeSpan SliceTime = TimeSpan.FromMilliseconds(40);
 
-    private readonly string machine = MachineName();
     private readonly string commit = CommitName();
 
     public int RowsWritten { get; private set; }
+
+    /// <summary>What the following rows were measured on.</summary>
+    public string Machine { get; set; } = MachineName();
+
+    /// <summary>True while the code is only tried and measures nothing: rows go to standard error, marked as no results.</summary>
+    public bool IsRehearsal { get; set; }
 
     /// <summary>True where only some rows were asked for.</summary>
     public bool IsFiltered => filter.Length > 0;
@@ -71,8 +76,16 @@ internal sealed class BenchmarkReport(string filter)
     }
 
     /// <summary>Prints a row that was measured elsewhere.</summary>
-    public void Add(string name, double value, string unit, string baseline, double baselineValue, double ratio)
+    /// <param name="name">name of the row</param>
+    /// <param name="value">what counts</param>
+    /// <param name="unit">unit of the values</param>
+    /// <param name="baseline">what the value is held against</param>
+    /// <param name="baselineValue">its value</param>
+    /// <param name="ratio">of the two; higher is better</param>
+    /// <param name="measured">all measurements; empty: their spread is not known</param>
+    public void Add(string name, double value, string unit, string baseline, double baselineValue, double ratio, params double[] measured)
     {
+        double[] sorted = [.. measured.Order()];
         using var line = new MemoryStream();
         using (var json = new Utf8JsonWriter(line))
         {
@@ -83,13 +96,31 @@ internal sealed class BenchmarkReport(string filter)
             json.WriteString("baseline", baseline);
             json.WriteNumber("baseline_value", Math.Round(baselineValue, 3));
             json.WriteNumber("ratio", Math.Round(ratio, 3));
-            json.WriteString("machine", machine);
+            if (sorted.Length > 0)
+            {
+                json.WriteNumber("p50", Percentile(50));
+                json.WriteNumber("p20", Percentile(20));
+                json.WriteNumber("p80", Percentile(80));
+            }
+
+            json.WriteString("machine", Machine);
             json.WriteString("commit", commit);
             json.WriteEndObject();
         }
 
-        Console.WriteLine(System.Text.Encoding.UTF8.GetString(line.ToArray()));
+        string row = System.Text.Encoding.UTF8.GetString(line.ToArray());
+        if (IsRehearsal)
+        {
+            Console.Error.WriteLine("rehearsal, no result: " + row);
+        }
+        else
+        {
+            Console.WriteLine(row);
+        }
+
         RowsWritten++;
+
+        double Percentile(int percent) => Math.Round(sorted[(int)Math.Round((sorted.Length - 1) * percent / 100.0)], 3);
     }
 
     private static string MachineName()
