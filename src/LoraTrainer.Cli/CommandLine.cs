@@ -11,7 +11,7 @@ namespace LoraTrainer.Cli;
 internal static class CommandLine
 {
     private const string About = """
-        Fine-tunes Llama-style models with LoRA and QLoRA on a GPU or a plain CPU.
+        Fine-tunes Llama-style models with LoRA and QLoRA.
 
         Examples:
           lora-trainer train configs/quickstart.yaml           fine-tune the tiny model that comes along
@@ -28,7 +28,9 @@ internal static class CommandLine
     private static readonly Option<bool> Json = new("--json") { Description = "Write one JSON document to standard output, everything else to standard error.", Recursive = true };
     private static readonly Option<bool> Quiet = new("--quiet", "-q") { Description = "Say nothing but results and errors.", Recursive = true };
     private static readonly Option<bool> Debug = new("--debug") { Description = "Show where in the program an error came from.", Recursive = true };
-    private static readonly Option<string[]> Set = new("--set") { Description = "Set a configuration key, as often as needed: --set lora_r=8 --set datasets.0.path=my.jsonl", HelpName = "key=value", Recursive = true };
+
+    /// <summary>For the verbs that read a configuration; elsewhere there would be nothing to set.</summary>
+    public static readonly Option<string[]> Set = new("--set") { Description = "Set a configuration key, as often as needed: --set lora_r=8 --set datasets.0.path=my.jsonl", HelpName = "key=value" };
 
     /// <summary>The verbs, in the order of the help text. One line each; a verb is here when it works.</summary>
     private static readonly Func<Verb>[] Verbs =
@@ -44,7 +46,7 @@ internal static class CommandLine
 
     public static async Task<ExitCode> RunAsync(string[] arguments)
     {
-        RootCommand root = new(About) { Json, Quiet, Set, Debug };
+        RootCommand root = new(About) { Json, Quiet, Debug };
         foreach (Func<Verb> create in Verbs)
         {
             root.Add(create());
@@ -83,7 +85,7 @@ internal static class CommandLine
         {
             Terminal terminal = TerminalOf(result);
             using StopSignals signals = new(terminal);
-            VerbContext context = new(result, terminal, result.GetValue(Set) ?? [], signals);
+            VerbContext context = new(result, terminal, command.Options.Contains(Set) ? result.GetValue(Set) ?? [] : [], signals);
 
             // On another thread, so that a second signal ends the program whatever the work is doing.
             Task<ExitCode> running = Task.Run(() => work(context));
@@ -117,7 +119,9 @@ internal static class CommandLine
         string[] unknown = [.. parsed.Tokens.Where(token => token.Type == TokenType.Argument && token.Value.StartsWith("--", StringComparison.Ordinal)).Select(token => token.Value)];
         foreach (string option in unknown)
         {
-            yield return $"There is no option {option}.{Meant(option, options)}";
+            yield return option == Set.Name
+                ? $"{command.Name} has no option --set: it reads no configuration. {string.Join(", ", parsed.RootCommandResult.Command.Subcommands.Where(verb => verb.Options.Contains(Set)).Select(verb => verb.Name))} have it."
+                : $"There is no option {option}.{Meant(option, options)}";
         }
 
         string? verb = command is RootCommand && unknown.Length == 0 && parsed.UnmatchedTokens.Count > 0 ? parsed.UnmatchedTokens[0] : null;
@@ -153,6 +157,6 @@ internal sealed class Verb(string name, string about, string examples) : Command
 /// <summary>What a verb is given.</summary>
 /// <param name="Arguments">The parsed command line, for the verb's own arguments and options.</param>
 /// <param name="Terminal">Where to write.</param>
-/// <param name="Settings">Each <c>key=value</c> of <c>--set</c>.</param>
+/// <param name="Settings">Each <c>key=value</c> of <c>--set</c>; empty for a verb that does not have it.</param>
 /// <param name="Signals">Ctrl-C and SIGTERM, for verbs that can stop in good order.</param>
 internal sealed record VerbContext(ParseResult Arguments, Terminal Terminal, IReadOnlyList<string> Settings, StopSignals Signals);

@@ -1,4 +1,5 @@
 using LoraTrainer.Data.Datasets;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -41,7 +42,7 @@ internal static class Failure
         ConfigurationException wrong => (ExitCode.WrongInput, [.. wrong.Errors.Select(error => error.Message)]),
         TrainingSetupException => (ExitCode.WrongInput, [exception.Message]),
         DatasetException => (ExitCode.WrongInput, [Sentence(exception.Message)]),
-        NonFiniteException => (ExitCode.Failed, [exception.Message]),
+        NonFiniteException or CudaException or KernelCompilationException => (ExitCode.Failed, [exception.Message]),
         OperationCanceledException when stopRequested => (ExitCode.Interrupted, ["Stopped as requested."]),
         _ when IsFormat(exception) => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         FileNotFoundException or DirectoryNotFoundException => (ExitCode.WrongInput, [Sentence(exception.Message)]),

@@ -6,7 +6,7 @@ set -euo pipefail
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")"
 cxx=${CXX:-g++}
-flags=(-std=c++17 -O2 -march=native -fPIC -g1 -Wall -Wextra -Werror -fvisibility-inlines-hidden)
+flags=(-std=c++17 -O2 -march=native -fPIC -g -Wall -Wextra -Werror -fvisibility-inlines-hidden)
 
 exec 9> "$out/.lock"
 flock 9  # two builds into one folder wait for each other

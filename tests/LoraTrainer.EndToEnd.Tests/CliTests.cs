@@ -69,6 +69,28 @@ public sealed class CliTests : IDisposable
         Assert.StartsWith(message + "\n", run.Error, StringComparison.Ordinal);
     }
 
+    /// <summary>A setting that would change nothing must not pass in silence.</summary>
+    [Theory]
+    [InlineData("generate", "models/tiny", "--prompt", "x")]
+    [InlineData("doctor")]
+    [InlineData("random-model", "config.json", "out")]
+    public async Task Set_OnAVerbThatReadsNoConfiguration_IsRefused(params string[] arguments)
+    {
+        CliProcess run = await RunAsync([.. arguments, "--set", "seed=7"]);
+
+        Assert.Equal((2, ""), (run.ExitCode, run.Output));
+        Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, plan, validate have it.\n", run.Error, StringComparison.Ordinal);
+        Assert.DoesNotContain("--set", (await RunAsync(arguments[0], "--help")).Output, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("train")]
+    [InlineData("resume")]
+    [InlineData("plan")]
+    [InlineData("validate")]
+    public async Task Set_OnAVerbThatReadsAConfiguration_IsInItsHelp(string verb) =>
+        Assert.Contains("--set <key=value>", (await RunAsync(verb, "--help")).Output, StringComparison.Ordinal);
+
     [Fact]
     public async Task WrongCommandLine_WithJson_IsStillOneDocument()
     {

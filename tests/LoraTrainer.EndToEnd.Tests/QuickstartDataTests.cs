@@ -102,9 +102,9 @@ public sealed partial class QuickstartDataTests
         {
             process = Process.Start(start)!;
         }
-        catch (System.ComponentModel.Win32Exception) when (!Fixtures.IsContinuousIntegration)
+        catch (System.ComponentModel.Win32Exception)
         {
-            Assert.Skip("python3 is not here, so the generator cannot be run");
+            Fixtures.LeaveOut("python3 is not here, so the generator cannot be run; scripts/install-test-dependencies.sh installs it");
             throw;
         }
 

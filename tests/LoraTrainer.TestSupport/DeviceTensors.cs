@@ -23,6 +23,13 @@ public static class DeviceTensors
         return values;
     }
 
+    public static byte[] DownloadBytes(this Tensor tensor)
+    {
+        byte[] bytes = new byte[tensor.SizeBytes];
+        tensor.Device.Download(tensor, bytes);
+        return bytes;
+    }
+
     public static Tensor Upload(this Device device, ReadOnlySpan<float> values, Shape shape)
     {
         Tensor tensor = device.Arena.Allocate(MemoryKind.Activations, DType.F32, shape);

@@ -35,14 +35,7 @@ public sealed class PeftFixture : IDisposable
             return;
         }
 
-        string? quantization = Case.TryGetProperty("quantization", out JsonElement value) ? value.GetString() : null;
-        Model = ModelLoader.LoadFrozen(config, files, device, quantization switch
-        {
-            null => BaseFormat.AsStored,
-            "nf4" => BaseFormat.Nf4,
-            "nf4-dq" => BaseFormat.Nf4DoubleQuantized,
-            _ => throw new NotSupportedException($"the quantization {quantization} is not known here"),
-        });
+        Model = ModelLoader.LoadFrozen(config, files, device, FormatOf(Case));
         using PeftAdapterFolder start = PeftAdapterFolder.Open(Path.Combine(folder, "adapter_start"));
         double ratio = Case.GetProperty("optimizer").GetProperty("lora_plus_ratio") is { ValueKind: JsonValueKind.Number } number ? number.GetDouble() : 1;
         Adapters = LoraInjection.Inject(Model, start.Config, seed: 0, ratio);
@@ -59,6 +52,40 @@ public sealed class PeftFixture : IDisposable
     public LoraInjection? Adapters { get; }
 
     public JsonElement Case => document.RootElement;
+
+    /// <summary>How the case keeps its base.</summary>
+    /// <param name="description">Its case.json.</param>
+    public static BaseFormat FormatOf(JsonElement description) => (description.TryGetProperty("quantization", out JsonElement value) ? value.GetString() : null) switch
+    {
+        null => BaseFormat.AsStored,
+        "nf4" => BaseFormat.Nf4,
+        "nf4-dq" => BaseFormat.Nf4DoubleQuantized,
+        { } other => throw new NotSupportedException($"the quantization {other} is not known here"),
+    };
+
+    /// <summary>What the case needs and the trainer does not have yet, or null. Enabling a kind is deleting its line.</summary>
+    public static string? NotYetSupported(string relative)
+    {
+        string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
+        if (Fixtures.Root is null || !File.Exists(file))
+        {
+            return null;
+        }
+
+        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
+        JsonElement description = document.RootElement;
+        string family = Fixtures.ModelTypeOf(description.GetProperty("base_model").GetString()!);
+        JsonElement peft = description.TryGetProperty("peft", out JsonElement settings) ? settings : default;
+        string? initialization = Setting("init_lora_weights") is { ValueKind: JsonValueKind.String } start ? start.GetString() : null;
+        return Fixtures.FamiliesNotYetSupported.Contains(family) ? family
+            : Setting("use_dora") is { ValueKind: JsonValueKind.True } ? "DoRA"
+            : initialization is "pissa" or "olora" ? initialization
+            : Setting("modules_to_save") is { ValueKind: JsonValueKind.Array } ? "modules_to_save"
+            : description.TryGetProperty("quantization", out JsonElement quantization) && quantization.ValueKind == JsonValueKind.String && quantization.GetString() == "int8" ? "an 8-bit base"
+            : null;
+
+        JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
+    }
 
     /// <summary>All steps of the case, every second one with recomputation.</summary>
     public PeftFixtureResult Train()

@@ -3,6 +3,7 @@ using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -12,19 +13,20 @@ namespace LoraTrainer.Training.Tests;
 [Trait("Category", "Fixtures")]
 public sealed class PlanFixtureTests(ITestOutputHelper output)
 {
-    /// <summary>Shapes whose family the model code does not know yet.</summary>
-    private static readonly string[] NotYetSupported = ["mistral", "qwen", "phi", "gemma", "mixtral"];
-
-    public static TheoryData<string> Shapes => [.. Fixtures.Cases("plan").Where(name => !NotYetSupported.Any(family => name.StartsWith(family, StringComparison.Ordinal)))];
+    public static TheoryData<string> Shapes => [.. Fixtures.Cases("plan").Where(name => !Fixtures.FamiliesNotYetSupported.Contains(Fixtures.ModelTypeOf(Path.Combine("plan", name))))];
 
     [Fact]
     public void Discovery_EveryShape_IsRunOrNamed()
     {
-        Fixtures.Require("plan");
-        output.WriteLine($"shapes run: {string.Join(", ", Shapes.Select(row => row.Data))}");
-        output.WriteLine($"shapes not yet supported: {string.Join(", ", Fixtures.Cases("plan").Except(Shapes.Select(row => row.Data)))}");
+        string[] all = [.. Directory.GetDirectories(Fixtures.Require("plan")).Order(StringComparer.Ordinal)];
+
+        // Which shapes can be run is asked of the program here, not of the list that the cases were chosen by.
+        string[] known = [.. all.Where(folder => Record.Exception(() => ModelConfig.Parse(folder)) is null).Select(folder => Path.GetFileName(folder))];
+        output.WriteLine($"shapes run: {known.Length} of {all.Length}: {string.Join(", ", known)}");
+        output.WriteLine($"shapes not yet supported: {string.Join(", ", all.Select(folder => Path.GetFileName(folder)).Except(known))}");
         output.WriteLine("settings not yet supported: dora_*");
-        Assert.NotEmpty(Shapes);
+        Assert.NotEmpty(known);
+        Assert.Equal(known, Shapes.Select(row => row.Data));
     }
 
     [Theory]
@@ -49,7 +51,16 @@ public sealed class PlanFixtureTests(ITestOutputHelper output)
                 continue;
             }
 
-            Assert.Equal(setting.Value.GetInt64(), Trainable(config, setting.Name));
+            if (setting.Value.ValueKind == JsonValueKind.Null)
+            {
+                // The model has none of the modules that the setting names.
+                Assert.Throws<ModelFormatException>(() => Trainable(config, setting.Name));
+            }
+            else
+            {
+                Assert.Equal(setting.Value.GetInt64(), Trainable(config, setting.Name));
+            }
+
             settings++;
         }
 

@@ -24,7 +24,7 @@ internal static class PlanVerb
     public static Verb Create()
     {
         Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
-        return new Verb("plan", "Tell memory, work, tokens and steps of a run before it starts.", Examples) { config }
+        return new Verb("plan", "Tell memory, work, tokens and steps of a run before it starts.", Examples) { config, CommandLine.Set }
             .WithWork(context => Task.FromResult(Run(context, context.Arguments.GetRequiredValue(config))));
     }
 

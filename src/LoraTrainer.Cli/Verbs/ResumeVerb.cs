@@ -22,7 +22,7 @@ internal static class ResumeVerb
     {
         Argument<string> run = new("RUN") { Description = "The output_dir of the run, or its folder among the checkpoints." };
         Option<bool> force = new("--force") { Description = "Go on although settings that decide the result have changed." };
-        return new Verb("resume", "Go on with a run from its newest checkpoint.", Examples) { run, force }.WithWork(context =>
+        return new Verb("resume", "Go on with a run from its newest checkpoint.", Examples) { run, force, CommandLine.Set }.WithWork(context =>
         {
             TrainingConfig config = RunFolder.ConfigOf(context.Arguments.GetRequiredValue(run), context.Settings);
             return TrainVerb.RunAsync(context, config, resume: true, context.Arguments.GetValue(force));

@@ -23,7 +23,7 @@ internal static class TrainVerb
     public static Verb Create()
     {
         Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
-        return new Verb("train", "Fine-tune a model as a configuration says.", Examples) { config }
+        return new Verb("train", "Fine-tune a model as a configuration says.", Examples) { config, CommandLine.Set }
             .WithWork(context => RunAsync(context, context.Arguments.GetRequiredValue(config)));
     }
 

@@ -20,7 +20,7 @@ internal static class ValidateVerb
     {
         Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
         Option<bool> show = new("--show") { Description = "Write the resolved configuration: every key, defaults included." };
-        return new Verb("validate", "Check a configuration and tell all that is wrong with it at once.", Examples) { config, show }
+        return new Verb("validate", "Check a configuration and tell all that is wrong with it at once.", Examples) { config, show, CommandLine.Set }
             .WithWork(context => Task.FromResult(Run(context, context.Arguments.GetRequiredValue(config), context.Arguments.GetValue(show))));
     }
 

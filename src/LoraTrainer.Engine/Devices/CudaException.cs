@@ -77,3 +77,6 @@ internal static class CudaCheck
         return name[(name.LastIndexOf('.') + 1)..];
     }
 }
+
+/// <summary>Kernel sources were not accepted by the compiler of this machine. The message holds the compiler's own, with file:line.</summary>
+public sealed class KernelCompilationException(string message) : InvalidOperationException(message);

@@ -98,6 +98,6 @@ internal readonly record struct CudaAttentionTiles(int Rows, int Threads, int Sh
 
     private static int Compiled(int headDim) => (headDim + CudaKernels.HeadDimStep - 1) / CudaKernels.HeadDimStep * CudaKernels.HeadDimStep;
 
-    /// <summary>Of a tile in shared memory: rows of whole 128-byte lines are swizzled, others padded by 16 bytes.</summary>
-    private static int RowBytes(int dim) => 2 * (dim + (dim % 64 == 0 ? 0 : 8));
+    /// <summary>Of a tile in shared memory: long rows of whole 128-byte lines are swizzled, others padded by 16 bytes.</summary>
+    private static int RowBytes(int dim) => 2 * (dim + (dim % 64 == 0 && dim > 128 ? 0 : 8));
 }

@@ -31,7 +31,7 @@ internal static class ConfigurationKeys
         Key<DatasetOptions, string>("path", PathText, c => c.Path, (c, v) => c with { Path = v }, "The file with the rows, relative to the current directory.", "data/train.jsonl", defaultText: "must be given"),
         Key<DatasetOptions, DatasetFormat>("type", new DatasetFormatValue(CustomBlock), c => c.Format, (c, v) => c with { Format = v }, "What a row looks like: `alpaca` (instruction, input, output), `completion` (one text), or a block that names the fields and the text around them.", "alpaca", defaultText: "must be given"),
         Key<DatasetOptions, string>("field", FieldName, c => c.Field, (c, v) => c with { Field = v }, "The field with the text, for `type: completion`.", "text", applies: c => c.Format.Kind == DatasetFormatKind.Completion),
-        Key<DatasetOptions, string>("split", new Text("split name", "a split name", value => value.Length > 0), c => c.Split, (c, v) => c with { Split = v }, "The part of a hub data set; a file on disk is one split.", "train"),
+        Key<DatasetOptions, string>("split", new Text("split name", "a split name", value => value.Length > 0), c => c.Split, (c, v) => c with { Split = v }, "The part of the data set; a file is one part, called `train`.", "train"),
         Key<DatasetOptions, DatasetFileType>("ds_type", new Choice<DatasetFileType>(("auto", DatasetFileType.Auto), ("json", DatasetFileType.Json), ("jsonl", DatasetFileType.Json), ("csv", DatasetFileType.Csv), ("text", DatasetFileType.Text), ("parquet", DatasetFileType.Parquet), ("arrow", DatasetFileType.Arrow)), c => c.FileType, (c, v) => c with { FileType = v }, "The file's format, where its extension does not say it; `json` also reads JSON lines.", "json"))
     { Foreign = ForeignKeys.OfDatasets };
 
@@ -54,7 +54,7 @@ internal static class ConfigurationKeys
     private static readonly RecordOf<CostOptions> Cost = new(
         new CostOptions(),
         Key<CostOptions, decimal?>("rate", new Optional<decimal>(new Money()), c => c.Rate, (c, v) => c with { Rate = v }, "Price of one hour; a CPU machine counts as one GPU.", "1.29", defaultText: "not known"),
-        Key<CostOptions, RateUnit>("rate_per", new Choice<RateUnit>(("gpu", RateUnit.Gpu), ("machine", RateUnit.Machine)), c => c.RatePer, (c, v) => c with { RatePer = v }, "What `rate` pays for.", "machine"),
+        Key<CostOptions, RateUnit>("rate_per", new Choice<RateUnit>(("gpu", RateUnit.Gpu), ("machine", RateUnit.Machine)), c => c.RatePer, (c, v) => c with { RatePer = v }, "What `rate` pays for. A run has one device, so both come to the same.", "machine"),
         Key<CostOptions, string>("currency", new Text("three capital letters", "a currency of three capital letters", value => value.Length == 3 && value.All(char.IsAsciiLetterUpper)), c => c.Currency, (c, v) => c with { Currency = v }, "The currency of all amounts.", "EUR"),
         Key<CostOptions, decimal?>("budget", new Optional<decimal>(new Money()), c => c.Budget, (c, v) => c with { Budget = v }, "Save and stop before the run has cost more than this.", "25", defaultText: "none"),
         Key<CostOptions, double?>("max_hours", new Optional<double>(Positive), c => c.MaxHours, (c, v) => c with { MaxHours = v }, "Save and stop before the run has taken longer than this.", "6", defaultText: "none"),
@@ -67,7 +67,7 @@ internal static class ConfigurationKeys
     /// <summary>The whole file, in the order in which it is documented and written.</summary>
     public static RecordOf<TrainingConfig> Root { get; } = new(
         new TrainingConfig(),
-        Key("base_model", PathText, c => c.BaseModel, (c, v) => c with { BaseModel = v }, "The model to start from: a folder, else a hub name.", "models/SmolLM2-135M", defaultText: "must be given"),
+        Key("base_model", PathText, c => c.BaseModel, (c, v) => c with { BaseModel = v }, "The model to start from: a folder with config.json, tokenizer.json and safetensors weights. Nothing is downloaded.", "models/SmolLM2-135M", defaultText: "must be given"),
         Key("run_name", new Text("name", "a name of letters, digits, dot, dash and underscore that starts with a letter or digit", IsRunName), c => c.RunName, (c, v) => c with { RunName = v }, "The identity of the run.", "invoices-3", defaultText: "the config file's name without extension"),
         Key("output_dir", PathText, c => c.OutputDir, (c, v) => c with { OutputDir = v }, "The run folder: adapter, log, summary, checkpoints.", "outputs/invoices", defaultText: "`outputs/` and the run's name"),
         Key("adapter", new Choice<AdapterKind>(("lora", AdapterKind.Lora), ("qlora", AdapterKind.Qlora), ("null", AdapterKind.None)) { Hidden = ["null"] }, c => c.Adapter.Kind, (c, v) => c with { Adapter = c.Adapter with { Kind = v } }, "`lora`: train small matrices beside the frozen base. `qlora`: the same on a base in 4 bits. Empty: train all parameters.", "qlora", "Leave it empty to train all parameters.", defaultText: "empty"),
@@ -121,7 +121,7 @@ internal static class ConfigurationKeys
         Key("logging_steps", new WholeNumber(1), c => c.LoggingSteps, (c, v) => c with { LoggingSteps = (int)v }, "One line of progress each so many steps.", "10"),
         Key("checkpoint", Checkpoint, c => c.Checkpoint, (c, v) => c with { Checkpoint = v }, "When the whole state is saved, and where.", "{every_steps: 100}"),
         Key("resume", new Choice<ResumeMode>(("never", ResumeMode.Never), ("auto", ResumeMode.Auto), ("must", ResumeMode.Must)), c => c.Resume, (c, v) => c with { Resume = v }, "What `train` does when the run exists: `never` says so and stops, `auto` goes on with it, `must` insists that there is one.", "auto"),
-        Key("resume_from_checkpoint", new OptionalReference<string>(PathText), c => c.ResumeFromCheckpoint, (c, v) => c with { ResumeFromCheckpoint = v }, "Go on from this one checkpoint.", "outputs/invoices/checkpoints/invoices/step-200-1-0a1b2c3d", defaultText: "none"),
+        Key("resume_from_checkpoint", new OptionalReference<string>(PathText), c => c.ResumeFromCheckpoint, (c, v) => c with { ResumeFromCheckpoint = v }, "Go on from this one checkpoint.", "outputs/invoices/checkpoints/invoices/step-00000200-1-0a1b2c3d", defaultText: "none"),
         Key("on_nonfinite", new Choice<NonFiniteAction>(("stop", NonFiniteAction.Stop), ("rollback", NonFiniteAction.Rollback)), c => c.OnNonFinite, (c, v) => c with { OnNonFinite = v }, "What happens when the loss or a gradient is not a finite number.", "stop"),
         Key("on_finish", Any, c => c.OnFinish, (c, v) => c with { OnFinish = v }, "What happens to the machine at the end; `none`: nothing.", "none"),
         Key("cost", Cost, c => c.Cost, (c, v) => c with { Cost = v }, "What the machine costs and what may be spent.", "{rate: 1.29, budget: 25}"))

@@ -25,12 +25,21 @@ internal static class ConfigurationReference
         text.Append("## ").Append(title).Append("\n\n| key | meaning | type | default | example |\n|---|---|---|---|---|\n");
         foreach ((string path, ConfigurationKey key) in keys)
         {
-            text.Append("| `").Append(path[prefix.Length..]).Append("` | ").Append(Cell(key.Meaning)).Append(" | ").Append(Cell(key.TypeText)).Append(" | ")
+            text.Append("| `").Append(path[prefix.Length..]).Append("` | ").Append(Cell(key.Meaning + NotYet(path, key))).Append(" | ").Append(Cell(key.TypeText)).Append(" | ")
                 .Append(Cell(DefaultOf(key))).Append(" | `").Append(Cell(key.Example)).Append("` |\n");
         }
 
         text.Append('\n');
     }
+
+    /// <summary>Which values are errors for now.</summary>
+    private static string NotYet(string path, ConfigurationKey key) => FeatureState.ValuesOf(path) switch
+    {
+        "" => "",
+        "any value" when key.TypeText == "true or false" => " **Not supported yet: `true`.**",
+        "any value" => " **Not supported yet.**",
+        { } values => $" **Not supported yet: {values}.**",
+    };
 
     private static string DefaultOf(ConfigurationKey key)
     {

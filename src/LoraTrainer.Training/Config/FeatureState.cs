@@ -1,3 +1,5 @@
+using System.Globalization;
+
 namespace LoraTrainer.Training.Config;
 
 /// <summary>
@@ -6,7 +8,11 @@ namespace LoraTrainer.Training.Config;
 /// </summary>
 internal static class FeatureState
 {
-    private static readonly (string Key, Func<ConfigurationNode, bool> Asks, string What, string Instead)[] Missing =
+    // Before the rows, which use them.
+    private static readonly Condition IsOn = new(node => !node.IsOff, "any value");
+    private static readonly Condition HasEntries = new(node => !node.IsOff && node.Entries.Count + node.Items.Count > 0, "any value");
+
+    private static readonly (string Key, Condition When, string What, string Instead)[] Missing =
     [
         ("load_in_8bit", IsOn, "A base in 8 bits", "Use load_in_4bit: true, or neither."),
         ("bnb_config_kwargs.bnb_4bit_quant_type", Is("fp4"), "The 4-bit type fp4", "Use nf4."),
@@ -23,7 +29,7 @@ internal static class FeatureState
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("cost.ledger", IsOn, "A ledger of costs over all runs", "Leave cost.ledger out; summary.json has the cost of the run."),
         ("on_nonfinite", Is("rollback"), "Rolling back", "Use on_nonfinite: stop."),
-        ("on_finish", node => node.Text != "none", "An action at the end of the run", "Use on_finish: none."),
+        ("on_finish", Other("none"), "An action at the end of the run", "Use on_finish: none."),
         ("cost.budget", IsOn, "A budget that stops the run", "Leave it out, and use max_steps."),
         ("cost.max_hours", IsOn, "A time limit that stops the run", "Leave it out, and use max_steps."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
@@ -31,9 +37,15 @@ internal static class FeatureState
         ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
         ("datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
         ("test_datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
-        ("datasets[].split", node => node.Text.Contains('[', StringComparison.Ordinal), "A slice of a split", "Cut the file, or use val_set_size."),
-        ("datasets[].ds_type", Is("parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
-        ("test_datasets[].ds_type", Is("parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
+        ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
+        ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("checkpoint.lease_seconds", OtherNumber(30), "A lease between machines", "Leave it out, and see to it that one machine at a time works on a run."),
+        ("cost.warn_at", OtherNumber(0.8), "A warning about a budget", "Leave it out, and use max_steps."),
+        ("cost.bill_from", Is("boot"), "Counting from the start of the machine", "Use cost.bill_from: process."),
+        ("cost.project", IsOn, "Reporting by project", "Leave it out; run_name tells runs apart."),
+        ("cost.tags", HasEntries, "Reporting by tags", "Leave them out; run_name tells runs apart."),
     ];
 
     /// <summary>The keys that have a row.</summary>
@@ -43,9 +55,9 @@ internal static class FeatureState
     public static void Check(string path, ConfigurationNode node, IssueCollector issues)
     {
         string pattern = ResolvedConfiguration.Pattern(path);
-        foreach ((string key, Func<ConfigurationNode, bool> asks, string what, string instead) in Missing)
+        foreach ((string key, Condition when, string what, string instead) in Missing)
         {
-            if (key == pattern && asks(node))
+            if (key == pattern && when.Asks(node))
             {
                 string got = node.Kind == NodeKind.Scalar ? $"{path}: {node.Text}" : path;
                 issues.NotSupportedYet(path, node.Location, $"{what} is not supported yet, got {got} ({node.Location}). {instead}");
@@ -53,10 +65,20 @@ internal static class FeatureState
         }
     }
 
-    private static bool IsOn(ConfigurationNode node) => !node.IsOff;
+    /// <summary>What of the values of a key is not supported yet, for the documentation; empty where all are.</summary>
+    public static string ValuesOf(string pattern) => string.Join(", ", Missing.Where(row => row.Key == pattern).Select(row => row.When.Words).Distinct());
 
-    private static Func<ConfigurationNode, bool> Is(params string[] words) => node => node.Kind == NodeKind.Scalar && words.Contains(node.Text);
+    private static Condition Is(params string[] words) => new(node => node.Kind == NodeKind.Scalar && words.Contains(node.Text), string.Join(", ", words.Select(word => $"`{word}`")));
 
-    private static Func<ConfigurationNode, bool> StartsWith(params string[] schemes) =>
-        node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase));
+    /// <summary>Everything but the one word for what happens anyway.</summary>
+    private static Condition Other(string word) => new(node => !node.IsNull && node.Text != word, $"all but `{word}`");
+
+    private static Condition OtherNumber(double number) => new(
+        node => !node.IsNull && !(double.TryParse(node.Text, CultureInfo.InvariantCulture, out double value) && value == number), string.Create(CultureInfo.InvariantCulture, $"all but `{number}`"));
+
+    private static Condition StartsWith(params string[] schemes) => new(
+        node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase)), string.Join(", ", schemes.Select(scheme => $"`{scheme}...`")));
+
+    /// <summary>Which values a row is about: for the parser, and in words.</summary>
+    private sealed record Condition(Func<ConfigurationNode, bool> Asks, string Words);
 }

@@ -6,7 +6,7 @@ namespace LoraTrainer.Training.Config;
 /// </summary>
 public sealed partial record TrainingConfig
 {
-    /// <summary>The model to start from: a folder, else a hub name.</summary>
+    /// <summary>The model to start from: a folder on disk.</summary>
     public string BaseModel { get; init; } = "";
 
     /// <summary>The identity of the run; the stem of the config file unless given.</summary>

@@ -51,7 +51,7 @@ struct pending_copy {
 struct fiber : emu_thread {
     int index, warp, stack;
     void* stack_pointer;  // null until the thread first runs
-    place waiting;        // what it waits in, when it waits
+    const place* waiting;  // where it waits; means nothing while it can run
     std::vector<pending_copy> copies;
     int copy_group;
 };
@@ -244,43 +244,30 @@ bool same_place(const place& a, const place& b) { return a.what == b.what && a.l
     std::vector<std::pair<const fiber*, int>> places;
     for (int i = 0; i < w->thread_count; i++) {
         const fiber& thread = w->threads[i];
-        if (!thread.waiting.what) continue;
-        auto known = std::find_if(places.begin(), places.end(), [&](auto& p) { return same_place(p.first->waiting, thread.waiting); });
+        if (!(w->warps[thread.warp].alive >> thread.lane & 1)) continue;
+        auto known = std::find_if(places.begin(), places.end(), [&](auto& p) { return same_place(*p.first->waiting, *thread.waiting); });
         if (known == places.end()) places.push_back({&thread, 1});
         else known->second++;
     }
     std::string message = "deadlock:";
     for (auto& p : places)
         message += text(" %d threads (first (%u,%u,%u)) wait in %s at %s:%d;", p.second, p.first->tid.x, p.first->tid.y, p.first->tid.z,
-                        p.first->waiting.what, p.first->waiting.file, p.first->waiting.line);
+                        p.first->waiting->what, p.first->waiting->file, p.first->waiting->line);
     fail_block(w, message + text(" %d threads have ended [", w->thread_count - (int)w->alive) + block_name(w) + "]");
 }
 
 // ---- waiting ----
-void wait_elsewhere(worker* w, fiber* me) {
+void wait_at(worker* w, fiber* me, const place& at) {
+    me->waiting = &at;
     fiber* next = take_ready(w, me->warp);
     if (!next) fail_deadlock(w);
-    resume(w, next, &me->stack_pointer);
+    if (next != me) resume(w, next, &me->stack_pointer);
 }
 
+// Every live thread is at the barrier.
 void release_barrier(worker* w) {
-    for (int i = 0; i < w->warp_count; i++) {
-        unsigned lanes = 0;
-        for (int lane = 0; lane < warp_lanes && i * warp_lanes + lane < w->thread_count; lane++) {
-            fiber& thread = w->threads[i * warp_lanes + lane];
-            if (thread.waiting.what != w->barrier.what) continue;
-            thread.waiting.what = nullptr;
-            lanes |= 1u << lane;
-        }
-        make_ready(w, i, lanes);
-    }
     w->at_barrier = 0;
-}
-
-void release_group(worker* w, int warp_index, lane_group& group, unsigned lanes) {
-    group.arrived = 0;
-    for (unsigned rest = lanes; rest; rest &= rest - 1) w->threads[warp_index * warp_lanes + __builtin_ctz(rest)].waiting.what = nullptr;
-    make_ready(w, warp_index, lanes);
+    for (int i = 0; i < w->warp_count; i++) make_ready(w, i, w->warps[i].alive);
 }
 
 lane_group* find_group(worker* w, warp& of, unsigned mask, const place& at, emu_warp_operation operation) {
@@ -317,8 +304,9 @@ void end_thread(worker* w, fiber* thread) {
     for (lane_group& group : of.groups) {
         unsigned live = group.mask & of.alive;
         if (!group.arrived || group.arrived != live) continue;
+        group.arrived = 0;
         group.operation(live, group.slot);
-        release_group(w, thread->warp, group, live);
+        make_ready(w, thread->warp, live);
     }
 }
 
@@ -360,7 +348,6 @@ void prepare_block(worker* w, const emu_uint3& size) {
         thread.index = i;
         thread.blk = &w->block;
         thread.stack_pointer = nullptr;
-        thread.waiting.what = nullptr;
         thread.copies.clear();
         thread.copy_group = 0;
         if (++x == size.x) {
@@ -443,6 +430,11 @@ const void* fault_instruction;  // of the failure being reported; looked up afte
 void on_fault(int signal_number, siginfo_t* info, void* context) {
     worker* w = here;
     if (w && emu_cur) {
+        // a failing fiber never returns from here, so nothing else would unblock the signal
+        sigset_t this_signal;
+        sigemptyset(&this_signal);
+        sigaddset(&this_signal, signal_number);
+        pthread_sigmask(SIG_UNBLOCK, &this_signal, nullptr);
         __atomic_store_n(&fault_instruction, (const void*)((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP], __ATOMIC_RELAXED);
         const char* address = (const char*)info->si_addr;
         const char* stack = w->stacks + (size_t)current()->stack * stack_bytes;
@@ -452,8 +444,8 @@ void on_fault(int signal_number, siginfo_t* info, void* context) {
         if (address >= stack && address < stack + page) fail_thread(w, "stack overflow");
         w->failure.illegal_address = true;
         w->failure.address = address;
-        // the processor does not say which address it was when it is outside the address space altogether
-        if (info->si_code == SI_KERNEL) fail_thread(w, "illegal address (outside the address space)");
+        // the processor does not say which address it was
+        if (info->si_code == SI_KERNEL) fail_thread(w, "illegal address (outside the address space, or misaligned for a vector instruction)");
         fail_thread(w, text("illegal address %p", info->si_addr));
     }
     if (signal_number == watchdog_signal) return;
@@ -464,12 +456,15 @@ void on_fault(int signal_number, siginfo_t* info, void* context) {
 }
 
 void install_fault_handlers() {
-    struct sigaction action {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;  // a failing fiber never returns from the handler
     watchdog_signal = SIGRTMAX - 3;
-    for (int signal_number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, watchdog_signal})
+    for (int signal_number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, watchdog_signal}) {
+        struct sigaction action {};
+        action.sa_sigaction = on_fault;
+        // Only an overflow of the stack needs another one. The handlers of a host such as .NET, which are called for the faults of its own
+        // threads, count on the faulting thread's stack for the other signals.
+        action.sa_flags = SA_SIGINFO | SA_RESTART | (signal_number == SIGSEGV ? SA_ONSTACK : 0);
         sigaction(signal_number, &action, &previous_action[signal_number]);
+    }
 }
 
 // ---- workers ----
@@ -629,14 +624,9 @@ void emu_syncthreads(const char* file, int line) {
     if (w->at_barrier == 0) w->barrier = at;
     else if (w->barrier.line != line || strcmp(w->barrier.file, file))
         fail_thread(w, text("__syncthreads at %s:%d while other threads wait at the one at %s:%d", file, line, w->barrier.file, w->barrier.line));
-    me->waiting = w->barrier;
-    w->at_barrier++;
     // The last to arrive lets all go, itself included: who goes on first is for the order to say.
-    if (w->at_barrier == w->alive) release_barrier(w);
-    fiber* next = take_ready(w, me->warp);
-    if (!next) fail_deadlock(w);
-    if (next != me) resume(w, next, &me->stack_pointer);
-    else emu_cur = me;
+    if (++w->at_barrier == w->alive) release_barrier(w);
+    wait_at(w, me, w->barrier);
 }
 
 void emu_collective(const char* what, unsigned mask, emu_warp_operation operation, void* operands, const char* file, int line) {
@@ -645,18 +635,20 @@ void emu_collective(const char* what, unsigned mask, emu_warp_operation operatio
     warp& of = w->warps[me->warp];
     unsigned bit = 1u << me->lane;
     if (!(mask & bit)) fail_thread(w, text("%s at %s:%d: the mask %08x does not name the calling lane %u", what, file, line, mask, me->lane));
-    place at{what, file, line};
-    lane_group* group = find_group(w, of, mask, at, operation);
+    lane_group* group = &of.groups[0];
+    // nearly always the lanes of a warp meet in one place
+    if (!group->arrived || group->mask != mask || group->at.line != line || group->at.what != what)
+        group = find_group(w, of, mask, {what, file, line}, operation);
     group->arrived |= bit;
     group->slot[me->lane] = operands;
     unsigned live = mask & of.alive;
-    if (group->arrived == live) {
-        group->operation(live, group->slot);
-        release_group(w, me->warp, *group, live & ~bit);
+    if (group->arrived != live) {
+        wait_at(w, me, group->at);
         return;
     }
-    me->waiting = at;
-    wait_elsewhere(w, me);
+    group->arrived = 0;
+    operation(live, group->slot);
+    make_ready(w, me->warp, live & ~bit);
 }
 
 // ---- cp.async: moves its bytes as late, or as early, as the rules allow ----

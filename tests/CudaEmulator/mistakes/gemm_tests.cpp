@@ -1,6 +1,7 @@
 // gemm_tests.cpp - the stand-in cuBLASLt against plain loops in double, and the misuses it must refuse.
 #include "client.h"
-#include <chrono>
+#include <algorithm>
+#include <time.h>
 
 extern "C" {
 int cublasLtCreate(void**);
@@ -238,10 +239,15 @@ void measure_gemm() {
         call c(p);
         double best = 1e9;
         for (int i = 0; i < 5; i++) {
-            auto start = std::chrono::steady_clock::now();
+            auto now = [] {
+                timespec t;
+                clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+                return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+            };
+            double start = now();
             MUST(c.run());
-            best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+            best = std::min(best, now() - start);
         }
-        printf("{\"cost\":\"gemm bf16 TN %d^3\",\"value\":%.1f,\"unit\":\"GFLOP/s\"}\n", size, 2.0 * size * size * size / best / 1e9);
+        printf("{\"cost\":\"gemm bf16 TN %d^3\",\"value\":%.1f,\"unit\":\"GFLOP/s a core\"}\n", size, 2.0 * size * size * size / best / 1e9);
     }
 }

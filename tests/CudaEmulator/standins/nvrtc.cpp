@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fstream>
+#include <mutex>
 #include <signal.h>
 #include <set>
 #include <spawn.h>
@@ -53,7 +54,8 @@ struct program {
     std::vector<std::pair<std::string, std::string>> headers;  // name, text
     bool real_architecture = false;                            // sm_NN and not compute_NN: only then there is a cubin
 };
-std::set<program*> programs;
+std::mutex programs_mutex;
+std::set<program*> programs;  // the live ones
 
 typedef std::vector<std::string> words;
 
@@ -186,10 +188,15 @@ bool translate_options(program& p, int count, const char* const* options, words&
     return architecture;
 }
 
+bool is_set(const char* name) {
+    const char* value = getenv(name);
+    return value && *value == '1';
+}
+
 words compiler_flags() {
     words flags = {"-std=c++17", "-O2", "-march=native", "-fPIC", "-g1", "-fno-strict-aliasing", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DLT_EMULATOR"};
-    const char* checked = getenv("LT_EMULATOR_CHECKED");
-    if (checked && *checked == '1') {
+    if (is_set("LT_EMULATOR_DEBUG")) flags.insert(flags.end(), {"-O0", "-g"});
+    if (is_set("LT_EMULATOR_CHECKED")) {
         flags.push_back("-fsanitize=alignment,bounds-strict,shift,signed-integer-overflow,integer-divide-by-zero,null,vla-bound,unreachable,return");
         flags.push_back("-fsanitize-undefined-trap-on-error");
     }
@@ -392,13 +399,16 @@ nvrtcResult compile(program& p, const words& flags) {
             return INTERNAL_ERROR;
         }
         result = compile_into(p, flags, pattern, library);
-        if (!getenv("LT_EMULATOR_KEEP")) run({"rm", "-rf", pattern}, "/dev/null");
+        if (!is_set("LT_EMULATOR_KEEP") && !is_set("LT_EMULATOR_DEBUG")) run({"rm", "-rf", pattern}, "/dev/null");
     }
     p.image = result ? "" : "LT-EMULATOR-MODULE\n" + library + "\n";
     return result;
 }
 
-bool valid(program* p) { return programs.count(p) != 0; }
+bool valid(program* p) {
+    std::lock_guard<std::mutex> lock(programs_mutex);
+    return programs.count(p) != 0;
+}
 
 nvrtcResult give_size(const std::string& text, size_t* size) {
     if (!size) return INVALID_INPUT;
@@ -433,12 +443,14 @@ API nvrtcCreateProgram(program** created, const char* source, const char* name, 
     if (!created || !source || header_count < 0 || (header_count && (!headers || !include_names))) return INVALID_INPUT;
     auto* p = new program{source, name && *name ? name : "default_program", "", "", {}, false};
     for (int i = 0; i < header_count; i++) p->headers.push_back({include_names[i], headers[i]});
+    std::lock_guard<std::mutex> lock(programs_mutex);
     programs.insert(p);
     *created = p;
     return SUCCESS;
 }
 API nvrtcDestroyProgram(program** p) {
     if (!p || !valid(*p)) return INVALID_PROGRAM;
+    std::lock_guard<std::mutex> lock(programs_mutex);
     programs.erase(*p);
     delete *p;
     *p = nullptr;

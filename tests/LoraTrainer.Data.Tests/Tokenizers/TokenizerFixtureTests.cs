@@ -9,10 +9,17 @@ namespace LoraTrainer.Data.Tests.Tokenizers;
 [Trait("Category", "Fixtures")]
 public class TokenizerFixtureTests(ITestOutputHelper output)
 {
-    /// <summary>Kinds of folder that are not read yet, by the prefix of their name. Supporting one is deleting its line.</summary>
-    private static readonly string[] NotYetSupported = ["sentencepiece_", "tiktoken_"];
-
     public static TheoryData<string> Supported => [.. Fixtures.Cases("tokenizers").Where(name => !IsNotYetSupported(name))];
+
+    /// <summary>Those with a file of cases that start from ids.</summary>
+    public static TheoryData<string> WithDecodeCases
+    {
+        get
+        {
+            string[] names = [.. Fixtures.Cases("tokenizers").Where(name => !IsNotYetSupported(name) && Fixtures.Root is { } root && File.Exists(Path.Combine(root, "tokenizers", name, "decode_cases.jsonl")))];
+            return names.Length > 0 ? [.. names] : ["(absent)"];
+        }
+    }
 
     [Theory]
     [MemberData(nameof(Supported))]
@@ -57,17 +64,11 @@ public class TokenizerFixtureTests(ITestOutputHelper output)
     }
 
     [Theory]
-    [MemberData(nameof(Supported))]
+    [MemberData(nameof(WithDecodeCases))]
     public void Decode_AnyIds_EqualsTheLibrary(string name)
     {
         string folder = Fixtures.Require($"tokenizers/{name}");
         string path = Path.Combine(folder, "decode_cases.jsonl");
-        Assert.True(File.Exists(path) || !name.StartsWith("x_", StringComparison.Ordinal), $"{name} has no decode_cases.jsonl");
-        if (!File.Exists(path))
-        {
-            return;
-        }
-
         Tokenizer tokenizer = Tokenizer.Load(folder);
         int count = 0;
         foreach (JsonElement item in Lines(path))
@@ -104,12 +105,22 @@ public class TokenizerFixtureTests(ITestOutputHelper output)
     }
 
     [Fact]
-    public void Fixtures_NotYetSupported_AreExactlyTheListedKinds()
+    public void Discovery_EveryFolder_IsRunOrNamed()
     {
-        Fixtures.Require("tokenizers");
-        string[] left = [.. Fixtures.Cases("tokenizers").Where(IsNotYetSupported)];
-        output.WriteLine($"not yet supported ({left.Length}): {string.Join(", ", left)}");
-        Assert.NotEmpty(Supported);
+        string[] all = [.. Directory.GetDirectories(Fixtures.Require("tokenizers")).Order(StringComparer.Ordinal)];
+
+        // Which folders can be run is asked of the program here, not of the rule that the cases were chosen by.
+        string[] known = [.. all.Where(folder => Record.Exception(() => Tokenizer.Load(folder)) is null).Select(folder => Path.GetFileName(folder))];
+        string[] left = [.. all.Select(folder => Path.GetFileName(folder)).Except(known)];
+        output.WriteLine($"tokenizers run: {known.Length} of {all.Length}: {string.Join(", ", known)}");
+        output.WriteLine($"tokenizers not yet supported ({left.Length}): {string.Join(", ", left)}");
+        Assert.NotEmpty(known);
+        Assert.Equal(known, Supported.Select(row => row.Data));
+        foreach (string name in known.Where(name => name.StartsWith("x_", StringComparison.Ordinal)))
+        {
+            Assert.Contains(name, WithDecodeCases.Select(row => row.Data));
+        }
+
         foreach (string name in left)
         {
             TokenizerFormatException refusal = Assert.Throws<TokenizerFormatException>(() => Tokenizer.Load(Fixtures.Require($"tokenizers/{name}")));
@@ -117,7 +128,8 @@ public class TokenizerFixtureTests(ITestOutputHelper output)
         }
     }
 
-    private static bool IsNotYetSupported(string name) => NotYetSupported.Any(prefix => name.StartsWith(prefix, StringComparison.Ordinal));
+    /// <summary>A folder without tokenizer.json has a tokenizer.model of SentencePiece or tiktoken, which is not read yet.</summary>
+    private static bool IsNotYetSupported(string name) => Fixtures.Root is { } root && File.Exists(Path.Combine(root, "tokenizers", name, "tokenizer.model")) && !File.Exists(Path.Combine(root, "tokenizers", name, "tokenizer.json"));
 
     private static IEnumerable<JsonElement> Lines(string path) => File.ReadLines(path).Where(line => line.Length > 0).Select(line => JsonElement.Parse(line));
 

@@ -1,6 +1,5 @@
 using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Native.Cuda;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;

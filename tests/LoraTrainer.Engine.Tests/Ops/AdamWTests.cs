@@ -3,7 +3,7 @@ using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 

@@ -5,7 +5,7 @@ using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Engine.Tests.Numerics;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 

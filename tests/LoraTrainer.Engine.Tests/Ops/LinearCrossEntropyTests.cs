@@ -4,7 +4,7 @@ using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 
@@ -26,7 +26,7 @@ public sealed class LinearCrossEntropyTests
         Tensor losses = device.Poisoned(new Shape(n)), dHidden = device.Poisoned(new Shape(n, d)), dWeight = device.Random(9, new Shape(vocabulary, d));
         double[] before = dWeight.Doubles();
         problem.Run(losses, dHidden, dWeight, problem.Rows);
-        Expected e = Reference(problem.Hidden.Doubles(), problem.Weight.Doubles(), problem.Targets, problem.Rows, n, d, vocabulary);
+        LinearCrossEntropyReference e = LinearCrossEntropyReference.Compute(problem.Hidden.Doubles(), problem.Weight.Doubles(), problem.Targets, problem.Rows, vocabulary, Scale);
         Within(e.Losses, e.LossBound, losses.Download(), "losses");
         Within(e.DHidden, e.DHiddenBound, dHidden.Download(), "dHidden");
         double[] weightBound = [.. e.DWeightBound.Zip(before, (a, b) => a + (n + 2) * U * Math.Abs(b))];
@@ -76,8 +76,8 @@ public sealed class LinearCrossEntropyTests
         const int n = 4, d = 3, vocabulary = 5;
         double[] hidden = [.. Values(1, n * d)], weight = [.. Values(2, vocabulary * d)];
         int[] targets = [0, 4, -100, 2], rows = [0, 1, 3];
-        Expected e = Reference(hidden, weight, targets, rows, n, d, vocabulary);
-        double Loss() => Scale * Reference(hidden, weight, targets, rows, n, d, vocabulary).Losses.Sum();
+        LinearCrossEntropyReference e = LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale);
+        double Loss() => Scale * LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale).Losses.Sum();
         MatchesFiniteDifference(hidden, Loss, e.DHidden);
         MatchesFiniteDifference(weight, Loss, e.DWeight);
     }
@@ -93,49 +93,6 @@ public sealed class LinearCrossEntropyTests
         Throws("LinearCrossEntropy.ForwardBackward: dHidden may not share memory with hidden.", () => problem.Run(losses, problem.Hidden, Tensor.None, []));
         Assert.All(losses.Download().Concat(dHidden.Download()), v => Assert.Equal(7, v));
     }
-
-    private static Expected Reference(double[] hidden, double[] weight, int[] targets, int[] rows, int n, int d, int vocabulary)
-    {
-        var e = new Expected(new double[n], new double[n], new double[n * d], new double[n * d], new double[vocabulary * d], new double[vocabulary * d]);
-        foreach (int row in rows)
-        {
-            double[] z = new double[vocabulary];
-            double size = 0;
-            for (int v = 0; v < vocabulary; v++)
-            {
-                double magnitude = 0;
-                for (int i = 0; i < d; i++)
-                {
-                    z[v] += hidden[row * d + i] * weight[v * d + i];
-                    magnitude += Math.Abs(hidden[row * d + i] * weight[v * d + i]);
-                }
-
-                size = Math.Max(size, magnitude);
-            }
-
-            double max = z.Max(), sum = z.Sum(x => Math.Exp(x - max));
-            e.Losses[row] = max + Math.Log(sum) - z[targets[row]];
-
-            // Logits are off by delta at most; a probability by the factor exp(2 delta), and by the roundings of exp and of the sum.
-            double delta = (d + 2) * U * size, relative = Math.Exp(2 * delta) - 1 + (vocabulary + 40) * U;
-            e.LossBound[row] = 2 * delta + 4 * U * (size + Math.Log(vocabulary) + 1) + vocabulary * U;
-            for (int v = 0; v < vocabulary; v++)
-            {
-                double p = Math.Exp(z[v] - max) / sum, hit = v == targets[row] ? 1 : 0;
-                for (int i = 0; i < d; i++)
-                {
-                    e.DHidden[row * d + i] += Scale * (p - hit) * weight[v * d + i];
-                    e.DHiddenBound[row * d + i] += Scale * Math.Abs(weight[v * d + i]) * (p * relative + (p + hit) * (vocabulary + 4) * U + 1e-37);
-                    e.DWeight[v * d + i] += Scale * (p - hit) * hidden[row * d + i];
-                    e.DWeightBound[v * d + i] += Scale * Math.Abs(hidden[row * d + i]) * (p * relative + (p + hit) * (n + 4) * U + 1e-37);
-                }
-            }
-        }
-
-        return e;
-    }
-
-    private sealed record Expected(double[] Losses, double[] LossBound, double[] DHidden, double[] DHiddenBound, double[] DWeight, double[] DWeightBound);
 
     /// <summary>Every third row is not scored, and its target is one that may not be read.</summary>
     private sealed class Problem(Device device, int n, int d, int vocabulary, float magnitude)

@@ -3,7 +3,7 @@ using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 
@@ -21,7 +21,7 @@ public sealed class RmsNormTests
         using Device device = Open(name);
         Tensor x = device.Random(1, new Shape(n, d)), w = device.Random(2, new Shape(d)), y = device.Poisoned(new Shape(n, d)), rstd = device.Poisoned(new Shape(n));
         RmsNorm.Forward(y, rstd, x, w, Eps);
-        (double[] expected, double[] r) = Reference(x.Doubles(), w.Doubles(), n, d);
+        (double[] expected, double[] r) = RmsNormReference.Forward(x.Doubles(), w.Doubles(), n, d, Eps);
         Within(r, [.. r.Select(v => v * RstdError(d))], rstd.Download(), "rstd");
         Within(expected, [.. expected.Select(v => Math.Abs(v) * (RstdError(d) + 2 * U))], y.Download(), "y");
     }
@@ -34,7 +34,7 @@ public sealed class RmsNormTests
         Tensor x = device.Random(1, new Shape(n, d)), w = device.Random(2, new Shape(d)), dy = device.Random(3, new Shape(n, d));
         Tensor rstd = device.Poisoned(new Shape(n));
         RmsNorm.Forward(device.Poisoned(new Shape(n, d)), rstd, x, w, Eps);
-        (double[] dx, double[] dw, double[] dxSize, double[] dwSize) = Gradients(dy.Doubles(), x.Doubles(), w.Doubles(), n, d);
+        (double[] dx, double[] dw, double[] dxSize, double[] dwSize) = RmsNormReference.Backward(dy.Doubles(), x.Doubles(), w.Doubles(), n, d, Eps);
 
         // rstd, the D/16 + 4 additions of the mean and about ten single roundings; weights add a chain of N rows.
         double error = 3 * RstdError(d) + (d / 16.0 + 14) * U;
@@ -61,8 +61,8 @@ public sealed class RmsNormTests
     {
         const int n = 2, d = 7;
         double[] x = [.. Values(1, n * d)], w = [.. Values(2, d)], dy = [.. Values(3, n * d)];
-        (double[] dx, double[] dw, _, _) = Gradients(dy, x, w, n, d);
-        double Loss() => Reference(x, w, n, d).Y.Zip(dy, (a, b) => a * b).Sum();
+        (double[] dx, double[] dw, _, _) = RmsNormReference.Backward(dy, x, w, n, d, Eps);
+        double Loss() => RmsNormReference.Forward(x, w, n, d, Eps).Y.Zip(dy, (a, b) => a * b).Sum();
         MatchesFiniteDifference(x, Loss, dx);
         MatchesFiniteDifference(w, Loss, dw);
     }
@@ -80,40 +80,5 @@ public sealed class RmsNormTests
         Throws(
             $"RmsNorm.Forward: its tensors lie on two devices, {device.Description} and {other.Description}.",
             () => RmsNorm.Forward(y, r, x, other.Random(2, new Shape(8)), Eps));
-    }
-
-    private static (double[] Y, double[] Rstd) Reference(double[] x, double[] w, int n, int d)
-    {
-        double[] r = [.. Enumerable.Range(0, n).Select(row => 1 / Math.Sqrt(Enumerable.Range(0, d).Sum(i => x[row * d + i] * x[row * d + i]) / d + Eps))];
-        return ([.. Enumerable.Range(0, n * d).Select(i => x[i] * r[i / d] * w[i % d])], r);
-    }
-
-    /// <summary>The gradients, and the sums of the magnitudes of what is added up in each element.</summary>
-    private static (double[] Dx, double[] Dw, double[] DxSize, double[] DwSize) Gradients(double[] dy, double[] x, double[] w, int n, int d)
-    {
-        double[] r = Reference(x, w, n, d).Rstd;
-        double[] dx = new double[n * d], dw = new double[d], dxSize = new double[n * d], dwSize = new double[d];
-        for (int row = 0; row < n; row++)
-        {
-            double mean = 0, meanSize = 0;
-            for (int i = 0; i < d; i++)
-            {
-                double product = dy[row * d + i] * w[i] * x[row * d + i] * r[row];
-                mean += product / d;
-                meanSize += Math.Abs(product) / d;
-            }
-
-            for (int i = 0; i < d; i++)
-            {
-                int at = row * d + i;
-                double xh = x[at] * r[row], m = dy[at] * w[i];
-                dx[at] = r[row] * (m - xh * mean);
-                dxSize[at] = r[row] * (Math.Abs(m) + Math.Abs(xh) * meanSize);
-                dw[i] += dy[at] * xh;
-                dwSize[i] += Math.Abs(dy[at] * xh);
-            }
-        }
-
-        return (dx, dw, dxSize, dwSize);
     }
 }

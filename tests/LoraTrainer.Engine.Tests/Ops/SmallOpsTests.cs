@@ -3,7 +3,7 @@ using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 
@@ -102,20 +102,8 @@ public sealed class SmallOpsTests
 
         void Check(double[] input, Tensor output, int direction)
         {
-            double[] expected = [.. input], bound = new double[input.Length];
-            for (int i = 0; i < input.Length; i++)
-            {
-                int inHead = i % dh, row = i / (heads * dh);
-                if (inHead < 2 * half)
-                {
-                    int pair = inHead < half ? i + half : i - half, sign = inHead < half ? -direction : direction;
-                    double cos = c[row * half + inHead % half], sin = s[row * half + inHead % half];
-                    expected[i] = input[i] * cos + sign * input[pair] * sin;
-                    bound[i] = 2 * U * (Math.Abs(input[i] * cos) + Math.Abs(input[pair] * sin));
-                }
-            }
-
-            Within(expected, bound, output.Download(), "direction " + direction);
+            (double[] expected, double[] size) = RopeReference.Turn(input, c, s, heads, dh, half, direction);
+            Within(expected, [.. size.Select(v => 2 * U * v)], output.Download(), "direction " + direction);
         }
     }
 

@@ -3,7 +3,8 @@ using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
-using static LoraTrainer.Engine.Tests.Ops.OpHarness;
+using static LoraTrainer.TestSupport.OpHarness;
+using static LoraTrainer.TestSupport.SwiGluReference;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 
@@ -17,7 +18,7 @@ public sealed class SwiGluTests
         var shape = new Shape(n, f);
         Tensor gate = device.Random(1, shape, 3), up = device.Random(2, shape), dh = device.Random(3, shape), h = device.Poisoned(shape);
         double[] a = gate.Doubles(), b = up.Doubles(), g = dh.Doubles();
-        double[] expected = [.. a.Zip(b, H)];
+        double[] expected = [.. a.Zip(b, Value)];
         SwiGlu.Forward(h, gate, up);
 
         // Sigmoid within 4 roundings, then two products.
@@ -25,7 +26,7 @@ public sealed class SwiGluTests
 
         Tensor dGate = device.Poisoned(shape), dUp = device.Poisoned(shape);
         SwiGlu.Backward(dGate, dUp, dh, gate, up);
-        double[] da = [.. a.Select((v, i) => g[i] * b[i] * Slope(v))], db = [.. a.Select((v, i) => g[i] * H(v, 1))];
+        double[] da = [.. a.Select((v, i) => g[i] * b[i] * Slope(v))], db = [.. a.Select((v, i) => g[i] * Value(v, 1))];
         Within(db, [.. db.Select(v => Math.Abs(v) * 8 * U)], dUp.Download(), "dUp");
 
         // 1 - s has the absolute error of s, which a multiplies: hence 1 + |a| beside the slope's own size.
@@ -70,7 +71,7 @@ public sealed class SwiGluTests
     public void Reference_Slope_MatchesFiniteDifference()
     {
         double[] a = [-20, -3, -0.5, 0, 0.7, 4, 30];
-        MatchesFiniteDifference(a, () => a.Sum(v => H(v, 1)), [.. a.Select(Slope)]);
+        MatchesFiniteDifference(a, () => a.Sum(v => Value(v, 1)), [.. a.Select(Slope)]);
     }
 
     [Fact]
@@ -84,10 +85,4 @@ public sealed class SwiGluTests
             $"SwiGlu.Forward: its tensors lie on two devices, {device.Description} and {other.Description}.",
             () => SwiGlu.Forward(x, x, other.Random(1, new Shape(2, 8))));
     }
-
-    private static double Sigmoid(double a) => 1 / (1 + Math.Exp(-a));
-
-    private static double H(double a, double b) => a * Sigmoid(a) * b;
-
-    private static double Slope(double a) => Sigmoid(a) * (1 + a * (1 - Sigmoid(a)));
 }

@@ -17,9 +17,10 @@ public sealed unsafe class DynamicMapTests
     }
 
     [Fact]
+    [Trait("Category", "Fixtures")]
     public void Maps_Fixture_BitEqual()
     {
-        var file = new SafetensorsFile(Path.Combine(Fixtures.Require("bitsandbytes"), "dynamic_maps.safetensors"));
+        var file = new SafetensorsFile(Fixtures.Require("bitsandbytes/dynamic_maps.safetensors"));
         TensorAssert.BitEqual(file.Floats("signed"), Values(DynamicMap.Signed), "signed");
         TensorAssert.BitEqual(file.Floats("unsigned"), Values(DynamicMap.Unsigned), "unsigned");
     }
@@ -52,30 +53,26 @@ public sealed unsafe class DynamicMapTests
         Assert.Equal<byte>([0, 0, 255, 0, 0, 255, 0, 0, 255], Nearest(map, [float.NaN, -9, 9, float.NaN, -9, 9, float.NaN, -9, 9]));
     }
 
-    [Fact]
-    public void Blockwise_Fixtures_EqualCodesAndScales()
+    [Theory]
+    [Trait("Category", "Fixtures")]
+    [MemberData(nameof(BitsandbytesFixtures.Blockwise8), MemberType = typeof(BitsandbytesFixtures))]
+    public void Blockwise_Fixture_EqualCodesAndScales(string name)
     {
-        IReadOnlyList<string> names = Fixtures.Files("bitsandbytes", "blockwise8_*.safetensors");
-        string folder = Fixtures.Require("bitsandbytes");
-        Assert.NotEmpty(names);
+        var file = new SafetensorsFile(Fixtures.Require($"bitsandbytes/{name}"));
         using var pool = new WorkerPool(2);
-        foreach (string name in names)
+        float[] weight = file.Floats("weight"), absmax = new float[(weight.Length + 255) / 256], dequantized = new float[weight.Length];
+        byte[] codes = new byte[weight.Length];
+        var map = new DynamicMap(file.Floats("code"));
+        fixed (float* w = weight, a = absmax, d = dequantized)
+        fixed (byte* c = codes)
         {
-            var file = new SafetensorsFile(Path.Combine(folder, name));
-            float[] weight = file.Floats("weight"), absmax = new float[(weight.Length + 255) / 256], dequantized = new float[weight.Length];
-            byte[] codes = new byte[weight.Length];
-            var map = new DynamicMap(file.Floats("code"));
-            fixed (float* w = weight, a = absmax, d = dequantized)
-            fixed (byte* c = codes)
-            {
-                BlockwiseDynamic8.Quantize(pool, map, w, weight.Length, 256, c, a);
-                BlockwiseDynamic8.Dequantize(map, c, a, weight.Length, 256, d);
-            }
-
-            TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
-            Assert.Equal(file.Bytes("codes"), codes);
-            TensorAssert.BitEqual(file.Floats("dequantized"), dequantized, name + " dequantized");
+            BlockwiseDynamic8.Quantize(pool, map, w, weight.Length, 256, c, a);
+            BlockwiseDynamic8.Dequantize(map, c, a, weight.Length, 256, d);
         }
+
+        TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
+        Assert.Equal(file.Bytes("codes"), codes);
+        TensorAssert.BitEqual(file.Floats("dequantized"), dequantized, name + " dequantized");
     }
 
     private static float[] Values(DynamicMap map) => new ReadOnlySpan<float>(map.Values, DynamicMap.Entries).ToArray();

@@ -72,52 +72,45 @@ public sealed unsafe class Nf4Tests
         }
     }
 
-    [Fact]
-    public void Fixtures_PackedScalesAndValues_AreBitEqual()
+    [Theory]
+    [Trait("Category", "Fixtures")]
+    [MemberData(nameof(BitsandbytesFixtures.Nf4), MemberType = typeof(BitsandbytesFixtures))]
+    public void Fixture_PackedScalesAndValues_AreBitEqual(string name)
     {
-        IReadOnlyList<string> names = Fixtures.Files("bitsandbytes", "nf4_*.safetensors");
-        string folder = Fixtures.Require("bitsandbytes");
-        Assert.NotEmpty(names);
+        var file = new SafetensorsFile(Fixtures.Require($"bitsandbytes/{name}"));
         using var pool = new WorkerPool(2);
-        int doubles = 0;
-        foreach (string name in names)
+        FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
+        byte[] weight = file.Bytes("weight");
+        int count = weight.Length / ElementConversions.SizeOf(format);
+        TensorAssert.BitEqual(file.Floats("code"), new ReadOnlySpan<float>(Nf4.Code, 16), name + " code");
+
+        // In one piece, and in pieces of 128 elements.
+        (byte[] packed, float[] absmax) = Quantize(pool, weight, format, count, count);
+        Assert.Equal(file.Bytes("packed"), packed);
+        (byte[] piecewise, float[] piecewiseAbsmax) = Quantize(pool, weight, format, count, 128);
+        Assert.Equal(packed, piecewise);
+        TensorAssert.BitEqual(absmax, piecewiseAbsmax, name + " absmax in pieces");
+
+        float[] values;
+        if (file.Has("absmax"))
         {
-            var file = new SafetensorsFile(Path.Combine(folder, name));
-            FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
-            byte[] weight = file.Bytes("weight");
-            int count = weight.Length / ElementConversions.SizeOf(format);
-            TensorAssert.BitEqual(file.Floats("code"), new ReadOnlySpan<float>(Nf4.Code, 16), name + " code");
-
-            // In one piece, and in pieces of 128 elements.
-            (byte[] packed, float[] absmax) = Quantize(pool, weight, format, count, count);
-            Assert.Equal(file.Bytes("packed"), packed);
-            (byte[] piecewise, float[] piecewiseAbsmax) = Quantize(pool, weight, format, count, 128);
-            Assert.Equal(packed, piecewise);
-            TensorAssert.BitEqual(absmax, piecewiseAbsmax, name + " absmax in pieces");
-
-            float[] values;
-            if (file.Has("absmax"))
+            TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
+            fixed (float* a = absmax)
+            fixed (byte* p = packed)
             {
-                TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
-                fixed (float* a = absmax)
-                fixed (byte* p = packed)
-                {
-                    values = Dequantize(new FourBitBlocks(p, Nf4.Code, a), count);
-                }
+                values = Dequantize(new FourBitBlocks(p, Nf4.Code, a), count);
             }
-            else
-            {
-                doubles++;
-                values = CheckDoubleQuantization(pool, file, name, packed, absmax, count);
-            }
-
-            Assert.True(file.Bytes("dequantized").AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
+        }
+        else
+        {
+            values = CheckDoubleQuantization(pool, file, name, packed, absmax, count);
         }
 
-        Assert.True(doubles > 0, "no file has double quantization");
+        Assert.True(file.Bytes("dequantized").AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
     }
 
     [Fact]
+    [Trait("Category", "Fixtures")]
     public void StoredLayer_Product_MatchesTheReferenceOutput()
     {
         const string layer = "layer.weight";

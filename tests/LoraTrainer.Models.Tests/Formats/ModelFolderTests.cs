@@ -6,11 +6,24 @@ namespace LoraTrainer.Models.Tests.Formats;
 
 public class ModelFolderTests
 {
-    [Fact]
-    [Trait("Category", "Fixtures")]
-    public void Open_Shards_FindsEveryTensor()
+    /// <summary>The fixture models whose weights lie in many files.</summary>
+    public static TheoryData<string> Sharded
     {
-        using ModelFolder folder = ModelFolder.Open(Fixtures.Require("models/llama31"));
+        get
+        {
+            string[] names = [.. Fixtures.Cases("models").Where(name => Fixtures.Root is { } root && File.Exists(Path.Combine(root, "models", name, "model.safetensors.index.json")))];
+            return names.Length > 0 ? [.. names] : ["(absent)"];
+        }
+    }
+
+    [Theory]
+    [Trait("Category", "Fixtures")]
+    [MemberData(nameof(Sharded))]
+    public void Open_Shards_FindsEveryTensor(string name)
+    {
+        using ModelFolder folder = ModelFolder.Open(Fixtures.Require($"models/{name}"));
+        using var index = System.Text.Json.JsonDocument.Parse(File.ReadAllBytes(Fixtures.Require($"models/{name}/model.safetensors.index.json")));
+        Assert.Equal(index.RootElement.GetProperty("weight_map").EnumerateObject().Select(item => item.Value.GetString()).Distinct().Count(), folder.Files.Count);
         Assert.True(folder.Files.Count > 1);
         Assert.Equal(folder.Files.Sum(file => file.Entries.Count), folder.Tensors.Count);
         Assert.Equal(folder.Files.Sum(file => file.Entries.Sum(entry => entry.ByteLength)), folder.TotalBytes);

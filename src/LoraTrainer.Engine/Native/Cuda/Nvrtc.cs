@@ -2,6 +2,7 @@ using System.Diagnostics.CodeAnalysis;
 using System.Globalization;
 using System.Runtime.InteropServices;
 using System.Text;
+using LoraTrainer.Engine.Devices;
 using System.Text.RegularExpressions;
 
 namespace LoraTrainer.Engine.Native.Cuda;
@@ -218,6 +219,3 @@ internal sealed unsafe partial class Nvrtc
         }
     }
 }
-
-/// <summary>Kernel sources were not accepted by the compiler of this machine. The message holds the compiler's own, with file:line.</summary>
-public sealed class KernelCompilationException(string message) : InvalidOperationException(message);

@@ -2,13 +2,12 @@ using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Tensors;
-using LoraTrainer.TestSupport;
 using Xunit;
 
-namespace LoraTrainer.Engine.Tests.Ops;
+namespace LoraTrainer.TestSupport;
 
 /// <summary>What the tests of the operations share: devices by name, tensors with known content, comparison against a bound for each element.</summary>
-internal static class OpHarness
+public static class OpHarness
 {
     /// <summary>Half the distance of neighbouring floats around 1: the largest relative error of one rounding.</summary>
     public const double U = 1.0 / (1 << 24);

@@ -1,8 +1,14 @@
-namespace LoraTrainer.Engine.Tests.Ops;
+namespace LoraTrainer.TestSupport;
 
 /// <summary>Attention in double precision, one row of scores at a time, as its definition says. Dense arrays: q (N, H*Dh), k and v (N, Hkv*Dh).</summary>
-internal sealed record AttentionReference(int H, int Hkv, int Dh, int[] DocumentOffsets, double Scale, int Window = 0, double Softcap = 0)
+public sealed record AttentionReference(int H, int Hkv, int Dh, int[] DocumentOffsets, double Scale, int Window = 0, double Softcap = 0)
 {
+    /// <summary>
+    /// What each tensor is stored as between two operations of a plain implementation (scores, probabilities, their gradients, results). With
+    /// rounding to bf16 this is the plain computation in bf16, whose error is the yardstick for a kernel's; as it stands nothing is rounded.
+    /// </summary>
+    public Func<double, double> Stored { get; init; } = value => value;
+
     private int Tokens => DocumentOffsets[^1];
 
     public (double[] Output, double[] Lse) Forward(double[] q, double[] k, double[] v)
@@ -20,7 +26,7 @@ internal sealed record AttentionReference(int H, int Hkv, int Dh, int[] Document
                 }
             }
         });
-        return (output, lse);
+        return (Array.ConvertAll(output, x => Stored(x)), lse);
     }
 
     public (double[] DQ, double[] DK, double[] DV) Backward(double[] dOutput, double[] q, double[] k, double[] v)
@@ -39,12 +45,13 @@ internal sealed record AttentionReference(int H, int Hkv, int Dh, int[] Document
                     dv[Key(j, head) + c] += p[j - firstKey] * dOutput[Query(row, head) + c];
                 }
 
+                dp[j - firstKey] = Stored(dp[j - firstKey]);
                 mean += p[j - firstKey] * dp[j - firstKey];
             }
 
             for (int j = firstKey; j <= row; j++)
             {
-                double ds = p[j - firstKey] * (dp[j - firstKey] - mean) * slope[j - firstKey];
+                double ds = Stored(p[j - firstKey] * (dp[j - firstKey] - mean) * slope[j - firstKey]);
                 for (int c = 0; c < Dh; c++)
                 {
                     dq[Query(row, head) + c] += ds * k[Key(j, head) + c];
@@ -52,7 +59,7 @@ internal sealed record AttentionReference(int H, int Hkv, int Dh, int[] Document
                 }
             }
         });
-        return (dq, dk, dv);
+        return (Array.ConvertAll(dq, x => Stored(x)), Array.ConvertAll(dk, x => Stored(x)), Array.ConvertAll(dv, x => Stored(x)));
     }
 
     /// <summary>The softmax of a row, the derivative of each score by its inner product, and log sum exp.</summary>
@@ -69,13 +76,13 @@ internal sealed record AttentionReference(int H, int Hkv, int Dh, int[] Document
             }
 
             double tanh = Softcap > 0 ? Math.Tanh(product * Scale / Softcap) : 0;
-            s[j - firstKey] = Softcap > 0 ? Softcap * tanh : product * Scale;
+            s[j - firstKey] = Stored(Softcap > 0 ? Softcap * tanh : product * Scale);
             slope[j - firstKey] = Scale * (1 - (tanh * tanh));
         }
 
         double max = s.Max();
         double sum = s.Sum(x => Math.Exp(x - max));
-        return ([.. s.Select(x => Math.Exp(x - max) / sum)], slope, max + Math.Log(sum));
+        return ([.. s.Select(x => Stored(Math.Exp(x - max) / sum))], slope, max + Math.Log(sum));
     }
 
     private void ForEachRow(Action<int, int, int> action)

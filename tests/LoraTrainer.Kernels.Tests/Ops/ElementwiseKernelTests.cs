@@ -1,0 +1,154 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.TestSupport;
+using Xunit;
+using static LoraTrainer.Kernels.Tests.KernelBench;
+using static LoraTrainer.TestSupport.OpHarness;
+
+namespace LoraTrainer.Kernels.Tests.Ops;
+
+/// <summary>Sums, biases, copies of rows and of other precision: all but the sums over rows are fixed to the bit.</summary>
+[Trait("Category", "Emulator")]
+[Collection(CudaStandin.Collection)]
+public sealed class ElementwiseKernelTests
+{
+    public static TheoryData<string, int, int> Shapes => KernelModes.With((1, 1), (3, 7), (5, 8), (4, 24), (3, 100), (5, 123), (2, 1024), (3, 2050), (70, 33));
+
+    [Theory]
+    [MemberData(nameof(Shapes))]
+    public void SumsAndBiases_AnyShape_EqualTheDefinition(string mode, int n, int d)
+    {
+        foreach (bool shifted in (bool[])[false, true])
+        {
+            using var bench = new KernelBench(mode, shifted);
+            var shape = new Shape(n, d);
+            Tensor x = bench.RandomBf16(1, shape), y = bench.RandomBf16(2, shape), bias = bench.RandomF32(3, new Shape(d)), sum = bench.Poisoned(DType.BF16, shape);
+            float[] a = x.Download(), b = y.Download(), c = bias.Download();
+            float[] expected = Rounded([.. a.Zip(b, (p, q) => p + q)]);
+            Elementwise.Add(sum, x, y);
+            TensorAssert.BitEqual(expected, sum.Download(), "sum");
+            Elementwise.Add(x, x, y);
+            TensorAssert.BitEqual(expected, x.Download(), "sum in the place of the first");
+            x = bench.RandomBf16(1, shape);
+            Elementwise.Add(y, x, y);
+            TensorAssert.BitEqual(expected, y.Download(), "sum in the place of the second");
+
+            Elementwise.AddBias(x, bias);
+            TensorAssert.BitEqual(Rounded([.. a.Select((p, i) => p + c[i % d])]), x.Download(), "with bias");
+
+            Tensor dOutput = bench.RandomBf16(2, shape);
+            Elementwise.BiasGradient(bias, dOutput);
+            double[] sums = [.. c.Select(v => (double)v)], size = [.. c.Select(v => (double)Math.Abs(v))];
+            for (int i = 0; i < n * d; i++)
+            {
+                sums[i % d] += b[i];
+                size[i % d] += Math.Abs(b[i]);
+            }
+
+            Within(sums, [.. size.Select(v => (n / 16.0 + 20) * U * v)], bias.Download(), "bias gradient");
+            bench.CheckMargins();
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Shapes))]
+    public void Rows_GatherThenScatter_MovesThoseRowsOnly(string mode, int n, int d)
+    {
+        foreach (bool shifted in (bool[])[false, true])
+        {
+            using var bench = new KernelBench(mode, shifted);
+            int[] chosen = [.. Enumerable.Range(0, n).Where(i => i % 2 == 0).Reverse()];
+            Tensor whole = bench.RandomBf16(1, new Shape(n, d)), rows = bench.Integers(chosen), block = bench.Poisoned(DType.BF16, new Shape(chosen.Length, d));
+            float[] values = whole.Download();
+            Rows.Gather(block, whole, rows);
+            TensorAssert.BitEqual(chosen.SelectMany(r => values[(r * d)..((r + 1) * d)]).ToArray(), block.Download(), "gathered");
+            Tensor target = bench.Bf16([.. Enumerable.Repeat(7f, n * d)], new Shape(n, d));
+            Rows.Scatter(target, block, rows);
+            TensorAssert.BitEqual(values.Select((v, i) => i / d % 2 == 0 ? v : 7).ToArray(), target.Download(), "scattered");
+            bench.CheckMargins();
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void Cast_EveryKindOfNumber_RoundsToNearestEven(string mode)
+    {
+        float[] special =
+        [
+            0, -0f, 1, -1, float.PositiveInfinity, float.NegativeInfinity, float.MaxValue, -float.MaxValue, float.Epsilon, 1e-40f, -1e-40f,
+            BitConverter.UInt32BitsToSingle(0x3F808000), BitConverter.UInt32BitsToSingle(0x3F818000), BitConverter.UInt32BitsToSingle(0x3F808001), BitConverter.UInt32BitsToSingle(0x3F807FFF),
+            BitConverter.UInt32BitsToSingle(0x7F7F7FFF), BitConverter.UInt32BitsToSingle(0x7F7F8000),
+        ];
+        foreach (int count in (int[])[1, 7, 8, 24, 100, 123, 2050, 4099])
+        {
+            foreach (bool shifted in (bool[])[false, true])
+            {
+                using var bench = new KernelBench(mode, shifted);
+                float[] values = [.. special.Concat(Values(1, count)).Take(count)];
+                Tensor output = bench.Poisoned(DType.BF16, new Shape(count));
+                Cast.ToBF16(output, bench.F32(values, new Shape(count)));
+                TensorAssert.BitEqual(Rounded(values), output.Download(), $"{count} to bf16");
+
+                // No operation asks for the way back yet; the kernel is launched as it says.
+                Tensor back = bench.Poisoned(DType.F32, new Shape(count));
+                bench.Device.Launch(CudaKernels.CastToFloat, LaunchShape.EightEach(count), back, output, (long)count);
+                TensorAssert.BitEqual(Rounded(values), back.Download(), $"{count} to f32");
+                bench.CheckMargins();
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void Cast_NaN_StaysNaN(string mode)
+    {
+        using var bench = new KernelBench(mode);
+        float[] values = [BitConverter.UInt32BitsToSingle(0x7F800001), BitConverter.UInt32BitsToSingle(0xFFFFFFFF), float.NaN];
+        Tensor output = bench.Bf16(new float[3], new Shape(3));
+        Cast.ToBF16(output, bench.F32(values, new Shape(3)));
+        Assert.All(output.Download(), v => Assert.Equal(float.NaN, v));
+    }
+
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void Dropout_AnyFirstRowAndWidth_HasTheMaskOfTheCpu(string mode)
+    {
+        const float p = 0.3f;
+        using var cpu = new CpuDevice(1, 1 << 26);
+        foreach ((int n, int d) in ((int, int)[])[(1, 1), (3, 7), (5, 8), (4, 24), (3, 100), (5, 123), (2, 1024), (3, 2050)])
+        {
+            foreach (long firstRow in (long[])[0, 1, 3, 5_000_000_001])
+            {
+                using ArenaFrame frame = cpu.Arena.Frame();
+                var key = new DropoutKey(0x1234_5678_9ABC_DEF0, 7, 11, firstRow);
+                float[] values = Rounded(Values(1, n * d));
+                Tensor masked = cpu.Upload(values, new Shape(n, d));
+                Dropout.Apply(masked, masked, p, key);
+                float[] expected = Rounded(masked.Download());
+                foreach (bool shifted in (bool[])[false, true])
+                {
+                    using var bench = new KernelBench(mode, shifted);
+                    Tensor input = bench.Bf16(values, new Shape(n, d)), output = bench.Poisoned(DType.BF16, new Shape(n, d));
+                    Dropout.Apply(output, input, p, key);
+                    TensorAssert.BitEqual(expected, output.Download(), $"({n}, {d}) from row {firstRow}");
+                    Dropout.Apply(input, input, p, key);
+                    TensorAssert.BitEqual(expected, input.Download(), $"({n}, {d}) from row {firstRow}, in place");
+                    bench.CheckMargins();
+                }
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void Dropout_OfNothing_PassesEveryElement(string mode)
+    {
+        using var bench = new KernelBench(mode);
+        float[] values = Rounded(Values(1, 123));
+        values[5] = -0f;
+        Tensor output = bench.Poisoned(DType.BF16, new Shape(1, 123));
+        Dropout.Apply(output, bench.Bf16(values, new Shape(1, 123)), 0, new DropoutKey(1, 2, 3, 4));
+        TensorAssert.BitEqual(values, output.Download(), "probability 0");
+    }
+}

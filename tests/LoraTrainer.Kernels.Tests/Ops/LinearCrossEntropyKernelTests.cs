@@ -1,0 +1,89 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.TestSupport;
+using Xunit;
+using static LoraTrainer.Kernels.Tests.KernelBench;
+using static LoraTrainer.TestSupport.OpHarness;
+
+namespace LoraTrainer.Kernels.Tests.Ops;
+
+[Trait("Category", "Emulator")]
+[Collection(CudaStandin.Collection)]
+public sealed class LinearCrossEntropyKernelTests
+{
+    private const float Scale = 0.125f;
+    private const long CapacityBytes = 80L << 20;
+
+    /// <summary>Mode, rows, width, vocabulary, magnitude.</summary>
+    public static TheoryData<string, int, int, int, float> Cases
+    {
+        get
+        {
+            var data = new TheoryData<string, int, int, int, float>();
+            foreach (string mode in KernelModes.Names)
+            {
+                data.Add(mode, 1, 1, 1, 1);
+                data.Add(mode, 9, 24, 37, 1);
+                data.Add(mode, 5, 64, 160, 1);
+                data.Add(mode, 4, 8, 5003, 1);
+                data.Add(mode, 3, 8, 12_000, 1);
+                data.Add(mode, 7, 16, 33, 50); // logits around 1e4
+                data.Add(mode, 1700, 5, 19, 1); // more rows than a chunk has
+            }
+
+            return data;
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void ForwardBackward_AnyShape_MatchesReference(string mode, int n, int d, int vocabulary, float magnitude)
+    {
+        using var bench = new KernelBench(mode, capacityBytes: CapacityBytes);
+        Tensor hidden = bench.RandomBf16(1, new Shape(n, d), magnitude), weight = bench.RandomBf16(2, new Shape(vocabulary, d), magnitude);
+
+        // Every third row is not scored, and its target is one that may not be read.
+        int[] targets = [.. Enumerable.Range(0, n).Select(i => i % 3 == 2 ? -100 : i * 7 % vocabulary)], rows = [.. Enumerable.Range(0, n).Where(i => i % 3 != 2)];
+        Assert.Equal(n > 1600, LinearCrossEntropy.ChunkRows(DevicePlatform.Cuda, n, vocabulary) < rows.Length);
+        void Run(Tensor losses, Tensor dHidden, Tensor dWeight, int[] scored) =>
+            LinearCrossEntropy.ForwardBackward(losses, dHidden, dWeight, hidden, new DenseMatrix(weight), bench.Integers(targets), bench.Integers(scored), Scale);
+
+        Tensor losses = bench.Poisoned(DType.F32, new Shape(n)), dHidden = bench.Poisoned(DType.BF16, new Shape(n, d)), dWeight = bench.RandomF32(9, new Shape(vocabulary, d));
+        double[] before = dWeight.Doubles();
+        Run(losses, dHidden, dWeight, rows);
+        var e = LinearCrossEntropyReference.Compute(hidden.Doubles(), weight.Doubles(), targets, rows, vocabulary, Scale, HalfUlp);
+        Within(e.Losses, e.LossBound, losses.Download(), "losses");
+        double[] bound = RoundedBound(e.DHidden, e.DHiddenBound);
+        Within(e.DHidden, [.. bound.Select((b, i) => rows.Contains(i / d) ? b : 0)], dHidden.Download(), "dHidden");
+        double[] weightBound = [.. e.DWeightBound.Zip(before, (a, b) => a + (n + 2) * U * Math.Abs(b))];
+        Within([.. e.DWeight.Zip(before, (a, b) => a + b)], weightBound, dWeight.Download(), "dWeight");
+
+        // Less asked for gives the same bits of the rest; so do the rows in other chunks.
+        Tensor onlyLosses = bench.Poisoned(DType.F32, new Shape(n)), frozen = bench.Poisoned(DType.BF16, new Shape(n, d));
+        Run(onlyLosses, Tensor.None, Tensor.None, rows);
+        TensorAssert.BitEqual(losses.Download(), onlyLosses.Download(), "losses alone");
+        Run(onlyLosses, frozen, Tensor.None, rows);
+        TensorAssert.BitEqual(dHidden.Download(), frozen.Download(), "dHidden with a frozen head");
+        int[] some = [.. rows.Skip(rows.Length / 2)];
+        Run(onlyLosses, frozen, Tensor.None, some);
+        float[] few = onlyLosses.Download(), all = losses.Download();
+        TensorAssert.BitEqual(some.Select(row => all[row]).ToArray(), some.Select(row => few[row]).ToArray(), "losses of some rows");
+        Assert.All(Enumerable.Range(0, n).Except(some), row => Assert.Equal(0, few[row]));
+        bench.CheckMargins();
+    }
+
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void ForwardBackward_NoScoredRow_IsZero(string mode)
+    {
+        using var bench = new KernelBench(mode, capacityBytes: CapacityBytes);
+        Tensor losses = bench.Poisoned(DType.F32, new Shape(3)), dHidden = bench.Poisoned(DType.BF16, new Shape(3, 4));
+        LinearCrossEntropy.ForwardBackward(
+            losses, dHidden, Tensor.None, bench.RandomBf16(1, new Shape(3, 4)), new DenseMatrix(bench.RandomBf16(2, new Shape(5, 4))), bench.Integers(0, 1, 2), bench.Integers(), Scale);
+        TensorAssert.BitEqual(new float[3], losses.Download(), "losses");
+        TensorAssert.BitEqual(new float[12], dHidden.Download(), "dHidden");
+        bench.CheckMargins();
+    }
+}

@@ -1,0 +1,128 @@
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.TestSupport;
+using Xunit;
+using static LoraTrainer.Kernels.Tests.KernelBench;
+using static LoraTrainer.TestSupport.OpHarness;
+
+namespace LoraTrainer.Kernels.Tests.Ops;
+
+/// <summary>The three products of a linear layer, with dense and with quantized matrices.</summary>
+[Trait("Category", "Emulator")]
+[Collection(CudaStandin.Collection)]
+public sealed class LinearKernelTests
+{
+    // A product may use up to 32 MiB of scratch.
+    private const long CapacityBytes = 64L << 20;
+
+    /// <summary>Kind of matrix, rows, In, Out.</summary>
+    public static TheoryData<string, string, int, int, int> Cases
+    {
+        get
+        {
+            var data = new TheoryData<string, string, int, int, int>();
+            foreach (string kind in (string[])["dense", "nf4", "double"])
+            {
+                // The scheduling of threads matters to the kernels that expand a quantized matrix.
+                foreach (string mode in kind == "dense" ? KernelModes.Names[..1] : KernelModes.Names)
+                {
+                    data.Add(kind, mode, 1, 1, 1);
+                    data.Add(kind, mode, 3, 7, 5);
+                    data.Add(kind, mode, 8, 64, 8);
+                    data.Add(kind, mode, 5, 24, 100);
+                    data.Add(kind, mode, 70, 123, 33);
+                    data.Add(kind, mode, 2, 2050, 9);
+                }
+            }
+
+            return data;
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void Products_AnyShape_MatchReference(string kind, string mode, int n, int width, int height)
+    {
+        const float alpha = 0.375f;
+        foreach (bool shifted in (bool[])[false, true])
+        {
+            using var bench = new KernelBench(mode, shifted, CapacityBytes);
+            (WeightMatrix weight, double[] w) = Matrix(bench, kind, height, width);
+            Tensor x = bench.RandomBf16(2, new Shape(n, width)), dy = bench.RandomBf16(3, new Shape(n, height));
+            double[] a = x.Doubles(), g = dy.Doubles();
+            (double[] y, double[] ySize) = Product(n, width, height, (i, k) => a[i * width + k], (k, j) => w[j * width + k]);
+            (double[] dx, double[] dxSize) = Product(n, height, width, (i, k) => g[i * height + k], (k, j) => w[k * width + j]);
+            (double[] dw, double[] dwSize) = Product(height, n, width, (i, k) => g[k * height + i], (k, j) => a[k * width + j]);
+
+            foreach (float factor in (float[])[1, alpha])
+            {
+                foreach (GradientMode accumulate in (GradientMode[])[GradientMode.Overwrite, GradientMode.Accumulate])
+                {
+                    foreach (DType type in (DType[])[DType.BF16, DType.F32])
+                    {
+                        Tensor output = Start(bench, type, new Shape(n, height), accumulate);
+                        Check(y, ySize, width, factor, accumulate, output, () => Linear.Forward(output, x, weight, accumulate, factor), $"y in {type}");
+                    }
+
+                    Tensor dInput = Start(bench, DType.BF16, new Shape(n, width), accumulate);
+                    Check(dx, dxSize, height, factor, accumulate, dInput, () => Linear.BackwardInput(dInput, dy, weight, accumulate, factor), "dx");
+                }
+
+                Tensor dWeight = Start(bench, DType.F32, new Shape(height, width), GradientMode.Accumulate);
+                Check(dw, dwSize, n, factor, GradientMode.Accumulate, dWeight, () => Linear.BackwardWeight(dWeight, dy, x, factor), "dw");
+            }
+
+            bench.CheckMargins();
+        }
+    }
+
+    private static Tensor Start(KernelBench bench, DType type, Shape shape, GradientMode mode) =>
+        mode == GradientMode.Overwrite ? bench.Poisoned(type, shape) : type == DType.F32 ? bench.RandomF32(9, shape) : bench.RandomBf16(9, shape);
+
+    private static void Check(double[] product, double[] size, int terms, float factor, GradientMode mode, Tensor output, Action run, string what)
+    {
+        double[] before = mode == GradientMode.Accumulate ? output.Doubles() : new double[product.Length];
+        run();
+        double[] expected = [.. product.Zip(before, (p, b) => factor * p + b)];
+
+        // A chain over the terms (twice that: tensor cores may cut where they add), the scaling and the sum with what was there.
+        double[] error = [.. size.Zip(before, (s, b) => 2 * (terms + 4) * U * factor * s + 2 * U * Math.Abs(b))];
+        Within(expected, output.DType == DType.BF16 ? RoundedBound(expected, error) : error, output.Download(), $"{what}, factor {factor}, {mode}");
+    }
+
+    /// <summary>A matrix and its values as the product sees them: in bf16.</summary>
+    private static (WeightMatrix Weight, double[] Values) Matrix(KernelBench bench, string kind, int rows, int columns)
+    {
+        float[] values = Values(1, (long)rows * columns, 0.1f);
+        if (kind == "dense")
+        {
+            Tensor dense = bench.Bf16(values, new Shape(rows, columns));
+            return (new DenseMatrix(dense), dense.Doubles());
+        }
+
+        var quantizer = new Nf4Quantizer(bench.Device, rows, columns, kind == "double");
+        quantizer.Add(values);
+        Nf4Matrix matrix = quantizer.Finish();
+        return (matrix, [.. Rounded(Nf4Values.Of(matrix)).Select(v => (double)v)]);
+    }
+
+    private static (double[] Sums, double[] Sizes) Product(int rows, int inner, int columns, Func<int, int, double> a, Func<int, int, double> b)
+    {
+        double[] sums = new double[rows * columns], sizes = new double[rows * columns];
+        for (int i = 0; i < rows; i++)
+        {
+            for (int j = 0; j < columns; j++)
+            {
+                for (int k = 0; k < inner; k++)
+                {
+                    double term = a(i, k) * b(k, j);
+                    sums[i * columns + j] += term;
+                    sizes[i * columns + j] += Math.Abs(term);
+                }
+            }
+        }
+
+        return (sums, sizes);
+    }
+}

@@ -1,0 +1,24 @@
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.TestSupport;
+
+namespace LoraTrainer.Kernels.Tests.Ops;
+
+/// <summary>What an NF4 matrix on any device stands for, by the CPU's code.</summary>
+internal static unsafe class Nf4Values
+{
+    public static float[] Of(Nf4Matrix matrix)
+    {
+        byte[] packed = matrix.Packed.DownloadBytes();
+        float[] values = new float[(long)matrix.Out * matrix.In];
+        byte[] codes = matrix.IsDoubleQuantized ? matrix.AbsmaxCodes.DownloadBytes() : [];
+        float[] scales = (matrix.IsDoubleQuantized ? matrix.NestedAbsmax : matrix.Absmax).Download(), map = matrix.IsDoubleQuantized ? matrix.NestedMap.Download() : [];
+        fixed (byte* p = packed, c = codes)
+        fixed (float* s = scales, m = map, v = values)
+        {
+            FourBitBlocks blocks = matrix.IsDoubleQuantized ? new FourBitBlocks(p, Nf4.Code, c, s, m, matrix.Offset) : new FourBitBlocks(p, Nf4.Code, s);
+            blocks.Dequantize(0, values.Length, v);
+        }
+
+        return values;
+    }
+}
