@@ -66,6 +66,13 @@ constexpr int kForwardThreads = kForwardWarps * 32;
 constexpr int kForwardBytes = 2 * kPitch * (kForwardRows + 2 * kForwardTile);
 constexpr bool kForwardQueriesInRegisters = kHeadDim <= 64;
 
+// Whether a warp leaves out a tile of which its rows see nothing. It takes registers, which some sizes do not have.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim > 128;
+#else
+constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim >= 128;
+#endif
+
 // Above 128 columns two warps share 16 keys: each computes their scores, and sums one half of the columns of dk and dv.
 constexpr int kKeysWarps = kHeadDim <= 64 ? 4 : 8;
 constexpr int kKeysColumnParts = kHeadDim <= 128 ? 1 : 2;
@@ -92,7 +99,7 @@ static_assert(!kQueriesInRegisters || 2 * kQueriesRows <= 4 * kQueriesTile, "Q a
 constexpr int kLargestBytes = 99 * 1024;             // what a block may have on the smaller cards (sm_86, sm_89, sm_120)
 static_assert(kForwardBytes <= kLargestBytes && kKeysBytes <= kLargestBytes && kQueriesBytes <= kLargestBytes, "too much shared memory");
 
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 struct AttentionArguments {
     bf16* output;               // (queries, query_heads * head_dim), written
@@ -139,7 +146,8 @@ LT_DEVICE void load_tile(bf16* tile, const bf16* source, int source_pitch, int r
     for (int i = 0; i < (kRows + kStride - 1) / kStride; i++) {
         const int row = first_row + i * kStride;
         if (kRows % kStride != 0 && row >= kRows) break;
-        cp_async16_or_zero(tile + chunk_offset(row, chunk), first + i * kStride * source_pitch, column_exists && first_row < rows - i * kStride);
+        const bool present = column_exists && first_row < rows - i * kStride;
+        cp_async16_or_zero(tile + chunk_offset(row, chunk), first + i * kStride * source_pitch, present);
     }
 }
 
@@ -218,7 +226,8 @@ template <int kTiles, int kColumns> LT_DEVICE void clear(float (&sums)[kTiles][k
 
 // sums = left * right^T over the columns of both; `right` is the first of kColumns * 8 rows of a tile.
 template <int kTiles, int kColumns, bool kInRegisters>
-LT_DEVICE void multiply_rows(float (&sums)[kTiles][kColumns][4], const LeftRows<kTiles, kInRegisters>& left, const bf16* right, const Lane& lane) {
+LT_DEVICE void multiply_rows(
+    float (&sums)[kTiles][kColumns][4], const LeftRows<kTiles, kInRegisters>& left, const bf16* right, const Lane& lane) {
     clear(sums);
 #pragma unroll
     for (int step = 0; step < kSteps; step++) {
@@ -241,7 +250,8 @@ LT_DEVICE void multiply_rows(float (&sums)[kTiles][kColumns][4], const LeftRows<
 // sums += left * right; `left` holds kInner times 16 columns, `right` is the first of as many rows of a tile, and the sums are those of
 // its columns from first_step * 16 on (columns past the tile's width are left out).
 template <int kTiles, int kInner, int kColumns>
-LT_DEVICE void multiply_add(float (&sums)[kTiles][kColumns][4], const u32 (&left)[kTiles][kInner][4], const bf16* right, int first_step, const Lane& lane) {
+LT_DEVICE void multiply_add(
+    float (&sums)[kTiles][kColumns][4], const u32 (&left)[kTiles][kInner][4], const bf16* right, int first_step, const Lane& lane) {
 #pragma unroll
     for (int inner = 0; inner < kInner; inner++)
 #pragma unroll
@@ -277,15 +287,17 @@ LT_DEVICE void round_to_left(u32 (&left)[kTiles][kInner][4], const float (&sums)
 // that 16 bytes go out at a time. `target` is the head's part of the first row; of the rows `rows` exist.
 template <int kColumns>
 LT_DEVICE void store_rows(
-    bf16* target, int target_pitch, int rows, int head_dim, bf16* scratch, const float (&sums)[kColumns][4], float upper_factor, float lower_factor,
-    int first_step, const Lane& lane) {
+    bf16* target, int target_pitch, int rows, int head_dim, bf16* scratch, const float (&sums)[kColumns][4], float upper_factor,
+    float lower_factor, int first_step, const Lane& lane) {
     const int first_chunk = 2 * first_step;
     __syncwarp();
 #pragma unroll
     for (int n = 0; n < kColumns; n++) {
         if (kColumns * 8 < kHeadDim && first_chunk + n >= kChunks) break;
-        *(u32*)(scratch + chunk_offset(lane.row, first_chunk + n) + lane.column) = pack_bf16(sums[n][0] * upper_factor, sums[n][1] * upper_factor);
-        *(u32*)(scratch + chunk_offset(lane.row + 8, first_chunk + n) + lane.column) = pack_bf16(sums[n][2] * lower_factor, sums[n][3] * lower_factor);
+        bf16* const upper = scratch + chunk_offset(lane.row, first_chunk + n) + lane.column;
+        bf16* const lower = scratch + chunk_offset(lane.row + 8, first_chunk + n) + lane.column;
+        store_4_bytes(upper, pack_bf16(sums[n][0] * upper_factor, sums[n][1] * upper_factor));
+        store_4_bytes(lower, pack_bf16(sums[n][2] * lower_factor, sums[n][3] * lower_factor));
     }
     __syncwarp();
 #pragma unroll
@@ -304,8 +316,8 @@ LT_DEVICE int document_start(const int* positions, int query, int index) { retur
 // The first query after `key` that does not see it, or `tokens`: its document's end. Starts never decrease, so the 32 lanes probe as
 // many places at once. All lanes ask for the same key.
 LT_DEVICE int document_end(const int* positions, int tokens, int key) {
-    if (positions == nullptr) return tokens;
-    int inside = key, end = tokens;
+    if (positions == nullptr || document_start(positions, tokens - 1, tokens - 1) <= key) return tokens;
+    int inside = key, end = tokens - 1;              // the last query is known not to see the key
     while (end - inside > 1) {
         const int stride = (end - inside + 32) / 33;
         const int probe = inside + ((int)(threadIdx.x & 31) + 1) * stride;
@@ -355,7 +367,8 @@ LT_DEVICE void hide_other_documents(
 // its own columns), and scales down what was summed before by the rise of the maximum.
 template <int kTiles, int kColumns, int kOutput>
 LT_DEVICE void softmax_tile(
-    float (&scores)[kTiles][kColumns][4], float (&output)[kTiles][kOutput][4], float (&maximum)[kTiles][2], float (&sum)[kTiles][2], float scale2) {
+    float (&scores)[kTiles][kColumns][4], float (&output)[kTiles][kOutput][4], float (&maximum)[kTiles][2], float (&sum)[kTiles][2],
+    float scale2) {
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
@@ -365,9 +378,10 @@ LT_DEVICE void softmax_tile(
             for (int n = 0; n < kColumns; n++) highest = fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
             highest = fmaxf(highest, __shfl_xor_sync(LT_ALL_LANES, highest, 1));
             highest = fmaxf(highest, __shfl_xor_sync(LT_ALL_LANES, highest, 2));
-            // A row that has seen no key yet: any finite number keeps -infinity minus -infinity away.
-            const float reference = highest == -LT_INFINITY ? 0.0f : highest * scale2;
-            const float correction = fast_exp2(fmaf(maximum[m][half], scale2, -reference));
+            // Never fused with the subtraction, so that a maximum that stays gives a correction of exactly 1, and tiles of hidden keys
+            // leave no trace. A row that has seen no key yet: any finite number keeps -infinity minus -infinity away.
+            const float reference = highest == -LT_INFINITY ? 0.0f : __fmul_rn(highest, scale2);
+            const float correction = fast_exp2(__fmul_rn(maximum[m][half], scale2) - reference);
             maximum[m][half] = highest;
             float total = sum[m][half] * correction;
 #pragma unroll
@@ -418,6 +432,9 @@ attention_forward(AttentionArguments arguments) {
     const int last_query = first_query + queries - 1;
     const int latest_start = document_start(arguments.positions, last_query, last_query + shift);
 
+    const int warp_query = min(first_query + warp_row, last_query);
+    const int warp_start = document_start(arguments.positions, warp_query, warp_query + shift);
+
     LeftRows<kTiles, kForwardQueriesInRegisters> q_rows;
     float output[kTiles][kChunks][4], maximum[kTiles][2], sum[kTiles][2];
     clear(output);
@@ -436,11 +453,15 @@ attention_forward(AttentionArguments arguments) {
         cp_async_commit();
         if (!kForwardQueriesInRegisters || tile == first_tile) set_rows(q_rows, q_tile + warp_row * kPitch, lane);
         float scores[kTiles][kTile / 8][4];
-        multiply_rows(scores, q_rows, k_tile, lane);
-        if (first_key + kTile - 1 > first_query + shift) hide_later_keys(scores, first_key, first_query + warp_row + shift, lane);
-        if (first_key < latest_start)
-            hide_other_documents(scores, first_key, arguments.positions, first_query + warp_row, arguments.queries, shift, lane);
-        softmax_tile(scores, output, maximum, sum, scale2);
+        const bool works = !kForwardWarpsRest ||
+            (first_key <= first_query + shift + warp_row + kTiles * 16 - 1 && first_key + kTile > warp_start);
+        if (works) {
+            multiply_rows(scores, q_rows, k_tile, lane);
+            if (first_key + kTile - 1 > first_query + shift) hide_later_keys(scores, first_key, first_query + warp_row + shift, lane);
+            if (first_key < latest_start)
+                hide_other_documents(scores, first_key, arguments.positions, first_query + warp_row, arguments.queries, shift, lane);
+            softmax_tile(scores, output, maximum, sum, scale2);
+        }
         // The barrier stands after the softmax: before it, the compiler reads V that early that it runs out of registers.
         cp_async_wait<0>();
         __syncthreads();                             // V is there, and nobody reads this K any more
@@ -449,6 +470,7 @@ attention_forward(AttentionArguments arguments) {
             load_tile<kTile, kThreads>(k_tile, k + (size_t)next_key * kv_pitch, kv_pitch, arguments.keys - next_key, head_dim);
             cp_async_commit();
         }
+        if (!works) continue;
         u32 weights[kTiles][kTile / 16][4];
         round_to_left(weights, scores);
         multiply_add(output, weights, v_tile, 0, lane);
@@ -465,8 +487,10 @@ attention_forward(AttentionArguments arguments) {
             total += __shfl_xor_sync(LT_ALL_LANES, total, 2);
             inverse[half] = 1.0f / total;
             const int query = row + half * 8 + lane.row;
-            if (arguments.lse != nullptr && lane.column == 0 && query < queries)
-                arguments.lse[(size_t)head * arguments.queries + first_query + query] = fmaf(maximum[m][half], arguments.scale, logf(total));
+            if (arguments.lse != nullptr && lane.column == 0 && query < queries) {
+                float* const lse = arguments.lse + (size_t)head * arguments.queries + first_query;
+                lse[query] = fmaf(__fmul_rn(maximum[m][half], scale2), kLn2, logf(total));
+            }
         }
         bf16* const target = arguments.output + (size_t)(first_query + row) * q_pitch + head * head_dim;
         store_rows(target, q_pitch, queries - row, head_dim, q_tile + row * kPitch, output[m], inverse[0], inverse[1], 0, lane);
@@ -591,10 +615,12 @@ attention_backward_keys(AttentionGradients arguments) {
     load_tile<kRows, kThreads>(k_tile, arguments.k + first, pitch, keys, head_dim);
     cp_async_commit();
 
-    // Queries from a key's own on to its document's end see it.
-    const int first_end = document_end(arguments.positions, arguments.tokens, first_key);
-    const int last_end = document_end(arguments.positions, arguments.tokens, first_key + keys - 1);
+    // Queries from a key's own on to its document's end see it: of the first and last key of the block, and of the last one of the warp.
     const int warp_row = lane.warp / kParts * kTiles * 16, first_step = lane.warp % kParts * kPartSteps;
+    const int last_key = first_key + keys - 1, warp_key = min(first_key + warp_row + kTiles * 16 - 1, last_key);
+    const int first_end = document_end(arguments.positions, arguments.tokens, first_key);
+    const int last_end = last_key < first_end ? first_end : document_end(arguments.positions, arguments.tokens, last_key);
+    const int warp_end = warp_key < first_end ? first_end : document_end(arguments.positions, arguments.tokens, warp_key);
 
     LeftRows<kTiles, kKeysInRegisters> k_rows;
     LeftRows<kTiles, false> v_rows;
@@ -627,7 +653,7 @@ attention_backward_keys(AttentionGradients arguments) {
             cp_async_commit();
         }
         const QueryTile tile = query_tile_buffer(query_tiles, query_numbers, count);
-        if (first_query + kTile <= first_key + warp_row) continue;      // before all keys of this warp
+        if (first_query + kTile <= first_key + warp_row || first_query >= warp_end) continue;           // sees no key of this warp
 
         float weights[kTiles][kTile / 8][4], d_scores[kTiles][kTile / 8][4];
         multiply_rows(weights, k_rows, tile.q, lane);
@@ -663,8 +689,9 @@ attention_backward_keys(AttentionGradients arguments) {
         const int row = warp_row + m * 16;
         bf16* const scratch = v_tile + row * kPitch;
         const size_t target = first + (size_t)row * pitch;
+        const float scale = arguments.scale;
         store_rows(arguments.d_v + target, pitch, keys - row, head_dim, scratch, d_v[m], 1.0f, 1.0f, first_step, lane);
-        store_rows(arguments.d_k + target, pitch, keys - row, head_dim, scratch, d_k[m], arguments.scale, arguments.scale, first_step, lane);
+        store_rows(arguments.d_k + target, pitch, keys - row, head_dim, scratch, d_k[m], scale, scale, first_step, lane);
     }
 }
 
@@ -703,6 +730,9 @@ attention_backward_queries(AttentionGradients arguments) {
     const int latest_start = document_start(arguments.positions, last_query, last_query);
     const int first_tile = document_start(arguments.positions, first_query, first_query) / kTile, last_tile = last_query / kTile;
 
+    const int warp_query = min(first_query + warp_row, last_query);
+    const int warp_start = document_start(arguments.positions, warp_query, warp_query);
+
     LeftRows<kTiles, kQueriesInRegisters> q_rows, d_output_rows;
     if constexpr (kQueriesInRegisters) {
         cp_async_wait<0>();
@@ -731,7 +761,7 @@ attention_backward_queries(AttentionGradients arguments) {
             load_tile<kTile, kThreads>(next + kTile * kPitch, v + first_element, kv_pitch, arguments.tokens - next_key, head_dim);
             cp_async_commit();
         }
-        if (tile < first_tile) continue;
+        if (tile < first_tile || next_key <= warp_start) continue;     // nothing to do yet, or before this warp's documents
         const bf16* const k_tile = key_tiles + 2 * (tile & 1) * kTile * kPitch;
         const bf16* const v_tile = k_tile + kTile * kPitch;
 #pragma unroll
