@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Runtime.InteropServices;
 using System.Security.Cryptography;
 using System.Text;
@@ -129,7 +128,7 @@ public static unsafe class CudaStandin
         {
             if (!File.Exists(done))
             {
-                (int exitCode, string output) = Run(script, folder);
+                (int exitCode, string output) = Tool.Run("bash", script, folder);
                 if (exitCode != 0)
                 {
                     return (null, $"the CUDA stand-ins could not be built ({script}, exit code {exitCode}):\n{output}");
@@ -170,23 +169,6 @@ public static unsafe class CudaStandin
             {
                 Thread.Sleep(100);
             }
-        }
-    }
-
-    private static (int ExitCode, string Output) Run(string script, string folder)
-    {
-        var start = new ProcessStartInfo("bash", [script, folder]) { RedirectStandardOutput = true, RedirectStandardError = true };
-        try
-        {
-            using Process process = Process.Start(start)!;
-            Task<string> errors = process.StandardError.ReadToEndAsync();
-            string output = process.StandardOutput.ReadToEnd();
-            process.WaitForExit();
-            return (process.ExitCode, output + errors.Result);
-        }
-        catch (System.ComponentModel.Win32Exception exception)
-        {
-            return (127, exception.Message);
         }
     }
 }

@@ -37,7 +37,14 @@ public static partial class Linear
         });
     }
 
-    private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha) =>
+    private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha)
+    {
+        if (input.Shape[0] == 0)
+        {
+            // No rows add nothing; there is no matrix product without inner elements.
+            return;
+        }
+
         cuda.Multiply(new GemmCall
         {
             M = dWeight.Shape[0],
@@ -56,6 +63,7 @@ public static partial class Linear
             Workspace = workspace.Address,
             WorkspaceBytes = workspace.SizeBytes,
         });
+    }
 
     /// <summary>The whole matrix in bf16, in memory that the next product uses again.</summary>
     private static Tensor Expand(CudaDevice cuda, Tensor expanded, Nf4Matrix matrix)

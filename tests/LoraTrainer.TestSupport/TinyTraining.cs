@@ -3,28 +3,39 @@ using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
-using LoraTrainer.TestSupport;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
-namespace LoraTrainer.Training.Tests.Loop;
+namespace LoraTrainer.TestSupport;
 
 /// <summary>A tiny run in this process, step by step.</summary>
-internal sealed class TinyTraining : IDisposable
+public sealed class TinyTraining : IDisposable
 {
-    private readonly CpuDevice device;
+    private readonly Device device;
 
+    /// <summary>On the CPU, with the threads that the config says.</summary>
     /// <param name="folder">Holds base and train.jsonl of <see cref="TinyRun"/>.</param>
     /// <param name="changes">Of the config.</param>
     public TinyTraining(string folder, params (string Key, object? Value)[] changes)
+        : this(folder, DevicePlatform.Cpu, (threads, bytes) => new CpuDevice(threads, bytes), changes)
+    {
+    }
+
+    /// <param name="folder">Holds base and train.jsonl of <see cref="TinyRun"/>.</param>
+    /// <param name="platform">What is planned for.</param>
+    /// <param name="open">Opens the device; takes the config's threads and the bytes of the plan.</param>
+    /// <param name="changes">Of the config.</param>
+    public TinyTraining(string folder, DevicePlatform platform, Func<int, long, Device> open, params (string Key, object? Value)[] changes)
     {
         TrainingConfig config = ConfigurationLoader.LoadText(TinyRun.Config(folder, changes), "tiny.yaml", []).Require();
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         Data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 1, SilentObserver.Instance, default);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, Data).Tokens, Data.HeldOut, config.Data.SequenceLen));
-        device = new CpuDevice(config.Device.Threads, plan.ArenaBytes);
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(platform, config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, Data).Tokens, Data.HeldOut, config.Data.SequenceLen));
+        device = open(config.Device.Threads, plan.ArenaBytes);
         Trained = TrainedModel.Build(config, shape, weights, device);
         Trainer = new Trainer(config, Trained, Data);
     }
@@ -43,7 +54,7 @@ internal sealed class TinyTraining : IDisposable
     public void Scatter(int seed)
     {
         var random = new Random(seed);
-        foreach (Models.Layers.Parameter parameter in Trained.Model.Parameters.Parameters)
+        foreach (Parameter parameter in Trained.Model.Parameters.Parameters)
         {
             float[] values = new float[parameter.Shape.ElementCount];
             for (int i = 0; i < values.Length; i++)

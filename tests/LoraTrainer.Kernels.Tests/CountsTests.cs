@@ -1,0 +1,146 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.Kernels.Tests;
+
+/// <summary>What a training step asks of the driver: launches that follow from the layers, one copy back, no other wait, no allocation.</summary>
+[Trait("Category", "Emulator")]
+[Collection(CudaStandin.Collection)]
+public sealed class CountsTests
+{
+    private const int MicroSteps = 4;
+
+    /// <summary>Projections of a block: q, k, v, o, gate, up, down; each has an adapter.</summary>
+    private const int Linears = 7;
+
+    /// <summary>Of these the lowest block needs no gradient of their input, because nothing below it is trained: q, k, v.</summary>
+    private const int LowestWithoutInputGradient = 3;
+
+    private static int Layers => TinyRun.Shape.NumHiddenLayers;
+
+    /// <summary>What is trained; "recompute": a block's forward pass runs again in backward.</summary>
+    public static TheoryData<string> Cases => ["lora", "lora recompute", "qlora", "qlora double recompute"];
+
+    [Theory]
+    [MemberData(nameof(Cases))]
+    public void Step_EveryCall_FollowsFromTheLayers(string what)
+    {
+        Assert.SkipWhen(CudaTestDevice.IsRealGpuRequired, "a real driver does not count");
+        using TemporaryFolder folder = TinyTraining.Folder();
+        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, bytes) => CudaTestDevice.Open("lazy", bytes), Changes(what));
+        run.Trainer.Step();
+        (string, long)[] live = [.. Live()];
+        CudaStandin.Reset();
+        run.Trainer.Step();
+
+        int forwards = what.Contains("recompute", StringComparison.Ordinal) ? 2 : 1;
+        int withInputGradient = Linears * Layers - LowestWithoutInputGradient;
+        var perMicroStep = new Dictionary<string, int>
+        {
+            ["cast_to_bf16"] = 1,
+            ["rope_tables"] = 1,
+            ["embedding_forward"] = 1,
+
+            // Two norms a block, formed again in backward; the last one.
+            ["rms_norm_forward"] = Layers * (2 * forwards + 2) + 1,
+            ["rms_norm_backward"] = Layers * 2 - 1 + 1,
+
+            // Queries and keys.
+            ["rope_apply"] = Layers * (2 * forwards + 2),
+            ["attention_forward"] = Layers * forwards,
+            ["attention_delta"] = Layers,
+            ["attention_backward_keys"] = Layers,
+            ["attention_backward_queries"] = Layers,
+            ["swiglu_forward"] = Layers * (forwards + 1),
+            ["swiglu_backward"] = Layers,
+
+            // Two residuals a block; in backward each adapter's part of the input's gradient, which has a mask of its own.
+            ["add"] = Layers * 2 * forwards + withInputGradient,
+            ["dropout_apply"] = Layers * Linears * (forwards + 1) + withInputGradient,
+
+            // One chunk of logits.
+            ["rows_gather"] = 1,
+            ["rows_scatter"] = 1,
+            ["softmax_cross_entropy"] = 1,
+            ["sum_losses"] = 1,
+
+            // Forward: the base, A, B. Backward: B's gradient, A's gradient and between them that of A's output; the input's gradient through A and through
+            // the base. The output layer forward and back.
+            ["gemms"] = Layers * Linears * (3 * forwards + 3) + 2 * withInputGradient + 2,
+        };
+        if (what.StartsWith("qlora", StringComparison.Ordinal))
+        {
+            // The base in 4 bits is expanded for each of its products.
+            perMicroStep[what.Contains("double", StringComparison.Ordinal) ? "nf4_dequantize_double" : "nf4_dequantize"] = Layers * Linears * forwards + withInputGradient;
+        }
+
+        var expected = new SortedDictionary<string, long>(StringComparer.Ordinal);
+        foreach (CudaKernel kernel in CudaKernels.All)
+        {
+            expected[kernel.Name] = MicroSteps * perMicroStep.GetValueOrDefault(kernel.Name);
+        }
+
+        foreach (string once in (string[])["sum_of_squares", "norm_of_partials", "adamw_step"])
+        {
+            expected[once] = 1;
+        }
+
+        expected["gemms"] = MicroSteps * perMicroStep["gemms"];
+
+        // A batch is four arrays; then the rotary frequencies; once a step the optimizer's table.
+        expected["copies_to_device"] = MicroSteps * (4 + 1) + 1;
+
+        // Losses and the gradient at the output layer; once the gradients and the report.
+        expected["memsets"] = MicroSteps * 2 + 2;
+        expected["copies_on_device"] = 0;
+        expected["copies_to_host"] = 1;
+        expected["synchronizations"] = 1;
+        Assert.Equal([], expected.Where(pair => CudaStandin.Count(pair.Key) != pair.Value).Select(pair => $"{pair.Key}: {CudaStandin.Count(pair.Key)} instead of {pair.Value}"));
+        Assert.Equal(live, Live());
+    }
+
+    [Theory]
+    [InlineData("lora")]
+    [InlineData("qlora double recompute")]
+    public void Step_Steady_AllocatesNearlyNothing(string what)
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+
+        // Rows of one length: a kind of product that was not seen before gets descriptors, which are kept.
+        File.WriteAllLines(folder.File("train.jsonl"), Enumerable.Range(0, 120).Select(i => $$"""{"instruction":"row {{i:000}}","input":"","output":"{{i * i:00000}}"}"""));
+        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, bytes) => CudaTestDevice.Open(CudaTestDevice.Modes[0], bytes), [.. Changes(what), ("num_epochs", 1)]);
+        const int warmup = 6, steps = 6;
+        Assert.True(run.Trainer.TotalSteps >= warmup + steps);
+        for (int step = 0; step < warmup; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        for (int step = 0; step < steps; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        // The list of the step's rows is all there is.
+        long perStep = (GC.GetAllocatedBytesForCurrentThread() - before) / steps;
+        TestContext.Current.TestOutputHelper?.WriteLine($"{perStep} bytes a step");
+        Assert.True(perStep < 1024, $"{perStep} bytes a step on the training thread");
+    }
+
+    private static IEnumerable<(string Name, long Count)> Live() =>
+        ((string[])["live_allocations", "live_host_allocations", "allocated_bytes", "live_streams", "live_events", "live_modules", "context_references"]).Select(name => (name, CudaStandin.Count(name)));
+
+    private static (string Key, object? Value)[] Changes(string what)
+    {
+        var changes = new List<(string, object?)> { ("gradient_checkpointing", what.Contains("recompute", StringComparison.Ordinal) ? "true" : "false") };
+        if (what.StartsWith("qlora", StringComparison.Ordinal))
+        {
+            string doubled = what.Contains("double", StringComparison.Ordinal) ? "true" : "false";
+            changes.AddRange([("adapter", "qlora"), ("load_in_4bit", "true"), ("bnb_config_kwargs", $"{{bnb_4bit_use_double_quant: {doubled}}}")]);
+        }
+
+        return [.. changes];
+    }
+}
