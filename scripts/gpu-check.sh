@@ -155,6 +155,7 @@ started=$SECONDS
 budget=${LT_GPU_CHECK_SECONDS:-450}
 failed=0 left=0 ran=0 begun=0
 summary=()
+left_out=()
 
 record() { # record PART STATE SECONDS TEXT
   printf '%s\n%s\n%s\n%s\n%s\n' "$2" "$3" "$4" "$LT_BENCHMARK_COMMIT" "$machine" > "$results/parts/$1"
@@ -208,6 +209,7 @@ missing() { # missing NAME REASON: a part that has to be run and cannot
 
 optional() { # optional NAME REASON: a part that may be left out, aloud
   [[ $1 == *"$filter"* ]] || return 0
+  left_out+=("$1")
   record "$1" left-out 0 "$2"
   say "${summary[-1]}"
 }
@@ -506,4 +508,4 @@ hand_over
 [ "$ran" -gt 0 ] || { say "no part of $stage has a name with \"$filter\" in it"; exit 1; }
 if [ "$failed" -gt 0 ]; then say "$stage: $failed parts failed or could not be run"; exit 1; fi
 if [ "$left" -gt 0 ]; then say "$stage: $left parts are left; run it again"; exit 75; fi
-say "$stage: every part is well"
+say "$stage: every part that was run is well${left_out[*]:+; left out: ${left_out[*]}}"
