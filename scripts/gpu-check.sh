@@ -116,6 +116,7 @@ export DOTNET_CLI_TELEMETRY_OPTOUT=1 LT_REQUIRE_CUDA=1
 export LT_KERNEL_CACHE=$work/kernel-cache
 LT_BENCHMARK_COMMIT=$(cat "$programs/commit" 2> /dev/null || echo unknown)
 export LT_BENCHMARK_COMMIT
+build="$LT_BENCHMARK_COMMIT ${sum:-}"
 if [ -z "${LT_FIXTURES:-}" ]; then
   for candidate in "$root/shared/fixtures" "$root/../shared/fixtures" "$programs/fixtures" "$root/tests/Golden"; do
     [ -d "$candidate/models" ] && { LT_FIXTURES=$candidate; break; }
@@ -158,7 +159,7 @@ summary=()
 left_out=()
 
 record() { # record PART STATE SECONDS TEXT
-  printf '%s\n%s\n%s\n%s\n%s\n' "$2" "$3" "$4" "$LT_BENCHMARK_COMMIT" "$machine" > "$results/parts/$1"
+  printf '%s\n%s\n%s\n%s\n%s\n' "$2" "$3" "$4" "$build" "$machine" > "$results/parts/$1"
   summary+=("$(printf '%-9s %-34s %5ss  %s' "$2" "$1" "$3" "$4")")
 }
 
@@ -169,7 +170,7 @@ part() {
   [[ $name == *"$filter"* ]] || return 0
   ran=$((ran + 1))
   mapfile -t state < <(cat "$results/parts/$name" 2> /dev/null)
-  if [ "${state[0]:-}" = ok ] && [ "${state[3]:-}" = "$LT_BENCHMARK_COMMIT" ] && [ "${state[4]:-}" = "$machine" ]; then
+  if [ "${state[0]:-}" = ok ] && [ "${state[3]:-}" = "$build" ] && [ "${state[4]:-}" = "$machine" ]; then
     summary+=("$(printf '%-9s %-34s %5ss  %s' ok "$name" "${state[1]}" "${state[2]} (run before)")")
     return 0
   fi
@@ -270,7 +271,8 @@ nvcc_all() {
 
 # Tests of the kernels' test program. One that was skipped, and none at all, are failures.
 run_tests() { # run_tests NAME FILTERS...
-  local xml=$results/tests-$1.xml status
+  local xml=$results/tests-$1.xml status -
+  set -f   # the filters' stars are the test program's
   shift
   "$programs/LoraTrainer.Kernels.Tests" -noColor -noLogo -failSkips -trait Category=Emulator $only_on_stand_ins "$@" -xml "$xml"
   status=$?
@@ -344,17 +346,18 @@ sanitizer_result() {
   [[ $line == *" 0 errors"* || $line == *" 0 hazards"* ]]
 }
 
-# The peers' archives, unpacked once; prints the path for Python.
+# The peers' archives, unpacked once, wherever they lie; prints the path for Python.
 peer_path() {
-  python3 - "$1" "$work/peers" << 'EOF'
+  python3 - "$work/peers" ${LT_GPU_PEERS:+"$LT_GPU_PEERS"} tests/Benchmarks/peers shared/tools/gpu-peers ../shared/tools/gpu-peers << 'EOF'
 import pathlib, sys, tarfile, zipfile
-source, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+target, *sources = map(pathlib.Path, sys.argv[1:])
 if not (target / "done").exists():
     target.mkdir(parents=True, exist_ok=True)
-    for archive in source.glob("*.tar.xz"):
-        tarfile.open(archive).extractall(target)
-    for wheel in source.glob("*.whl"):
-        zipfile.ZipFile(wheel).extractall(target)
+    for source in sources:
+        for archive in source.glob("*.tar.xz"):
+            tarfile.open(archive).extractall(target)
+        for wheel in source.glob("*.whl"):
+            zipfile.ZipFile(wheel).extractall(target)
     (target / "done").touch()
 # An archive may hold the package itself, or a folder around it.
 print(":".join(sorted({str(found.parent.parent) for found in target.glob("**/bitsandbytes/__init__.py")} | {str(found.parent.parent) for found in target.glob("**/liger_kernel/__init__.py")} or {str(target)})))
@@ -364,7 +367,7 @@ EOF
 peer() { # peer FILE SHAPE MODE ARGUMENTS...
   local file=$1 peers=$2 path
   shift 2
-  path=$(peer_path "$peers") || return 1
+  path=$(peer_path) || return 1
   PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} rows_to "$file" python3 "$peers/bench_peers.py" "$@" || return 1
   cat "$file"
   echo "result: $(python3 -c 'import json, sys; row = json.loads(open(sys.argv[1]).readlines()[-1]); print(row["tokens_per_s"], "tokens/s,", row["peak_gib"], "GiB, GEMM", row["bf16_gemm_tflops"], "TFLOP/s")' "$file")"
@@ -372,7 +375,7 @@ peer() { # peer FILE SHAPE MODE ARGUMENTS...
 
 bitsandbytes_codes() { # bitsandbytes_codes PEERS: what the library's CUDA kernels make, against ours
   local peers=$1 path folder=$work/cuda-fixtures/bitsandbytes
-  path=$(peer_path "$peers") || return 1
+  path=$(peer_path) || return 1
   rm -rf "$folder"
   PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} python3 "$peers/cuda_fixtures.py" "$folder" || return 1
   LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.Nf4KernelTests.Fixtures_*'
@@ -438,11 +441,11 @@ bench_stage() {
     part bench-bitsandbytes 60 bitsandbytes_codes "$peers"
     for size in "4 512" "1 2048"; do
       set -- $size
-      part "bench-peer-nf4-$1x$2" 70 peer "$results/peer-nf4-$1x$2.jsonl" "$peers" llama8b nf4 --batch "$1" --seq "$2" --rank 8 --targets qkv
+      part "bench-peer-nf4-$1x$2" 110 peer "$results/peer-nf4-$1x$2.jsonl" "$peers" llama8b nf4 --batch "$1" --seq "$2" --rank 8 --targets qkv
       part "bench-peer-bf16-$1x$2" 70 peer "$results/peer-bf16-$1x$2.jsonl" "$peers" llama8b bf16 --batch "$1" --seq "$2" --rank 8 --targets qkv
     done
-    part bench-peer-nf4-1x2048-recompute 70 peer "$results/peer-nf4-1x2048-recompute.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --ckpt
-    part bench-peer-nf4-1x2048-liger 90 peer "$results/peer-nf4-1x2048-liger.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --liger
+    part bench-peer-nf4-1x2048-recompute 110 peer "$results/peer-nf4-1x2048-recompute.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --ckpt
+    part bench-peer-nf4-1x2048-liger 110 peer "$results/peer-nf4-1x2048-liger.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --liger
   fi
 }
 
@@ -485,8 +488,18 @@ keep_filter=$filter
 filter=
 rm -f "$results/parts/doctor"
 part doctor 20 doctor
+if [ "$failed" -gt 0 ] && [ -z "$rehearsal" ]; then
+  # Are the libraries only where the program does not look? Then the rest can still be seen.
+  found=$(python3 -c 'import glob, site; print(":".join(sorted(path for packages in site.getsitepackages() for path in glob.glob(packages + "/nvidia/*/lib"))))')
+  if [ -n "$found" ]; then
+    export LD_LIBRARY_PATH=$found${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    failed=0
+    rm -f "$results/parts/doctor"
+    part doctor-with-library-path 20 doctor
+    [ "$failed" -gt 0 ] || say "the program found its libraries only with LD_LIBRARY_PATH=$found: a defect of its search"
+  fi
+fi
 if [ "$failed" -gt 0 ]; then
-  # Told apart from a broken program: are the libraries only where the program does not look?
   nvidia-smi 2>&1 | head -n 15
   hand_over
   exit 1
