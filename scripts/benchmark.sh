@@ -6,5 +6,4 @@ cd "$(dirname "$0")/.."
 commit=$(git rev-parse --short=12 HEAD)
 [ -z "$(git status --porcelain --untracked-files=no)" ] || commit="$commit+changes"
 dotnet build -c Release -v quiet -nologo tests/LoraTrainer.Benchmarks >&2
-dotnet build -c Release -v quiet -nologo src/LoraTrainer.Cli >&2   # the memory rows run the program itself
 LT_BENCHMARK_COMMIT=$commit exec dotnet tests/LoraTrainer.Benchmarks/bin/Release/net10.0/LoraTrainer.Benchmarks.dll "$@"

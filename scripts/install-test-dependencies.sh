@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the tests use, where it may; it does nothing else. Where it may not, it says what is left out.
-#   util-linux   runuser: the tests of a folder that may not be written run as another user
-#   mount        mount: the tests of a full disk mount a small one
+#   util-linux   setpriv: the test of a folder that may not be written gives up the power to write everywhere; unshare: see mount
+#   mount        mount: the tests of a full disk mount a small one, in a mount namespace of their own
+#   python3      the test of the quickstart's data runs the generator that made them
 #   g++          the emulator that runs the GPU's kernels on the processor
 #   clang-19     a second compiler that reads the kernels
 #   xz-utils     unpacks NVIDIA's compiler, where it is kept beside the repository
 set -euo pipefail
 
 missing=()
-command -v runuser > /dev/null || missing+=(util-linux)
+{ command -v setpriv && command -v unshare; } > /dev/null || missing+=(util-linux)
 command -v mount > /dev/null || missing+=(mount)
+command -v python3 > /dev/null || missing+=(python3)
 command -v g++ > /dev/null || missing+=(g++)
 command -v clang-19 > /dev/null || missing+=(clang-19)
 command -v xz > /dev/null || missing+=(xz-utils)

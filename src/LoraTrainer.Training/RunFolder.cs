@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text;
 using System.Text.Json;
 using System.Text.RegularExpressions;
@@ -23,6 +24,11 @@ public sealed partial class RunFolder
     private const string SummaryName = "summary.json";
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
+    private const string AttemptsName = "attempts";
+
+    // ENOTDIR, EROFS.
+    private const int NotAFolder = 20;
+    private const int ReadOnly = 30;
 
     /// <summary>Files that belong to a tokenizer; those that the base has are copied beside the adapter.</summary>
     private static readonly string[] TokenizerFiles =
@@ -102,6 +108,24 @@ public sealed partial class RunFolder
         {
             throw new TrainingSetupException($"output_dir {config.OutputDir} cannot be written by this user ({exception.Message}). Choose another folder, or change its owner.", exception);
         }
+        catch (IOException exception) when (exception is FileNotFoundException or DirectoryNotFoundException or PathTooLongException || exception.HResult is NotAFolder or ReadOnly)
+        {
+            string reason = exception is PathTooLongException ? "the path is too long"
+                : exception.HResult == ReadOnly ? "the file system is read-only"
+                : FileAbove(config.OutputDir) is { } file ? $"{file} is a file"
+                : "the file system takes no folder there";
+            throw new TrainingSetupException($"output_dir {config.OutputDir} cannot be made: {reason}. Choose another folder.", exception);
+        }
+
+        static string? FileAbove(string? path)
+        {
+            while (!string.IsNullOrEmpty(path) && !Path.Exists(path))
+            {
+                path = Path.GetDirectoryName(path);
+            }
+
+            return File.Exists(path) ? path : null;
+        }
     }
 
     /// <summary>Writes the config: from here on the folder is a run's.</summary>
@@ -112,6 +136,28 @@ public sealed partial class RunFolder
         AtomicFile.WriteAllBytes(Path.Combine(CheckpointFolder, CheckpointFiles.ConfigName), yaml);
     }
 
+    /// <summary>
+    /// Counts this process among those that work on the run, durably and before it does anything that takes time, and returns its number, from 1 on.
+    /// The count lies with the checkpoints: it goes where the run goes.
+    /// </summary>
+    /// <param name="isNew">No process worked on the run before.</param>
+    internal int CountAttempt(bool isNew)
+    {
+        // A run without a count was left by a process that died between writing the config and this.
+        int before = isNew ? 0 : Math.Max(1, StoredAttempts());
+        StoreAttempts(before + 1);
+        return before + 1;
+    }
+
+    /// <summary>Sets the count where a checkpoint knows of more processes, or where this one was refused after all.</summary>
+    internal void StoreAttempts(int count) => AtomicFile.WriteAllBytes(Path.Combine(CheckpointFolder, AttemptsName), Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{count}\n")));
+
+    private int StoredAttempts()
+    {
+        string file = Path.Combine(CheckpointFolder, AttemptsName);
+        return File.Exists(file) && int.TryParse(File.ReadAllText(file), NumberStyles.AllowTrailingWhite, CultureInfo.InvariantCulture, out int count) ? count : 0;
+    }
+
     /// <summary>Takes back <see cref="Claim"/> and <see cref="WriteConfig"/> of a run that could not start, so that it can be started again once the cause is mended.</summary>
     internal void Withdraw()
     {
@@ -120,6 +166,8 @@ public sealed partial class RunFolder
             File.Delete(Path.Combine(folder, CheckpointFiles.ConfigName));
             File.Delete(Path.Combine(folder, RunLock.FileName));
         }
+
+        File.Delete(Path.Combine(CheckpointFolder, AttemptsName));
 
         foreach (string folder in new[] { CheckpointFolder, CheckpointRoot, config.OutputDir })
         {

@@ -37,6 +37,7 @@ public sealed class TrainingRun
     private readonly RunFolder folder;
     private readonly long started;
     private readonly PhaseClock phases;
+    private int attempt;
 
     /// <param name="config">Resolved.</param>
     /// <param name="observer">Is told how it goes.</param>
@@ -84,11 +85,12 @@ public sealed class TrainingRun
                 folder.WriteConfig();
             }
 
+            attempt = folder.CountAttempt(isNew);
             session = Prepare(stop);
         }
-        catch (Exception exception) when (isNew && exception is not OperationCanceledException)
+        catch (Exception exception) when (exception is not OperationCanceledException)
         {
-            folder.Withdraw();
+            Withdraw(isNew);
             throw;
         }
 
@@ -98,9 +100,30 @@ public sealed class TrainingRun
         return ending;
     }
 
+    /// <summary>A process that could not start leaves nothing: no new run, and no count of one that goes on.</summary>
+    private void Withdraw(bool isNew)
+    {
+        if (isNew)
+        {
+            folder.Withdraw();
+        }
+        else if (attempt > 0)
+        {
+            try
+            {
+                folder.StoreAttempts(attempt - 1);
+            }
+            catch (IOException)
+            {
+                // A full disk may be why it failed; that is what is told, and the count stays one too high.
+            }
+        }
+    }
+
     /// <summary>Data, plan, base: everything before the first computation.</summary>
     private Session Prepare(CancellationToken stop)
     {
+        ModelFolder.RequireFolder(config.BaseModel);
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         Tokenizer tokenizer = Tokenizer.Load(config.BaseModel);
         foreach (string notice in shape.Notices.Concat(tokenizer.Notices))
@@ -116,12 +139,15 @@ public sealed class TrainingRun
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
 
         phases.Enter(TrainingPhase.Loading);
+        ReturnGarbage();
         long baseline = ProcessMemory.ResidentBytes();
         Device device = selection.Open(plan.ArenaBytes);
         try
         {
             observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
-            return new Session(this, shape, tokenizer, data, Load(shape, weights, device), plan, baseline, HashOfBase(weights), device);
+            TrainedModel trained = Load(shape, weights, device);
+            ReturnGarbage();
+            return new Session(this, shape, tokenizer, data, trained, plan, baseline, HashOfBase(weights), device);
         }
         catch
         {
@@ -129,6 +155,9 @@ public sealed class TrainingRun
             throw;
         }
     }
+
+    /// <summary>What reading the data and the weights left behind goes back to the system before the peak, which the plan is about.</summary>
+    private static void ReturnGarbage() => GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 
     private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device)
     {
@@ -197,6 +226,7 @@ public sealed class TrainingRun
                 ConfigHash = config.Hash,
                 BaseHash = baseHash,
                 DataHash = data.Train.ContentHash,
+                Attempts = run.attempt,
                 Losses = [],
             };
         }
@@ -209,7 +239,15 @@ public sealed class TrainingRun
         {
             if (!isNew)
             {
-                await RestoreAsync(stop).ConfigureAwait(false);
+                try
+                {
+                    await RestoreAsync(stop).ConfigureAwait(false);
+                }
+                catch (Exception exception) when (exception is not OperationCanceledException)
+                {
+                    run.Withdraw(isNew);
+                    throw;
+                }
 
                 // Not earlier: a resume that is refused leaves the run as it was.
                 run.folder.WriteConfig();
@@ -343,7 +381,12 @@ public sealed class TrainingRun
             losses.AddRange(saved.Losses);
             trainer.CompletedSteps = saved.Step;
             lastCheckpointStep = saved.Step;
-            state = saved with { Attempts = saved.Attempts + 1, Losses = [] };
+            state = saved with { Attempts = Math.Max(run.attempt, saved.Attempts + 1), Losses = [] };
+            if (state.Attempts > run.attempt)
+            {
+                // The checkpoints came here without the count.
+                run.folder.StoreAttempts(state.Attempts);
+            }
 
             // What a process was killed before deleting: a run that has no step left would never come to it.
             await checkpoints.ApplyRetentionAsync(config.Checkpoint.Keep, newest, stop).ConfigureAwait(false);

@@ -19,6 +19,9 @@ internal sealed class BenchmarkReport(string filter)
 
     public bool Wants(string name) => name.Contains(filter, StringComparison.Ordinal);
 
+    /// <summary>False: no row whose name starts so can be wanted.</summary>
+    public bool WantsAny(string start) => start.Contains(filter, StringComparison.Ordinal) || filter.StartsWith(start, StringComparison.Ordinal) || !filter.Contains('_', StringComparison.Ordinal);
+
     /// <summary>
     /// Runs candidate and baseline in turns, so that what disturbs the machine meets both, and prints one row: the best rate of each, and the
     /// median over the rounds of their ratio.
@@ -33,19 +36,19 @@ internal sealed class BenchmarkReport(string filter)
     public void Compare(string name, string unit, double workPerCall, Action candidate, string baselineName, Action baseline, double? baselineWorkPerCall = null)
     {
         int candidateCalls = CallsPerSlice(candidate), baselineCalls = CallsPerSlice(baseline);
-        double best = 0, bestBaseline = 0;
-        var ratios = new double[Rounds];
+        double bestBaseline = 0;
+        double[] ratios = new double[Rounds], rates = new double[Rounds];
         for (int round = 0; round < Rounds; round++)
         {
             double rate = workPerCall / SecondsPerCall(candidate, candidateCalls);
             double baselineRate = (baselineWorkPerCall ?? workPerCall) / SecondsPerCall(baseline, baselineCalls);
-            best = Math.Max(best, rate);
+            rates[round] = rate;
             bestBaseline = Math.Max(bestBaseline, baselineRate);
             ratios[round] = rate / baselineRate;
         }
 
         Array.Sort(ratios);
-        Add(name, best, unit, baselineName, bestBaseline, ratios[Rounds / 2]);
+        Add(name, rates.Max(), unit, baselineName, bestBaseline, ratios[Rounds / 2], rates);
     }
 
     private static int CallsPerSlice(Action action)
@@ -71,10 +74,18 @@ internal sealed class BenchmarkReport(string filter)
     }
 
     /// <summary>Prints a row that was measured elsewhere.</summary>
-    public void Add(string name, double value, string unit, string baseline, double baselineValue, double ratio)
+    /// <param name="name">name of the row</param>
+    /// <param name="value">what counts: the best, where there were several measurements</param>
+    /// <param name="unit">unit of the values</param>
+    /// <param name="baseline">what the value is held against</param>
+    /// <param name="baselineValue">its value</param>
+    /// <param name="ratio">of the two; higher is better</param>
+    /// <param name="measured">all measurements; empty: the value is the only one</param>
+    public void Add(string name, double value, string unit, string baseline, double baselineValue, double ratio, params double[] measured)
     {
+        double[] sorted = measured.Length > 0 ? [.. measured.Order()] : [value];
         using var line = new MemoryStream();
-        using (var json = new Utf8JsonWriter(line))
+        using (var json = new Utf8JsonWriter(line, new JsonWriterOptions { Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping }))
         {
             json.WriteStartObject();
             json.WriteString("name", name);
@@ -83,22 +94,39 @@ internal sealed class BenchmarkReport(string filter)
             json.WriteString("baseline", baseline);
             json.WriteNumber("baseline_value", Math.Round(baselineValue, 3));
             json.WriteNumber("ratio", Math.Round(ratio, 3));
+            json.WriteNumber("p50", Percentile(50));
+            json.WriteNumber("p20", Percentile(20));
+            json.WriteNumber("p80", Percentile(80));
             json.WriteString("machine", machine);
             json.WriteString("commit", commit);
+            json.WriteString("command", $"scripts/benchmark.sh {name}");
             json.WriteEndObject();
         }
 
         Console.WriteLine(System.Text.Encoding.UTF8.GetString(line.ToArray()));
         RowsWritten++;
+
+        double Percentile(int percent) => Math.Round(sorted[(int)Math.Round((sorted.Length - 1) * percent / 100.0)], 3);
     }
 
+    /// <summary>A virtual machine may say no more of its model than the vendor's family name; the numbers beside it tell processors apart.</summary>
     private static string MachineName()
     {
-        const string path = "/proc/cpuinfo", key = "model name";
-        string? model = File.Exists(path)
-            ? File.ReadLines(path).FirstOrDefault(line => line.StartsWith(key, StringComparison.Ordinal))?.Split(':')[1].Trim()
-            : null;
-        return $"{model ?? System.Runtime.InteropServices.RuntimeInformation.OSDescription}, {Environment.ProcessorCount} cores";
+        const string path = "/proc/cpuinfo";
+        if (!File.Exists(path))
+        {
+            return $"{System.Runtime.InteropServices.RuntimeInformation.OSDescription}, {Environment.ProcessorCount} cores";
+        }
+
+        Dictionary<string, string> first = [];
+        foreach (string line in File.ReadLines(path).TakeWhile(line => line.Length > 0))
+        {
+            string[] parts = line.Split(':', 2);
+            first.TryAdd(parts[0].Trim(), parts.Length > 1 ? parts[1].Trim() : "");
+        }
+
+        string Value(string key) => first.GetValueOrDefault(key, "unknown");
+        return $"{Value("model name")} ({Value("vendor_id")} family {Value("cpu family")} model {Value("model")} stepping {Value("stepping")}), {Environment.ProcessorCount} cores";
     }
 
     /// <summary>The commit that scripts/benchmark.sh names.</summary>

@@ -1,4 +1,7 @@
+using System.Diagnostics;
+using System.Globalization;
 using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics.X86;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
@@ -17,9 +20,11 @@ internal static unsafe class GemmBenchmarks
 
     private static readonly int[] Ranks = [8, 16, 64];
 
-    public static void Run(BenchmarkReport report)
+    /// <summary>False: a row against OpenBLAS was asked for and there is none.</summary>
+    public static bool Run(BenchmarkReport report)
     {
-        bool openBlas = OpenBlas.TryLoad();
+        bool openBlas = report.WantsAny("gemm_f32_") && OpenBlas.LoadFastest();
+        bool missed = false;
         foreach (int threads in Environment.ProcessorCount > 1 ? new[] { 1, 2 } : [1])
         {
             using var bench = new Bench(report, threads, openBlas);
@@ -49,13 +54,46 @@ internal static unsafe class GemmBenchmarks
                 bench.Narrow("nf4", "nt", tokens, 2048, 2048);
                 bench.Narrow("bf16", "nt", tokens, 2048, 2048);
             }
+
+            missed |= bench.MissedBaseline;
         }
+
+        if (missed)
+        {
+            Console.Error.WriteLine("libopenblas.so.0 is not here, so the gemm_f32 rows have no baseline and are left out. Debian and Ubuntu: apt-get install libopenblas0-pthread");
+        }
+
+        return !missed;
+    }
+
+    /// <summary>For a child process: the rate of OpenBLAS with the kernels that its environment names.</summary>
+    public static double OpenBlasRate()
+    {
+        if (!OpenBlas.Load())
+        {
+            return 0;
+        }
+
+        OpenBlas.SetThreads(1);
+        using var problem = new Problem(Tokens, 2048, 2048);
+        double best = 0;
+        for (int round = 0; round < 24; round++)
+        {
+            long start = Stopwatch.GetTimestamp();
+            problem.Blas(transposeA: false, transposeB: true);
+            best = Math.Max(best, problem.GigaFlops / Stopwatch.GetElapsedTime(start).TotalSeconds);
+        }
+
+        return best;
     }
 
     private sealed class Bench(BenchmarkReport report, int threads, bool openBlas) : IDisposable
     {
         private readonly WorkerPool pool = new(threads);
         private readonly byte* workspace = (byte*)NativeMemory.AlignedAlloc((nuint)CpuGemm.WorkspaceBytes(threads), 64);
+
+        /// <summary>A row was wanted whose baseline is not here.</summary>
+        public bool MissedBaseline { get; private set; }
 
         public void Dispose()
         {
@@ -66,6 +104,7 @@ internal static unsafe class GemmBenchmarks
         public void F32(string kind, int m, int n, int k)
         {
             string name = $"gemm_f32_{kind}_{m}x{n}x{k}_{threads}t";
+            MissedBaseline |= !openBlas && report.Wants(name);
             if (!openBlas || !report.Wants(name))
             {
                 return;
@@ -155,17 +194,32 @@ internal static unsafe class GemmBenchmarks
     /// <summary>The baseline: the distribution's OpenBLAS, where it is installed.</summary>
     private static class OpenBlas
     {
+        private const string Library = "libopenblas.so.0";
+        private const string CoreType = "OPENBLAS_CORETYPE";
+
         private static delegate* unmanaged<int, int, int, int, int, int, float, float*, int, float*, int, float, float*, int, void> sgemm;
         private static delegate* unmanaged<int, void> setThreads;
 
-        /// <summary>"openblas" and the kernels it chose for this processor. OPENBLAS_CORETYPE in the environment makes it take others.</summary>
+        /// <summary>"openblas", its version and the kernels it computes with.</summary>
         public static string Name { get; private set; } = "openblas";
 
-        public static bool TryLoad()
+        /// <summary>Loads the library with the kernels that are fastest here; false where there is none.</summary>
+        public static bool LoadFastest()
         {
-            if (!NativeLibrary.TryLoad("libopenblas.so.0", out nint library))
+            string fastest = FastestCoreType();
+            if (fastest.Length > 0)
             {
-                Console.Error.WriteLine("libopenblas.so.0 is not here, so the gemm_f32 rows are left out. Debian and Ubuntu: apt-get install libopenblas0-pthread");
+                // The library reads the environment of the C library, when it is loaded.
+                _ = SetEnvironment(CoreType, fastest, 1);
+            }
+
+            return Load();
+        }
+
+        public static bool Load()
+        {
+            if (!NativeLibrary.TryLoad(Library, out nint library))
+            {
                 return false;
             }
 
@@ -173,8 +227,44 @@ internal static unsafe class GemmBenchmarks
                 NativeLibrary.GetExport(library, "cblas_sgemm");
             setThreads = (delegate* unmanaged<int, void>)NativeLibrary.GetExport(library, "openblas_set_num_threads");
             var coreName = (delegate* unmanaged<byte*>)NativeLibrary.GetExport(library, "openblas_get_corename");
-            Name = $"openblas {Marshal.PtrToStringUTF8((nint)coreName())}";
+            var configuration = (delegate* unmanaged<byte*>)NativeLibrary.GetExport(library, "openblas_get_config");
+
+            // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ..."
+            string[] words = (Marshal.PtrToStringUTF8((nint)configuration()) ?? "").Split(' ');
+            Name = $"openblas {(words.Length > 1 ? words[1] : "of an unknown version")} {Marshal.PtrToStringUTF8((nint)coreName())}";
             return true;
+        }
+
+        /// <summary>
+        /// The kernels that are fastest here, each tried in a child process. On processors with AVX-512 that it does not know, the library takes
+        /// narrower ones by itself, which would make the baseline too easy. Empty: those that it takes by itself, or that the user named.
+        /// </summary>
+        private static string FastestCoreType()
+        {
+            if (!Avx512F.IsSupported || Environment.GetEnvironmentVariable(CoreType) is { Length: > 0 } || RateOf("") == 0)
+            {
+                return "";
+            }
+
+            // Each twice, in turns, so that what disturbs the machine for a moment decides nothing.
+            string[] types = ["", "SkylakeX", "Cooperlake", "Zen", "Haswell"];
+            return types.Concat(types).Select(type => (Type: type, Rate: RateOf(type))).MaxBy(measured => measured.Rate).Type;
+        }
+
+        private static double RateOf(string coreType)
+        {
+            var start = new ProcessStartInfo("dotnet", [typeof(GemmBenchmarks).Assembly.Location, "--openblas-rate"]) { RedirectStandardOutput = true, RedirectStandardError = true };
+            if (coreType.Length > 0)
+            {
+                start.Environment[CoreType] = coreType;
+            }
+
+            using Process process = Process.Start(start)!;
+            string output = process.StandardOutput.ReadToEnd();
+            process.WaitForExit();
+
+            // Kernels for instructions that the processor lacks end the process.
+            return process.ExitCode == 0 && double.TryParse(output, CultureInfo.InvariantCulture, out double rate) ? rate : 0;
         }
 
         public static void SetThreads(int threads) => setThreads(threads);
@@ -185,5 +275,9 @@ internal static unsafe class GemmBenchmarks
             sgemm(
                 rowMajor, transposeA ? transposed : plain, transposeB ? transposed : plain, m, n, k, 1, a, transposeA ? m : k, b, transposeB ? k : n, 0, c, n);
         }
+
+        [DllImport("libc", EntryPoint = "setenv")]
+        [DefaultDllImportSearchPaths(DllImportSearchPath.SafeDirectories)]
+        private static extern int SetEnvironment([MarshalAs(UnmanagedType.LPUTF8Str)] string name, [MarshalAs(UnmanagedType.LPUTF8Str)] string value, int overwrite);
     }
 }

@@ -1,5 +1,3 @@
-using System.Diagnostics;
-using System.Globalization;
 using System.Text.Json;
 
 namespace LoraTrainer.Benchmarks;
@@ -38,14 +36,14 @@ internal static class MemoryBenchmarks
 
     private static void Measure(BenchmarkReport report, string name, string shape, bool fourBit)
     {
-        string root = RepositoryRoot();
+        string root = ProgramRun.RepositoryRoot;
         string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
         try
         {
             File.WriteAllText(Path.Combine(folder, "config.json"), shape);
-            Program(root, "random-model", Path.Combine(folder, "config.json"), Path.Combine(folder, "base"), "--tokenizer", Path.Combine(root, "quickstart", "base"));
-            Program(
-                root, "train", Path.Combine(root, "configs", "quickstart.yaml"), "--set", "base_model=" + Path.Combine(folder, "base"), "--set", "output_dir=" + Path.Combine(folder, "out"),
+            ProgramRun.ToItsEnd("random-model", Path.Combine(folder, "config.json"), Path.Combine(folder, "base"), "--tokenizer", Path.Combine(root, "quickstart", "base"));
+            ProgramRun.ToItsEnd(
+                "train", Path.Combine(root, "configs", "quickstart.yaml"), "--set", "base_model=" + Path.Combine(folder, "base"), "--set", "output_dir=" + Path.Combine(folder, "out"),
                 "--set", $"load_in_4bit={(fourBit ? "true" : "false")}", "--set", $"adapter={(fourBit ? "qlora" : "lora")}", "--set", $"max_steps={Steps}", "--set", "warmup_steps=0",
                 "--set", "gradient_checkpointing=true", "--set", "evaluate_before=false", "--set", "evaluate_after=false",
                 "--set", "datasets.0.path=" + Path.Combine(root, "quickstart", "task", "train.jsonl"));
@@ -59,33 +57,5 @@ internal static class MemoryBenchmarks
         {
             Directory.Delete(folder, recursive: true);
         }
-    }
-
-    private static void Program(string root, params string[] arguments)
-    {
-        var start = new ProcessStartInfo("dotnet") { WorkingDirectory = root, RedirectStandardOutput = true };
-        start.ArgumentList.Add(Path.Combine(root, "src", "LoraTrainer.Cli", "bin", "Release", "net10.0", "lora-trainer.dll"));
-        foreach (string argument in arguments.Append("--quiet"))
-        {
-            start.ArgumentList.Add(argument);
-        }
-
-        using Process process = Process.Start(start) ?? throw new InvalidOperationException("dotnet could not be started.");
-        process.WaitForExit();
-        if (process.ExitCode != 0)
-        {
-            throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"lora-trainer {arguments[0]} ended with exit code {process.ExitCode}."));
-        }
-    }
-
-    private static string RepositoryRoot()
-    {
-        DirectoryInfo? folder = new(AppContext.BaseDirectory);
-        while (folder is not null && !File.Exists(Path.Combine(folder.FullName, "LoraTrainer.sln")))
-        {
-            folder = folder.Parent;
-        }
-
-        return folder?.FullName ?? throw new InvalidOperationException("The memory rows run from a build inside the repository.");
     }
 }

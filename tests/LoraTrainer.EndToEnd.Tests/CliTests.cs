@@ -18,12 +18,12 @@ public sealed class CliTests : IDisposable
 
     public void Dispose() => folder.Dispose();
 
-    private Task<CliProcess> RunAsync(params string[] arguments) => CliProcess.RunAsync(folder.Path, arguments);
+    private Task<Ending> RunAsync(params string[] arguments) => Ending.RunAsync(folder.Path, arguments);
 
     [Fact]
     public async Task Help_NamesOnlyVerbsThatWork()
     {
-        CliProcess run = await RunAsync("--help");
+        Ending run = await RunAsync("--help");
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         Assert.Contains("validate", run.Output, StringComparison.Ordinal);
@@ -37,7 +37,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Version_IsOneLine()
     {
-        CliProcess run = await RunAsync("--version");
+        Ending run = await RunAsync("--version");
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         Assert.Matches(@"^[0-9]+\.[0-9]+\.[0-9]+[^\n]*\n$", run.Output);
@@ -50,7 +50,7 @@ public sealed class CliTests : IDisposable
     [InlineData("validate", "good.yaml", "--set")]
     public async Task WrongCommandLine_Returns2AndSaysHowItIsWritten(params string[] arguments)
     {
-        CliProcess run = await RunAsync(arguments);
+        Ending run = await RunAsync(arguments);
 
         Assert.Equal((2, ""), (run.ExitCode, run.Output));
         Assert.StartsWith("error: ", run.Error, StringComparison.Ordinal);
@@ -63,7 +63,7 @@ public sealed class CliTests : IDisposable
     [InlineData("error: There is no option --shwo. Did you mean --show?", "validate", "--shwo")]
     public async Task WrongCommandLine_Slip_IsRecognized(string message, params string[] arguments)
     {
-        CliProcess run = await RunAsync(arguments);
+        Ending run = await RunAsync(arguments);
 
         Assert.Equal(2, run.ExitCode);
         Assert.StartsWith(message + "\n", run.Error, StringComparison.Ordinal);
@@ -76,7 +76,7 @@ public sealed class CliTests : IDisposable
     [InlineData("random-model", "config.json", "out")]
     public async Task Set_OnAVerbThatReadsNoConfiguration_IsRefused(params string[] arguments)
     {
-        CliProcess run = await RunAsync([.. arguments, "--set", "seed=7"]);
+        Ending run = await RunAsync([.. arguments, "--set", "seed=7"]);
 
         Assert.Equal((2, ""), (run.ExitCode, run.Output));
         Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, plan, validate have it.\n", run.Error, StringComparison.Ordinal);
@@ -94,7 +94,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task WrongCommandLine_WithJson_IsStillOneDocument()
     {
-        CliProcess run = await RunAsync("validate", "good.yaml", "--bogus", "--json");
+        Ending run = await RunAsync("validate", "good.yaml", "--bogus", "--json");
 
         Assert.Equal(2, run.ExitCode);
         using JsonDocument document = JsonDocument.Parse(run.Output);
@@ -104,7 +104,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_Good_SaysWhatItWouldDo()
     {
-        CliProcess run = await RunAsync("validate", "good.yaml");
+        Ending run = await RunAsync("validate", "good.yaml");
 
         Assert.Equal("good.yaml is right: LoRA of rank 8 on all linear layers, scaled by 4, 1 epoch, 1 sequence of up to 2048 tokens a step.\n", run.Output);
         Assert.Equal("note: lora_rank is read as lora_r (good.yaml:3).\n", run.Error);
@@ -114,18 +114,18 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_Quiet_SaysNothing()
     {
-        CliProcess run = await RunAsync("validate", "good.yaml", "--quiet");
+        Ending run = await RunAsync("validate", "good.yaml", "--quiet");
 
-        Assert.Equal(new CliProcess(0, "", ""), run);
+        Assert.Equal(new Ending(0, "", ""), run);
     }
 
     [Fact]
     public async Task Validate_Bad_TellsAllOnStandardError()
     {
-        CliProcess run = await RunAsync("validate", "bad.yaml");
+        Ending run = await RunAsync("validate", "bad.yaml");
 
         Assert.Equal(
-            new CliProcess(
+            new Ending(
                 2,
                 "",
                 "error: lora_r must be 1..1024, got 0 (bad.yaml:3). Typical: 8, 16, 64.\nerror: Unknown key lerning_rate (bad.yaml:4). Did you mean learning_rate?\nbad.yaml: 2 problems.\n"),
@@ -135,7 +135,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_Set_IsChecked()
     {
-        CliProcess run = await RunAsync("validate", "good.yaml", "--set", "lora_r=4", "--set", "max_steps=x");
+        Ending run = await RunAsync("validate", "good.yaml", "--set", "lora_r=4", "--set", "max_steps=x");
 
         Assert.Equal(2, run.ExitCode);
         Assert.Contains("error: max_steps must be a whole number (0 or more), got x (--set max_steps).\n", run.Error, StringComparison.Ordinal);
@@ -144,7 +144,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_MissingFile_Returns2()
     {
-        CliProcess run = await RunAsync("validate", "none.yaml");
+        Ending run = await RunAsync("validate", "none.yaml");
 
         Assert.Equal((2, ""), (run.ExitCode, run.Output));
         Assert.StartsWith("error: There is no configuration file none.yaml.", run.Error, StringComparison.Ordinal);
@@ -153,7 +153,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_MissingData_Warns()
     {
-        CliProcess run = await RunAsync("validate", "good.yaml", "--set", "datasets.0.path=none.jsonl");
+        Ending run = await RunAsync("validate", "good.yaml", "--set", "datasets.0.path=none.jsonl");
 
         Assert.Equal(0, run.ExitCode);
         Assert.Contains("warning: datasets[0].path names none.jsonl, which is not here.", run.Error, StringComparison.Ordinal);
@@ -162,12 +162,12 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Validate_Show_CanBeReadAgain()
     {
-        CliProcess shown = await RunAsync("validate", "good.yaml", "--show");
+        Ending shown = await RunAsync("validate", "good.yaml", "--show");
         File.WriteAllText(folder.File("resolved.yaml"), shown.Output);
 
-        CliProcess again = await RunAsync("validate", "resolved.yaml", "--show");
+        Ending again = await RunAsync("validate", "resolved.yaml", "--show");
 
-        Assert.Equal(new CliProcess(0, shown.Output, ""), again);
+        Assert.Equal(new Ending(0, shown.Output, ""), again);
     }
 
     [Theory]
@@ -175,7 +175,7 @@ public sealed class CliTests : IDisposable
     [InlineData("bad.yaml", 2, false)]
     public async Task Validate_Json_IsOneDocument(string file, int exitCode, bool valid)
     {
-        CliProcess run = await RunAsync("validate", file, "--json");
+        Ending run = await RunAsync("validate", file, "--json");
 
         Assert.Equal(exitCode, run.ExitCode);
         using JsonDocument document = JsonDocument.Parse(run.Output);
@@ -187,7 +187,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Doctor_SaysWhatTheMachineHas()
     {
-        CliProcess run = await RunAsync("doctor");
+        Ending run = await RunAsync("doctor");
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         Assert.Contains("processor", run.Output, StringComparison.Ordinal);
@@ -198,7 +198,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Doctor_Json_HasTheNumbers()
     {
-        CliProcess run = await RunAsync("doctor", "--json");
+        Ending run = await RunAsync("doctor", "--json");
 
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         using JsonDocument document = JsonDocument.Parse(run.Output);
@@ -213,7 +213,7 @@ public sealed class CliTests : IDisposable
     [Fact]
     public async Task Doctor_WhereNoDriverIs_NamesWhatWasTriedAndWhatToInstall()
     {
-        CliProcess run = await RunAsync("doctor", "--json");
+        Ending run = await RunAsync("doctor", "--json");
 
         using JsonDocument document = JsonDocument.Parse(run.Output);
         JsonElement cuda = document.RootElement.GetProperty("cuda");

@@ -19,7 +19,7 @@ public sealed class CrashTests
         _ => throw new ArgumentOutOfRangeException(nameof(name), name, "no such variant"),
     };
 
-    /// <summary>Ten moments in each of two variants of LoRA, five in full training: some tied to what the program just said, some anywhere.</summary>
+    /// <summary>Ten moments in plain LoRA, six with packing, four with a base in 4 bits, five in full training: some tied to what the program just said, some anywhere.</summary>
     [Theory]
     [InlineData("lora", 10, 11)]
     [InlineData("packed", 6, 12)]

@@ -150,10 +150,14 @@ public sealed class ResumeTests : IDisposable
 
         await EndsAsExpectedAsync(Resume);
 
-        // summary.json tells of one attempt more, and of other times.
+        // One attempt more was counted; summary.json tells of it, and of other times.
+        Assert.Equal("2\n", File.ReadAllText(run.PathOf("out/checkpoints/tiny/attempts")));
         Dictionary<string, string> after = TinyFolder.Snapshot(run.Out);
-        before.Remove("summary.json");
-        Assert.True(after.Remove("summary.json"));
+        foreach (string changed in (string[])["summary.json", Path.Combine("checkpoints", "tiny", "attempts")])
+        {
+            Assert.True(before.Remove(changed) && after.Remove(changed));
+        }
+
         Assert.Equal(before, after);
     }
 
@@ -395,6 +399,28 @@ public sealed class ResumeTests : IDisposable
         Assert.Contains("Another process is working on the run in ", third.Error, StringComparison.Ordinal);
         Assert.True(first.ExitCode == 0, await rest + await error);
         Assert.Equal(expected, run.Result());
+    }
+
+    /// <summary>Every process that began to work on the run counts, wherever it was killed; one that was refused does not.</summary>
+    [Fact]
+    public async Task Attempts_CountEveryProcess()
+    {
+        string[] late = ["--set", "checkpoint.every_steps=4"];
+        Assert.Equal(137, (await run.RunAsync(["train", "tiny.yaml", .. late], new Moment("tokenizing", 1, 0))).ExitCode);
+        Assert.Equal(137, (await run.RunAsync(Resume, new Moment("step ", 2, 0))).ExitCode);
+        Assert.Empty(Directory.EnumerateDirectories(run.Checkpoints));
+
+        // Refused: other data, another base, a wrong setting.
+        Assert.Equal(2, (await run.RunAsync("resume", "out", "--set", "base_model=nowhere")).ExitCode);
+        Assert.Equal(2, (await run.RunAsync("resume", "out", "--set", "lora_r=8")).ExitCode);
+        Assert.Equal(137, (await run.RunAsync(Resume, new Moment("step ", 5, 0))).ExitCode);
+        Assert.Equal(137, (await run.RunAsync(Resume, new Moment("tokenizing", 1, 0))).ExitCode);
+
+        Ending end = await run.RunAsync("resume", "out", "--json");
+
+        Assert.True(end.ExitCode == 0, end.ToString());
+        using JsonDocument document = JsonDocument.Parse(end.Output);
+        Assert.Equal(5, document.RootElement.GetProperty("attempts").GetInt32());
     }
 
     [Fact]

@@ -8,12 +8,6 @@ using Xunit;
 
 namespace LoraTrainer.EndToEnd.Tests;
 
-/// <summary>How a child process ended. A process that was killed has 128 + 9.</summary>
-internal sealed record Ending(int ExitCode, string Output, string Error)
-{
-    public override string ToString() => $"exit code {ExitCode}\n{Output}\n{Error}";
-}
-
 /// <summary>A moment in a run: when a line that starts so was written so many times, plus some time.</summary>
 internal sealed record Moment(string Line, int Occurrence, double DelayMilliseconds)
 {
@@ -101,18 +95,7 @@ internal sealed class TinyFolder : IDisposable
         return new Ending(process.ExitCode, await output, await error);
     }
 
-    public Process Start(string[] arguments, IReadOnlyDictionary<string, string>? environment)
-    {
-        string program = System.IO.Path.Combine(AppContext.BaseDirectory, "lora-trainer.dll");
-        Assert.True(File.Exists(program), $"the program is not beside the tests: {program}");
-        var start = new ProcessStartInfo("dotnet", ["exec", program, .. arguments]) { WorkingDirectory = folder.Path, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
-        foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
-        {
-            start.Environment[name] = value;
-        }
-
-        return Process.Start(start)!;
-    }
+    public Process Start(string[] arguments, IReadOnlyDictionary<string, string>? environment) => Ending.Start(folder.Path, ["dotnet", "exec", Ending.Program, .. arguments], environment);
 
     /// <summary>The folders of the checkpoints that have a manifest, by step.</summary>
     public string[] CheckpointFolders(string? root = null) =>

@@ -17,7 +17,7 @@ internal static class PlanVerb
           lora-trainer plan my.yaml --set load_in_4bit=false --set adapter=lora
           lora-trainer plan my.yaml --set base_model=shapes/8b      a folder with nothing but config.json is enough
 
-        The memory is that of a real run, to the byte: the same code lays it out. Without data or tokenizer, tokens and steps are not known.
+        The memory is that of the arena of a real run, to the byte: the same code lays it out. Without data or tokenizer, tokens and steps are not known.
         Exit code: 0 also where the plan does not fit this machine.
         """;
 

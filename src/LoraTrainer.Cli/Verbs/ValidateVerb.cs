@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Text.Json;
+using LoraTrainer.Models.Formats;
 using LoraTrainer.Training.Config;
 
 namespace LoraTrainer.Cli.Verbs;
@@ -85,16 +86,16 @@ internal static class ValidateVerb
         {
             for (int i = 0; i < datasets.Count; i++)
             {
-                if (!datasets[i].Path.Contains("://", StringComparison.Ordinal) && !Path.Exists(datasets[i].Path))
+                if (!datasets[i].Path.Contains("://", StringComparison.Ordinal) && !File.Exists(datasets[i].Path))
                 {
-                    yield return $"{list}[{i}].path names {datasets[i].Path}, which is not here. Relative paths start at {Directory.GetCurrentDirectory()}.";
+                    yield return $"{list}[{i}].path names {datasets[i].Path}, which is {(Directory.Exists(datasets[i].Path) ? "a folder; give the file with the rows" : "not here")}. Relative paths start at {Directory.GetCurrentDirectory()}.";
                 }
             }
         }
 
         if (!config.BaseModel.Contains("://", StringComparison.Ordinal) && !Directory.Exists(config.BaseModel))
         {
-            yield return $"base_model names {config.BaseModel}, which is not a folder here. Relative paths start at {Directory.GetCurrentDirectory()}.";
+            yield return $"base_model: {ModelFolder.NoSuchFolder(config.BaseModel)}";
         }
     }
 

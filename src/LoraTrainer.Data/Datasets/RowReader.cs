@@ -1,5 +1,6 @@
 using System.Text.Json;
 using System.Text.Unicode;
+using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Datasets;
 
@@ -16,7 +17,7 @@ public static class RowReader
     {
         if (!File.Exists(path))
         {
-            throw new DatasetException($"{path}: no such file");
+            throw new DatasetException(Directory.Exists(path) ? $"{path} is a folder; give the file with the rows" : $"{path}: no such file");
         }
 
         return StartsWithBracket(path) ? ReadArray(path) : ReadLines(path);
@@ -116,7 +117,7 @@ public static class RowReader
         }
         catch (JsonException exception)
         {
-            throw new DatasetException($"{source}: not a JSON object on one line: {exception.Message}", exception);
+            throw new DatasetException($"{source}: not a JSON object on one line: {JsonProblem.Reason(exception, isOneLine: true)}", exception);
         }
     }
 
@@ -167,7 +168,7 @@ public static class RowReader
         }
         catch (JsonException exception)
         {
-            throw new DatasetException($"{new RowSource(path, line, row)}: not a JSON array of objects: {exception.Message}", exception);
+            throw new DatasetException($"{new RowSource(path, line, row)}: not a JSON array of objects: {JsonProblem.Reason(exception)}", exception);
         }
     }
 
@@ -193,5 +194,5 @@ public static class RowReader
     private static SourceRow Row(JsonElement element, RowSource source)
         => element.ValueKind == JsonValueKind.Object
             ? new SourceRow(source, element.Clone())
-            : throw new DatasetException($"{source}: expected an object with named fields, found {element.ValueKind}");
+            : throw new DatasetException($"{source}: expected an object with named fields, found {JsonProblem.Kind(element.ValueKind)}");
 }

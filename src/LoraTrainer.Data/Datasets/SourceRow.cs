@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Datasets;
 
@@ -31,7 +32,7 @@ public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
     {
         if (value.ValueKind != JsonValueKind.String)
         {
-            throw new DatasetException($"{Source}: field '{field}' is not a text but {value.ValueKind}");
+            throw new DatasetException($"{Source}: field '{field}' is not a text but {JsonProblem.Kind(value.ValueKind)}");
         }
 
         try

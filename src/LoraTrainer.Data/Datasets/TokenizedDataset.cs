@@ -126,6 +126,15 @@ public sealed class TokenizedDataset
         return Convert.ToHexStringLower(hash.GetHashAndReset());
     }
 
+    private static string Words(RowFindingKind kind) => kind switch
+    {
+        RowFindingKind.DroppedTooLong => "too long",
+        RowFindingKind.DroppedEmpty => "empty",
+        RowFindingKind.DroppedEmptyCompletion => "without an answer to learn",
+        RowFindingKind.DroppedNothingScored => "with nothing of the answer left after the cut",
+        _ => throw new ArgumentOutOfRangeException(nameof(kind), kind, "such a row is kept"),
+    };
+
     private sealed class Builder(Tokenizer tokenizer, TokenizationOptions options)
     {
         private readonly List<int> tokens = [];
@@ -180,7 +189,7 @@ public sealed class TokenizedDataset
                 return new TokenizedDataset([.. tokens], [.. supervised], [.. offsets], [.. sources], findings);
             }
 
-            string reasons = string.Join(", ", findings.GroupBy(finding => finding.Kind).Select(group => $"{group.Count()} {group.Key}"));
+            string reasons = string.Join(", ", findings.GroupBy(finding => finding.Kind).Select(group => $"{group.Count()} {Words(group.Key)}"));
             throw new DatasetException(read == 0
                 ? "the data set is empty: no row was read"
                 : $"no row is left of {read}: {reasons}; the first is {findings[0].Source} with {findings[0].Tokens} tokens, sequence_len is {options.SequenceLength}");

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Tokenizers;
 
@@ -34,7 +35,7 @@ public sealed record SpecialTokens
                 }
                 catch (JsonException exception)
                 {
-                    throw new TokenizerFormatException(path, $"not valid JSON: {exception.Message}", exception);
+                    throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
                 }
 
                 roots.Add(new JsonPart(path, "", files[^1].RootElement));

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Storage;
 using LoraTrainer.Data.Tokenizers.Unicode;
 
 namespace LoraTrainer.Data.Tokenizers;
@@ -47,7 +48,7 @@ internal static class TokenizerJsonReader
         }
         catch (JsonException exception)
         {
-            throw new TokenizerFormatException(path, $"not valid JSON: {exception.Message}", exception);
+            throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
         }
     }
 

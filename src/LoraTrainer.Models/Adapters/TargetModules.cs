@@ -110,15 +110,20 @@ public sealed record TargetModules(IReadOnlyList<TargetModule> Targets, IReadOnl
     /// <summary>The rank of the adapter on the module <paramref name="path"/>.</summary>
     internal static int RankOf(AdapterConfig config, string path) => FirstMatch(config.RankPattern, "rank_pattern", path) ?? config.R;
 
+    /// <summary>The entries of a list that are no module's name or path, nor the end of one.</summary>
+    public static IReadOnlyList<string> UnknownNames(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)
+        => [.. names.Where(name => !modules.Any(module => EndsWithComponents(module.Path, name)))];
+
+    /// <summary>The last names of the modules that can carry an adapter.</summary>
+    public static IReadOnlyList<string> LeafNames(IReadOnlyList<ModelModule> modules)
+        => [.. modules.Where(module => module.Kind != ModuleKind.Other).Select(module => Leaf(module.Path)).Distinct(StringComparer.Ordinal)];
+
     private static List<string> Unmatched(AdapterConfig config, ModuleNames wanted, IReadOnlyList<ModelModule> modules)
     {
         var notices = new List<string>();
-        foreach (string name in wanted.List ?? [])
+        foreach (string name in UnknownNames(wanted.List ?? [], modules))
         {
-            if (!modules.Any(module => EndsWithComponents(module.Path, name)))
-            {
-                notices.Add($"target_modules: '{name}' matches no module of the model. Its modules are: {Leaves(modules)}.");
-            }
+            notices.Add($"target_modules: '{name}' matches no module of the model. Its modules are: {Leaves(modules)}.");
         }
 
         foreach (string name in config.ModulesToSave ?? [])
@@ -177,7 +182,7 @@ public sealed record TargetModules(IReadOnlyList<TargetModule> Targets, IReadOnl
     private static string Leaf(string path) => path[(path.LastIndexOf('.') + 1)..];
 
     private static string Leaves(IReadOnlyList<ModelModule> modules)
-        => string.Join(", ", modules.Where(module => module.Kind != ModuleKind.Other).Select(module => Leaf(module.Path)).Distinct(StringComparer.Ordinal));
+        => string.Join(", ", LeafNames(modules));
 
     /// <summary>The rules for one module, with the patterns compiled once.</summary>
     private sealed class Matcher

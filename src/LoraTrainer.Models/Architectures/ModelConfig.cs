@@ -69,7 +69,7 @@ public sealed partial record ModelConfig
         string file = Directory.Exists(path) ? Path.Combine(path, "config.json") : path;
         return File.Exists(file)
             ? Parse(JsonFields.Read(file))
-            : throw new ModelFormatException($"{file}: there is no such file. It says what the model looks like and must lie beside the weights; fetch it from where the model came.");
+            : throw new ModelFormatException(file == path && !path.EndsWith(".json", StringComparison.OrdinalIgnoreCase) ? ModelFolder.NoSuchFolder(path) : $"{file}: there is no such file. It says what the model looks like and must lie beside the weights; fetch it from where the model came.");
     }
 
     /// <summary>Reads the content of a config.json; <paramref name="file"/> names it in messages.</summary>

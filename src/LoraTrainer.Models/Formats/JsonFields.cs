@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
+using LoraTrainer.Storage;
 using System.Text.Unicode;
 
 namespace LoraTrainer.Models.Formats;
@@ -58,7 +59,7 @@ internal sealed class JsonFields
         catch (JsonException exception)
         {
             string place = exception.LineNumber is { } line ? $":{line + 1}" : "";
-            throw new ModelFormatException($"{file}{place}: this is not the JSON it should be: {exception.Message} Repair or fetch the file again.", exception);
+            throw new ModelFormatException($"{file}{place}: this is not the JSON it should be: {JsonProblem.Reason(exception, isOneLine: true)}. Repair or fetch the file again.", exception);
         }
         catch (InvalidOperationException exception)
         {

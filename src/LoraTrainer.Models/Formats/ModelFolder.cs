@@ -49,11 +49,7 @@ public sealed class ModelFolder : IDisposable
     /// <exception cref="SafetensorsFormatException">a weight file breaks a rule of its format</exception>
     public static ModelFolder Open(string path)
     {
-        if (!Directory.Exists(path))
-        {
-            throw new ModelFormatException($"{path}: there is no such folder. A model is a folder with config.json and {SingleFileName}; check the path.");
-        }
-
+        RequireFolder(path);
         var files = new List<SafetensorsFile>();
         try
         {
@@ -73,6 +69,21 @@ public sealed class ModelFolder : IDisposable
             throw;
         }
     }
+
+    /// <summary>Before any file of it is looked for: a name of a hub, or a slip in the path, must not look like a damaged model.</summary>
+    /// <exception cref="ModelFormatException">there is no such folder</exception>
+    public static void RequireFolder(string path)
+    {
+        if (!Directory.Exists(path))
+        {
+            throw new ModelFormatException(NoSuchFolder(path));
+        }
+    }
+
+    /// <summary>What is said where a model's folder is not there.</summary>
+    public static string NoSuchFolder(string path) =>
+        $"{path}: {(File.Exists(path) ? "this is a file" : "there is no such folder")}. A model is a folder with config.json, tokenizer.json and {SingleFileName}, and nothing is downloaded: "
+        + "fetch the model, and give its folder; a relative path starts at the current directory.";
 
     public void Dispose() => files.ForEach(file => file.Dispose());
 

@@ -275,7 +275,7 @@ public sealed class CheckpointStore
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException and not CheckpointFormatException)
         {
-            throw new CheckpointFormatException(exception.Message, exception);
+            throw new CheckpointFormatException(exception is JsonException json ? JsonProblem.Reason(json) : exception.Message, exception);
         }
     }
 

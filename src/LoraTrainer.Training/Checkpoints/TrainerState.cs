@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Evaluation;
 
 namespace LoraTrainer.Training.Checkpoints;
@@ -76,7 +77,7 @@ public sealed record TrainerState
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
         {
-            throw new CheckpointFormatException($"{file}: this is not a trainer state of this program ({exception.Message})", exception);
+            throw new CheckpointFormatException($"{file}: this is not a trainer state of this program ({(exception is JsonException json ? JsonProblem.Reason(json) : exception.Message)})", exception);
         }
     }
 

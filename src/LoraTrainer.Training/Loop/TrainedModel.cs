@@ -43,6 +43,7 @@ public sealed class TrainedModel
         }
 
         CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), progress);
+        RefuseUnknownTargets(config.Adapter.TargetModules, LoraInjection.Modules(model));
         LoraInjection adapters = LoraInjection.Inject(model, AdapterConfigOf(config), (ulong)config.Seed, config.Adapter.LoraPlusRatio ?? 1);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer));
     }
@@ -50,6 +51,19 @@ public sealed class TrainedModel
     /// <summary>How a config keeps the frozen base.</summary>
     public static BaseFormat FormatOf(QuantizationOptions options) =>
         !options.LoadIn4Bit ? BaseFormat.AsStored : options.FourBit.DoubleQuantization ? BaseFormat.Nf4DoubleQuantized : BaseFormat.Nf4;
+
+    /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
+    private static void RefuseUnknownTargets(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)
+    {
+        if (TargetModules.UnknownNames(names, modules) is not [var unknown, ..])
+        {
+            return;
+        }
+
+        IReadOnlyList<string> known = TargetModules.LeafNames(modules);
+        string meant = Suggestions.Nearest(unknown, known) is { } near ? $" Did you mean {near}?" : "";
+        throw new TrainingSetupException($"lora_target_modules: '{unknown}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
+    }
 
     private static AdapterConfig AdapterConfigOf(TrainingConfig config)
     {

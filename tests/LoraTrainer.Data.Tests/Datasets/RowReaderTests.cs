@@ -23,9 +23,9 @@ public class RowReaderTests
     [Theory]
     [InlineData("{\"t\":\"a\"}\n{\"t\":\n", "data.jsonl:2 (row 2): not a JSON object on one line:")]
     [InlineData("{\"t\":\"a\"} x\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
-    [InlineData("{\"t\":\"a\"}\n\n17\n", "data.jsonl:3 (row 2): expected an object with named fields, found Number")]
+    [InlineData("{\"t\":\"a\"}\n\n17\n", "data.jsonl:3 (row 2): expected an object with named fields, found a number")]
     [InlineData("{\n\"t\":\"a\"}\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
-    [InlineData("[{\"t\":\"a\"}\n,\n3]", "data.jsonl:3 (row 2): expected an object with named fields, found Number")]
+    [InlineData("[{\"t\":\"a\"}\n,\n3]", "data.jsonl:3 (row 2): expected an object with named fields, found a number")]
     [InlineData("[{\"t\":\"a\"}] x", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     [InlineData("[{\"t\":\"a\"},]", "data.jsonl:1 (row 2): not a JSON array of objects:")]
@@ -63,7 +63,7 @@ public class RowReaderTests
     {
         SourceRow row = Read("{\"context\":\"a\",\"answer\":7,\"bad\":\"\\ud800\"}")[0];
         Assert.Equal("data.jsonl:1 (row 1): no field 'target'; the row has: context, answer, bad", Assert.Throws<DatasetException>(() => row.Text("target")).Message);
-        Assert.Equal("data.jsonl:1 (row 1): field 'answer' is not a text but Number", Assert.Throws<DatasetException>(() => row.Text("answer")).Message);
+        Assert.Equal("data.jsonl:1 (row 1): field 'answer' is not a text but a number", Assert.Throws<DatasetException>(() => row.Text("answer")).Message);
         Assert.Equal("data.jsonl:1 (row 1): field 'bad' is not valid Unicode (a surrogate without its partner)", Assert.Throws<DatasetException>(() => row.Text("bad")).Message);
         Assert.Equal("", row.OptionalText("nothing"));
     }

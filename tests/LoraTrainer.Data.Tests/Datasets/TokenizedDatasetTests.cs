@@ -110,7 +110,7 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         Tokenizer tokenizer = Load("llama3_style");
         Assert.Equal("the data set is empty: no row was read", Assert.Throws<DatasetException>(() => Build([], tokenizer, Options)).Message);
         Assert.Equal(
-            "no row is left of 2: 2 DroppedEmptyCompletion; the first is data.jsonl:1 (row 1) with 3 tokens, sequence_len is 64",
+            "no row is left of 2: 2 without an answer to learn; the first is data.jsonl:1 (row 1) with 3 tokens, sequence_len is 64",
             Assert.Throws<DatasetException>(() => Build([new(At(1), "a", ""), new(At(2), "b", "")], tokenizer, Options)).Message);
     }
 

@@ -78,7 +78,9 @@ public class ModelFolderTests
     public void Open_NoWeights_SaysWhereItLooked()
     {
         using var folder = new TemporaryFolder();
-        Assert.Equal($"{folder.File("x")}: there is no such folder. A model is a folder with config.json and model.safetensors; check the path.", Message(folder.File("x")));
+        Assert.Equal(
+            $"{folder.File("x")}: there is no such folder. A model is a folder with config.json, tokenizer.json and model.safetensors, and nothing is downloaded: fetch the model, and give its folder; a relative path starts at the current directory.",
+            Message(folder.File("x")));
         Assert.Equal($"{folder.Path}: no weights here: looked for model.safetensors and model.safetensors.index.json. Fetch the model's weights into this folder, or give the folder where they are.", Message(folder.Path));
         File.WriteAllText(folder.File("pytorch_model.bin"), "");
         Assert.Equal($"{folder.Path}: no weights here: looked for model.safetensors and model.safetensors.index.json. It has pytorch_model*.bin files, which are not read; get the model's safetensors files, or convert it with transformers (save_pretrained).", Message(folder.Path));

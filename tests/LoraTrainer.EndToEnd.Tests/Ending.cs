@@ -1,0 +1,39 @@
+using System.Diagnostics;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>How a child process ended, and what it wrote. A process that was killed has 128 + 9. The one place where tests start processes.</summary>
+internal sealed record Ending(int ExitCode, string Output, string Error)
+{
+    /// <summary>The program as it lies beside the tests.</summary>
+    public static string Program { get; } = Path.Combine(AppContext.BaseDirectory, "lora-trainer.dll");
+
+    /// <summary>Runs the program as a user does: a process of its own, with its own standard streams.</summary>
+    public static Task<Ending> RunAsync(string folder, params string[] arguments) => OfAsync(folder, ["dotnet", "exec", Program, .. arguments]);
+
+    /// <summary>Runs any command to its end.</summary>
+    public static async Task<Ending> OfAsync(string folder, string[] command)
+    {
+        using Process process = Start(folder, command);
+        Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return new Ending(process.ExitCode, await output, await error);
+    }
+
+    /// <summary>Starts a command with its standard output and error redirected.</summary>
+    public static Process Start(string folder, string[] command, IReadOnlyDictionary<string, string>? environment = null)
+    {
+        Assert.True(File.Exists(Program), $"the program is not beside the tests: {Program}");
+        var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
+        foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
+        {
+            start.Environment[name] = value;
+        }
+
+        return Process.Start(start)!;
+    }
+
+    public override string ToString() => $"exit code {ExitCode}\n{Output}\n{Error}";
+}
