@@ -9,10 +9,15 @@ internal sealed class BenchmarkReport(string filter)
     private const int Rounds = 9;
     private static readonly TimeSpan SliceTime = TimeSpan.FromMilliseconds(40);
 
-    private readonly string machine = MachineName();
     private readonly string commit = CommitName();
 
     public int RowsWritten { get; private set; }
+
+    /// <summary>What the following rows were measured on.</summary>
+    public string Machine { get; set; } = MachineName();
+
+    /// <summary>True while the code is only tried and measures nothing: rows go to standard error, marked as no results.</summary>
+    public bool IsRehearsal { get; set; }
 
     /// <summary>True where only some rows were asked for.</summary>
     public bool IsFiltered => filter.Length > 0;
@@ -97,13 +102,22 @@ internal sealed class BenchmarkReport(string filter)
             json.WriteNumber("p50", Percentile(50));
             json.WriteNumber("p20", Percentile(20));
             json.WriteNumber("p80", Percentile(80));
-            json.WriteString("machine", machine);
+            json.WriteString("machine", Machine);
             json.WriteString("commit", commit);
             json.WriteString("command", $"scripts/benchmark.sh {name}");
             json.WriteEndObject();
         }
 
-        Console.WriteLine(System.Text.Encoding.UTF8.GetString(line.ToArray()));
+        string row = System.Text.Encoding.UTF8.GetString(line.ToArray());
+        if (IsRehearsal)
+        {
+            Console.Error.WriteLine("rehearsal, no result: " + row);
+        }
+        else
+        {
+            Console.WriteLine(row);
+        }
+
         RowsWritten++;
 
         double Percentile(int percent) => Math.Round(sorted[(int)Math.Round((sorted.Length - 1) * percent / 100.0)], 3);

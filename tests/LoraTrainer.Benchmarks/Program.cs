@@ -1,16 +1,26 @@
 using System.Globalization;
 using LoraTrainer.Benchmarks;
 
-// Usage: LoraTrainer.Benchmarks [FILTER]. Runs every row whose name contains FILTER and prints it as one JSON object a line.
+// Usage: LoraTrainer.Benchmarks [--shrink] [FILTER]
+//          Runs every row whose name contains FILTER and prints it as one JSON object a line. --shrink: the cuda_* rows with tiny shapes, to try them.
+//        LoraTrainer.Benchmarks --compile-kernels [ARCHITECTURE...]
+//          Compiles every GPU kernel, for the GPU of this machine or for the architectures given (80 90 120), and prints what each came to.
+if (args is ["--compile-kernels", .. var architectures])
+{
+    return CudaCompileCheck.Run(architectures);
+}
+
 if (args is ["--openblas-rate"])
 {
     Console.WriteLine(GemmBenchmarks.OpenBlasRate().ToString(CultureInfo.InvariantCulture));
     return 0;
 }
 
-var report = new BenchmarkReport(args.Length > 0 ? args[0] : "");
+bool shrink = args.Contains("--shrink");
+var report = new BenchmarkReport(args.FirstOrDefault(argument => argument != "--shrink") ?? "");
 bool complete = GemmBenchmarks.Run(report);
 StepBenchmarks.Run(report);
 MemoryBenchmarks.Run(report);
 RunBenchmarks.Run(report);
+CudaBenchmarks.Run(report, shrink);
 return report.RowsWritten > 0 && (complete || !report.IsFiltered) ? 0 : 1;

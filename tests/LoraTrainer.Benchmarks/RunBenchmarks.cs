@@ -2,6 +2,7 @@ using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
@@ -69,7 +70,7 @@ internal static class RunBenchmarks
         var shape = ModelConfig.Parse(config.BaseModel);
         TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, new Silence(), CancellationToken.None);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, threads, new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen));
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen));
         using var device = new CpuDevice(threads, plan.ArenaBytes);
         var trainer = new Trainer(config, TrainedModel.Build(config, shape, weights, device), data);
         var bytes = new double[steps];

@@ -65,6 +65,9 @@ public sealed class QuickstartTests(ITestOutputHelper output)
             quickstart,
             [
                 $"base_model={baseModel}", $"output_dir={outputDir}", "evaluate_before=false", "evaluate_after=false",
+
+                // The plan is for the largest micro-batch of a run, so the run is these steps.
+                $"max_steps={Steps}", "warmup_steps=2",
                 $"datasets.0.path={Absolute("quickstart/task/train.jsonl")}", $"test_datasets.0.path={Absolute("quickstart/task/held_out.jsonl")}",
             ]).Require();
     }

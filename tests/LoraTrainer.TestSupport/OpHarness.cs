@@ -12,24 +12,6 @@ public static class OpHarness
     /// <summary>Half the distance of neighbouring floats around 1: the largest relative error of one rounding.</summary>
     public const double U = 1.0 / (1 << 24);
 
-    /// <summary>The devices that every theory of an operation runs on.</summary>
-    public static TheoryData<string> Devices => ["cpu"];
-
-    /// <summary>Devices and shapes: a single element, whole vectors, partial vectors, the width of a real layer.</summary>
-    public static TheoryData<string, int, int> DevicesAndShapes
-    {
-        get
-        {
-            var data = new TheoryData<string, int, int>();
-            foreach ((int rows, int columns) in new[] { (1, 1), (2, 64), (5, 123), (3, 17), (4, 2048), (67, 33) })
-            {
-                data.Add("cpu", rows, columns);
-            }
-
-            return data;
-        }
-    }
-
     public static Device Open(string name, int threads = 2) => name switch
     {
         "cpu" => new CpuDevice(threads, 1 << 28),

@@ -56,7 +56,7 @@ public sealed class AdamWTests
     }
 
     [Theory]
-    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void Step_Repeated_KeepsPaddingZero(string name)
     {
         using Device device = Open(name);
@@ -79,7 +79,7 @@ public sealed class AdamWTests
 
     /// <summary>A step that went wrong leaves no trace: the host reads why only afterwards.</summary>
     [Theory]
-    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void Step_ReportIsNotFinite_ChangesNothing(string name)
     {
         using Device device = Open(name);

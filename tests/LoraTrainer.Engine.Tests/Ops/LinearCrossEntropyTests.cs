@@ -41,7 +41,7 @@ public sealed class LinearCrossEntropyTests
     }
 
     [Theory]
-    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void ForwardBackward_OtherChunks_GiveARowTheSameBits(string name)
     {
         const int n = 2500, d = 5, vocabulary = 19;

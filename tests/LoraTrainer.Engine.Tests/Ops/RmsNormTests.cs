@@ -15,7 +15,7 @@ public sealed class RmsNormTests
     private static double RstdError(int d) => (d / 32.0 + 6) * U;
 
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void Forward_AnyShape_MatchesReference(string name, int n, int d)
     {
         using Device device = Open(name);
@@ -27,7 +27,7 @@ public sealed class RmsNormTests
     }
 
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void Backward_AnyShape_OverwritesOrAddsAsAsked(string name, int n, int d)
     {
         using Device device = Open(name);

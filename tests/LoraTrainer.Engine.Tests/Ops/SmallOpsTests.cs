@@ -11,7 +11,7 @@ namespace LoraTrainer.Engine.Tests.Ops;
 public sealed class SmallOpsTests
 {
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void Elementwise_AnyShape_EqualsTheDefinition(string name, int n, int d)
     {
         using Device device = Open(name);
@@ -31,7 +31,7 @@ public sealed class SmallOpsTests
     }
 
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void Embedding_AnyShape_EqualsTheDefinition(string name, int n, int d)
     {
         const int vocabulary = 5;
@@ -60,7 +60,7 @@ public sealed class SmallOpsTests
     }
 
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void Rows_GatherThenScatter_MovesThoseRowsOnly(string name, int n, int d)
     {
         using Device device = Open(name);
@@ -108,7 +108,7 @@ public sealed class SmallOpsTests
     }
 
     [Theory]
-    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void Dropout_Masks_AreAddressedByRowAndKey(string name)
     {
         const int n = 200, d = 123;

@@ -11,7 +11,7 @@ namespace LoraTrainer.Engine.Tests.Ops;
 public sealed class SwiGluTests
 {
     [Theory]
-    [MemberData(nameof(DevicesAndShapes), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
     public void ForwardAndBackward_AnyShape_MatchReference(string name, int n, int f)
     {
         using Device device = Open(name);
@@ -38,7 +38,7 @@ public sealed class SwiGluTests
     }
 
     [Theory]
-    [MemberData(nameof(Devices), MemberType = typeof(OpHarness))]
+    [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void Calls_OnRowsOfAMatrix_LeaveItsOtherRowsAlone(string name)
     {
         // Rows of 17 elements start at no vector's border, and the next row begins where the last vector would run over.

@@ -1,0 +1,511 @@
+#!/usr/bin/env bash
+# What has to be seen on a real GPU, in one script for a machine that has one and no .NET.
+#
+#   scripts/gpu-check.sh publish                 on a machine with the .NET SDK: packs the programs into publish/gpu-check/
+#   scripts/gpu-check.sh STAGE [FILTER]          on the machine with the GPU; STAGE is compile, test, sanitize, bench or all
+#   scripts/gpu-check.sh report                  what the parts have come to so far
+#   scripts/gpu-check.sh --stand-in STAGE        a rehearsal on the CPU stand-ins: tries this script and the programs, and says nothing about a GPU
+#
+# The machine needs the NVIDIA driver, NVRTC and cuBLASLt, python3, and the stages what they are about: compile nvcc (optional), sanitize
+# compute-sanitizer, bench PyTorch, transformers and peft. FILTER runs only the parts whose name contains it.
+#
+# A part that ended well is not run again for the same programs on the same GPU. A stage stops starting parts when its time (LT_GPU_CHECK_SECONDS,
+# 450) is used up; run it again to go on. Nothing passes by being left out. Exit codes: 0 every part was done and is well; 1 a part failed or
+# could not be run; 75 parts are left, run it again.
+#
+# Results: artifacts/gpu-check/results; at the end of a stage a few files with all of it also in $OUT, if that is set.
+# LT_FIXTURES: the reference fixtures (else shared/fixtures here or beside, what publish packed, tests/Golden). LT_GPU_PEERS: the folder of bench_peers.py
+# (else shared/tools/gpu-peers here or beside, tests/Benchmarks/peers).
+set -uo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+packed=publish/gpu-check
+
+usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
+
+rehearsal=
+[ "${1:-}" = --stand-in ] && { rehearsal=1; shift; }
+stage=${1:-}
+filter=${2:-}
+case $stage in publish | compile | test | sanitize | bench | all | report) ;; *) usage ;; esac
+
+work=$root/artifacts/gpu-check${rehearsal:+-stand-in}
+results=$work/results
+programs=$work/programs
+mark=${rehearsal:+REHEARSAL ON THE CPU, NOT A GPU: }
+say() { printf '%s%s\n' "$mark" "$*"; }
+
+# ---- publish ------------------------------------------------------------------------------------------------------------------------------------
+
+# The fixture folders that the GPU's tests read, as far as they are supported: the rest of the fixtures stays where it is.
+fixtures_to_pack() {
+  local fixtures=$1
+  (cd "$fixtures" && ls -d models/llama* full/llama* peft/lora_qkv* peft/lora_all* peft/lora_layers* peft/lora_plus* peft/qlora_nf4* peft/rslora* bitsandbytes/nf4* versions.json 2> /dev/null)
+}
+
+publish() {
+  local stage_folder=$root/artifacts/gpu-check-publish fixtures
+  rm -rf "$stage_folder" "$packed"
+  mkdir -p "$stage_folder/fixtures" "$packed"
+  for project in src/LoraTrainer.Cli tests/LoraTrainer.Kernels.Tests tests/LoraTrainer.Benchmarks; do
+    # Into one folder, so that the run time comes along once.
+    dotnet publish "$project" -c Release -r linux-x64 --self-contained -p:PublishTrimmed=false -p:DebugType=none -v quiet -nologo -o "$stage_folder" || return 1
+  done
+
+  # What only an IDE, a debugger or a language other than English would want.
+  (cd "$stage_folder" && rm -rf -- *.xml *.pdb createdump libmscordaccore.so libmscordbi.so libcoreclrtraceptprovider.so libclrgc*.so Microsoft.CodeCoverage \
+    Microsoft.TestPlatform.* Microsoft.VisualStudio.* testhost* xunit.runner.visualstudio* Microsoft.VisualBasic* System.Private.DataContractSerialization.dll \
+    cs de es fr it ja ko pl pt-BR ru tr zh-Hans zh-Hant)
+  python3 - "$stage_folder" << 'EOF' || return 1
+# The host refuses to start where a file is listed that is not there.
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+for path in folder.glob("*.deps.json"):
+    deps = json.loads(path.read_text())
+    for libraries in deps["targets"].values():
+        for library in libraries.values():
+            for kind in ("runtime", "native", "resources"):
+                files = library.get(kind, {})
+                for file in [file for file in files if not (folder / pathlib.PurePosixPath(file).name).exists()]:
+                    del files[file]
+    path.write_text(json.dumps(deps))
+EOF
+  for fixtures in "${LT_FIXTURES:-}" shared/fixtures ../shared/fixtures tests/Golden; do
+    [ -n "$fixtures" ] && [ -d "$fixtures/models" ] && break
+  done
+  fixtures=$(cd "$fixtures" && pwd)
+  fixtures_to_pack "$fixtures" | tar -C "$fixtures" -cf - -T - | tar -xf - -C "$stage_folder/fixtures" || return 1
+  commit > "$stage_folder/commit"
+  tar -C "$stage_folder" -cf - . | xz -T0 -6 > "$packed/programs.tar.xz" || return 1
+  cp "$stage_folder/commit" "$packed/commit"
+  rm -rf "$stage_folder"
+  local bytes
+  bytes=$(stat -c %s "$packed/programs.tar.xz")
+  say "$packed/programs.tar.xz: $((bytes / 1048576)) MiB, commit $(cat "$packed/commit"), fixtures of $fixtures"
+  [ "$bytes" -lt $((60 << 20)) ] || { say "that is more than 60 MiB"; return 1; }
+}
+
+commit() {
+  local name
+  name=$(git rev-parse --short=12 HEAD) || return 1
+  [ -z "$(git status --porcelain --untracked-files=no)" ] || name="$name+changes"
+  echo "$name"
+}
+
+if [ "$stage" = publish ]; then
+  publish
+  exit
+fi
+
+# ---- the machine --------------------------------------------------------------------------------------------------------------------------------
+
+mkdir -p "$results/parts" "$results/logs" "$work/outputs"
+if [ "$stage" != report ]; then
+  archive=$packed/programs.tar.xz
+  [ -f "$archive" ] || { say "$archive is not here: scripts/gpu-check.sh publish makes it on a machine with the .NET SDK"; exit 1; }
+  sum=$(sha256sum < "$archive" | cut -c1-16)
+  if [ "$(cat "$programs/sum" 2> /dev/null)" != "$sum" ]; then
+    rm -rf "$programs"
+    mkdir -p "$programs"
+    python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$archive" "$programs" || exit 1
+    echo "$sum" > "$programs/sum"
+  fi
+fi
+
+export DOTNET_CLI_TELEMETRY_OPTOUT=1 LT_REQUIRE_CUDA=1
+export LT_KERNEL_CACHE=$work/kernel-cache
+LT_BENCHMARK_COMMIT=$(cat "$programs/commit" 2> /dev/null || echo unknown)
+export LT_BENCHMARK_COMMIT
+if [ -z "${LT_FIXTURES:-}" ]; then
+  for candidate in "$root/shared/fixtures" "$root/../shared/fixtures" "$programs/fixtures" "$root/tests/Golden"; do
+    [ -d "$candidate/models" ] && { LT_FIXTURES=$candidate; break; }
+  done
+fi
+export LT_FIXTURES
+
+if [ -n "$rehearsal" ]; then
+  export LT_CUDA_DIR=${LT_CUDA_DIR:-$work/stand-ins} LT_KERNEL_CACHE=off
+  tests/CudaEmulator/build.sh "$LT_CUDA_DIR" || exit 1
+fi
+
+# What tools are called, where they are not on the path.
+tool() { # tool NAME FOLDERS...: the first that can be run
+  local name=$1 folder
+  shift
+  command -v "$name" && return
+  for folder in "$@" /usr/local/cuda/bin /usr/local/cuda-13*/bin; do
+    [ -x "$folder/$name" ] && { echo "$folder/$name"; return; }
+  done
+  python3 - "$name" << 'EOF'
+# CUDA's tools in the Python environment: nvidia/<package>/bin.
+import os, site, sys
+for packages in site.getsitepackages() + [site.getusersitepackages()]:
+    for folder, _, files in os.walk(os.path.join(packages, "nvidia")):
+        path = os.path.join(folder, sys.argv[1])
+        if sys.argv[1] in files and os.access(path, os.X_OK):
+            print(path)
+            sys.exit()
+sys.exit(1)
+EOF
+}
+
+# ---- parts --------------------------------------------------------------------------------------------------------------------------------------
+
+started=$SECONDS
+budget=${LT_GPU_CHECK_SECONDS:-450}
+failed=0 left=0 ran=0 begun=0
+summary=()
+left_out=()
+
+record() { # record PART STATE SECONDS TEXT
+  printf '%s\n%s\n%s\n%s\n%s\n' "$2" "$3" "$4" "$LT_BENCHMARK_COMMIT" "$machine" > "$results/parts/$1"
+  summary+=("$(printf '%-9s %-34s %5ss  %s' "$2" "$1" "$3" "$4")")
+}
+
+# part NAME EXPECTED_SECONDS COMMAND...: runs it with its log in logs/NAME.log; the last line of that file that begins with "result: " is its sentence.
+part() {
+  local name=$1 expected=$2 log=$results/logs/$1.log state=() begin took status sentence remaining
+  shift 2
+  [[ $name == *"$filter"* ]] || return 0
+  ran=$((ran + 1))
+  mapfile -t state < <(cat "$results/parts/$name" 2> /dev/null)
+  if [ "${state[0]:-}" = ok ] && [ "${state[3]:-}" = "$LT_BENCHMARK_COMMIT" ] && [ "${state[4]:-}" = "$machine" ]; then
+    summary+=("$(printf '%-9s %-34s %5ss  %s' ok "$name" "${state[1]}" "${state[2]} (run before)")")
+    return 0
+  fi
+
+  remaining=$((budget - (SECONDS - started)))
+  if [ "$remaining" -lt "$expected" ] && [ "$begun" -gt 0 ]; then
+    left=$((left + 1))
+    summary+=("$(printf '%-9s %-34s        %s' "not run" "$name" "its time is up; run this stage again")")
+    return 0
+  fi
+
+  begun=$((begun + 1))
+  say "$name ..."
+  begin=$SECONDS
+  (timeout --kill-after=10 "$remaining" bash -c 'set -o pipefail; "$@"' part "$@") > "$log" 2>&1
+  status=$?
+  took=$((SECONDS - begin))
+  sentence=$(sed -n 's/^result: //p' "$log" | tail -n 1)
+  case $status in
+    0) record "$name" ok "$took" "${sentence:-done}" ;;
+    124 | 137) failed=$((failed + 1)); record "$name" timeout "$took" "stopped after ${remaining} s; $log" ;;
+    *)
+      failed=$((failed + 1))
+      record "$name" failed "$took" "${sentence:-exit code $status}; $log"
+      tail -n 25 "$log" | sed "s/^/    /"
+      ;;
+  esac
+  say "${summary[-1]}"
+}
+
+missing() { # missing NAME REASON: a part that has to be run and cannot
+  [[ $1 == *"$filter"* ]] || return 0
+  failed=$((failed + 1))
+  record "$1" missing 0 "$2"
+  say "${summary[-1]}"
+}
+
+optional() { # optional NAME REASON: a part that may be left out, aloud
+  [[ $1 == *"$filter"* ]] || return 0
+  left_out+=("$1")
+  record "$1" left-out 0 "$2"
+  say "${summary[-1]}"
+}
+
+# What says something about the stand-ins, the sources or other compilers, and nothing about a GPU. Named one by one: a test that is skipped for any
+# other reason is a failure.
+only_on_stand_ins="-class- *.CudaSourcesTests -class- *.PlantedMistakesTests -method- *.CountsTests.Step_EveryCall_*
+  -method- *.EveryKernelTests.Results_WithAnyNumberOfWorkers_* -method- *.EveryKernelTests.Cases_Together_LaunchEveryKernel
+  -method- *.CheckedKernelsTests.Launch_MisalignedVector_IsAFault"
+
+# Functions that parts run: they are called in a shell of their own.
+export root work results programs rehearsal only_on_stand_ins
+
+# The rows of a command are its standard output. What it left out it says on standard error.
+rows_to() { # rows_to FILE COMMAND...
+  local file=$1 status rows out
+  shift
+  "$@" > "$file.new" 2> "$file.messages"
+  status=$?
+  mv "$file.new" "$file"
+  cat "$file.messages"
+  rows=$(($(wc -l < "$file") + $(grep -c '^rehearsal, no result: ' "$file.messages")))
+  out=$(grep -c ' left out: ' "$file.messages")
+  rm -f "$file.messages"
+  echo "result: $rows rows$([ "$out" = 0 ] || echo ", $out left out (the log says which)")"
+  [ "$status" = 0 ] && [ "$rows" -gt 0 ]
+}
+
+doctor() {
+  "$programs/lora-trainer" doctor || return 1
+  "$programs/lora-trainer" doctor --json > "$results/doctor.json" 2> /dev/null
+  python3 - "$results/doctor.json" << 'EOF'
+import json, sys
+cuda = json.load(open(sys.argv[1]))["cuda"]
+if not cuda["available"]:
+    print("result:", cuda["reason"])
+    sys.exit(1)
+print("result:", cuda["device"]["name"], ", ".join(f'{library["name"]} {library["version"]}' for library in cuda["libraries"]))
+EOF
+}
+
+# One nvcc run a file, and one for each head dim that matters: registers and spills in the assembler's words.
+nvcc_all() {
+  local nvcc=$1 architecture=$2 file define defines failures=0
+  : > "$results/compile-nvcc.txt"
+  for file in kernels/*.cu; do
+    defines=(-DLT_NOTHING)
+    grep -q LT_HEAD_DIM "$file" && defines=(-DLT_HEAD_DIM=64 -DLT_HEAD_DIM=80 -DLT_HEAD_DIM=128 -DLT_HEAD_DIM=256)
+    for define in "${defines[@]}"; do
+      echo "== $(basename "$file") $define" | tee -a "$results/compile-nvcc.txt"
+      "$nvcc" -std=c++17 -O3 -arch="sm_$architecture" -cubin -Xptxas -v "$define" -o "$work/outputs/nvcc.cubin" "$file" 2>&1 \
+        | tee -a "$results/compile-nvcc.txt" || failures=$((failures + 1))
+    done
+  done
+  echo "result: $failures files do not compile; $(grep -c 'Used [0-9]* registers' "$results/compile-nvcc.txt") kernels, $(grep -E '[1-9][0-9]* bytes spill' "$results/compile-nvcc.txt" | wc -l) with spills"
+  [ "$failures" = 0 ]
+}
+
+# Tests of the kernels' test program. One that was skipped, and none at all, are failures.
+run_tests() { # run_tests NAME FILTERS...
+  local xml=$results/tests-$1.xml status
+  shift
+  "$programs/LoraTrainer.Kernels.Tests" -noColor -noLogo -failSkips -trait Category=Emulator $only_on_stand_ins "$@" -xml "$xml"
+  status=$?
+  test_counts "$xml" || status=1
+  return "$status"
+}
+
+test_counts() {
+  python3 - "$1" << 'EOF'
+import sys, xml.etree.ElementTree as tree
+tests = list(tree.parse(sys.argv[1]).iter("test"))
+count = lambda result: sum(test.get("result") == result for test in tests)
+skipped = [f'{test.get("name")}: {(test.findtext("reason") or "no reason").strip()}' for test in tests if test.get("result") == "Skip" or test.find("reason") is not None]
+for line in skipped:
+    print("skipped:", line)
+print(f'result: {count("Pass")} passed, {count("Fail")} failed, {len(skipped)} skipped')
+sys.exit(0 if tests and count("Pass") == len(tests) else 1)
+EOF
+}
+
+train_quickstart() { # train_quickstart FOLDER WRAPPER...: three steps of the quickstart on the GPU
+  local folder=$1
+  shift
+  rm -rf "$folder"
+  "$@" "$programs/lora-trainer" train configs/quickstart.yaml --quiet --set device=cuda --set max_steps=3 --set warmup_steps=1 --set logging_steps=1 \
+    --set evaluate_before=false --set evaluate_after=false --set "output_dir=$folder" || return 1
+  python3 - "$folder/summary.json" << 'EOF'
+import json, math, sys
+summary = json.load(open(sys.argv[1]))
+losses = summary["loss"]
+print(f'result: {summary["steps"]} steps, loss {losses["first"]:.4f} at the first, {losses["last"]:.4f} at the last')
+sys.exit(0 if summary["steps"] == 3 and all(math.isfinite(value) for value in losses.values()) else 1)
+EOF
+}
+
+sanitized_tests() { # sanitized_tests TOOL SANITIZER FILTERS...
+  local tool=$1 sanitizer=$2 log=$results/logs/sanitizer-$1-tests.txt status xml=$results/sanitize-$1.xml
+  shift 2
+  wrapped "$tool" "$sanitizer" "$log" "$programs/LoraTrainer.Kernels.Tests" -noColor -noLogo -failSkips "$@" -xml "$xml"
+  status=$?
+  test_counts "$xml" || status=1
+  sanitizer_result "$log" || status=1
+  return "$status"
+}
+
+sanitized_training() { # sanitized_training TOOL SANITIZER
+  local log=$results/logs/sanitizer-$1-training.txt status
+  train_quickstart "$work/outputs/sanitize-$1" wrapped "$1" "$2" "$log"
+  status=$?
+  sanitizer_result "$log" || status=1
+  return "$status"
+}
+
+wrapped() { # wrapped TOOL SANITIZER LOG COMMAND...
+  local tool=$1 sanitizer=$2 log=$3
+  shift 3
+  if [ "$sanitizer" = none ]; then
+    # The rehearsal's nearest thing: the emulator finds undefined behaviour in kernels.
+    echo "========= ERROR SUMMARY: 0 errors (no sanitizer was run)" > "$log"
+    LT_EMULATOR_CHECKED=1 "$@"
+  else
+    "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 50 --log-file "$log" "$@"
+  fi
+}
+
+sanitizer_result() {
+  cat "$1"
+  local line
+  line=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$1" | tail -n 1)
+  echo "result: ${line:-the sanitizer wrote no summary}"
+  [[ $line == *" 0 errors"* || $line == *" 0 hazards"* ]]
+}
+
+# The peers' archives, unpacked once; prints the path for Python.
+peer_path() {
+  python3 - "$1" "$work/peers" << 'EOF'
+import pathlib, sys, tarfile, zipfile
+source, target = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+if not (target / "done").exists():
+    target.mkdir(parents=True, exist_ok=True)
+    for archive in source.glob("*.tar.xz"):
+        tarfile.open(archive).extractall(target)
+    for wheel in source.glob("*.whl"):
+        zipfile.ZipFile(wheel).extractall(target)
+    (target / "done").touch()
+# An archive may hold the package itself, or a folder around it.
+print(":".join(sorted({str(found.parent.parent) for found in target.glob("**/bitsandbytes/__init__.py")} | {str(found.parent.parent) for found in target.glob("**/liger_kernel/__init__.py")} or {str(target)})))
+EOF
+}
+
+peer() { # peer FILE SHAPE MODE ARGUMENTS...
+  local file=$1 peers=$2 path
+  shift 2
+  path=$(peer_path "$peers") || return 1
+  PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} rows_to "$file" python3 "$peers/bench_peers.py" "$@" || return 1
+  cat "$file"
+  echo "result: $(python3 -c 'import json, sys; row = json.loads(open(sys.argv[1]).readlines()[-1]); print(row["tokens_per_s"], "tokens/s,", row["peak_gib"], "GiB, GEMM", row["bf16_gemm_tflops"], "TFLOP/s")' "$file")"
+}
+
+bitsandbytes_codes() { # bitsandbytes_codes PEERS: what the library's CUDA kernels make, against ours
+  local peers=$1 path folder=$work/cuda-fixtures/bitsandbytes
+  path=$(peer_path "$peers") || return 1
+  rm -rf "$folder"
+  PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} python3 "$peers/cuda_fixtures.py" "$folder" || return 1
+  LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.Nf4KernelTests.Fixtures_*'
+}
+export -f rows_to doctor nvcc_all run_tests test_counts train_quickstart sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
+
+# ---- stages -------------------------------------------------------------------------------------------------------------------------------------
+
+compile_stage() {
+  local nvcc architecture
+  part compile-nvrtc 60 rows_to "$results/compile-nvrtc.jsonl" "$programs/LoraTrainer.Benchmarks" --compile-kernels
+  if nvcc=$(tool nvcc) && [ -z "$rehearsal" ]; then
+    architecture=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["cuda"]["device"]["compute_capability"].replace(".", ""))' "$results/doctor.json")
+    part compile-nvcc 120 nvcc_all "$nvcc" "$architecture"
+  else
+    optional compile-nvcc "there is no nvcc here; a run does not need it"
+  fi
+}
+
+test_stage() {
+  local class classes
+  say "not on a GPU: $(echo $only_on_stand_ins | sed 's/-class- //g; s/-method- //g')"
+  classes=$("$programs/LoraTrainer.Kernels.Tests" -noColor -noLogo -trait Category=Emulator $only_on_stand_ins -list classes | grep -E '^[A-Za-z0-9_.]+$')
+  [ -n "$classes" ] || missing test "the test program lists no tests of the GPU"
+  part test-quickstart 30 train_quickstart "$work/outputs/quickstart"
+  for class in $classes; do
+    part "test-${class##*.}" 60 run_tests "${class##*.}" -class "$class"
+  done
+}
+
+sanitize_stage() {
+  local sanitizer tool
+  if [ -n "$rehearsal" ]; then
+    sanitizer=none
+  elif ! sanitizer=$(tool compute-sanitizer /usr/local/cuda/compute-sanitizer); then
+    missing sanitize "there is no compute-sanitizer here (apt-get install cuda-sanitizer-13-0)"
+    return
+  fi
+  for tool in memcheck racecheck initcheck; do
+    part "sanitize-$tool-training" 120 sanitized_training "$tool" "$sanitizer"
+    part "sanitize-$tool-tests" 150 sanitized_tests "$tool" "$sanitizer" -method '*.EveryKernelTests.Results_AgainAndInEveryOrder_*'
+  done
+}
+
+bench_stage() {
+  local rows peers candidate size shrink=()
+  [ -z "$rehearsal" ] || shrink=(--shrink)
+  for rows in copy kernel_ gemm_ linear_ attention_ step_; do
+    part "bench-${rows%_}" 60 rows_to "$results/bench-${rows%_}.jsonl" "$programs/LoraTrainer.Benchmarks" "${shrink[@]}" "cuda_$rows"
+  done
+
+  peers=
+  for candidate in "${LT_GPU_PEERS:-}" tests/Benchmarks/peers shared/tools/gpu-peers ../shared/tools/gpu-peers; do
+    [ -n "$candidate" ] && [ -f "$candidate/bench_peers.py" ] && { peers=$candidate; break; }
+  done
+  if [ -n "$rehearsal" ]; then
+    optional bench-peers "the peers need a GPU"
+    part bench-bitsandbytes 60 run_tests bitsandbytes -method "*.Nf4KernelTests.Fixtures_*"
+  elif [ -z "$peers" ]; then
+    missing bench-peers "bench_peers.py is not here; LT_GPU_PEERS names its folder"
+  else
+    # The shapes of cuda_step_*, in the same call.
+    part bench-bitsandbytes 60 bitsandbytes_codes "$peers"
+    for size in "4 512" "1 2048"; do
+      set -- $size
+      part "bench-peer-nf4-$1x$2" 70 peer "$results/peer-nf4-$1x$2.jsonl" "$peers" llama8b nf4 --batch "$1" --seq "$2" --rank 8 --targets qkv
+      part "bench-peer-bf16-$1x$2" 70 peer "$results/peer-bf16-$1x$2.jsonl" "$peers" llama8b bf16 --batch "$1" --seq "$2" --rank 8 --targets qkv
+    done
+    part bench-peer-nf4-1x2048-recompute 70 peer "$results/peer-nf4-1x2048-recompute.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --ckpt
+    part bench-peer-nf4-1x2048-liger 90 peer "$results/peer-nf4-1x2048-liger.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --liger
+  fi
+}
+
+# ---- run ----------------------------------------------------------------------------------------------------------------------------------------
+
+# Few files, so that any way of bringing them back will do.
+hand_over() {
+  cat "$results"/bench-*.jsonl > "$results/bench.jsonl" 2> /dev/null
+  cat "$results"/peer-*.jsonl > "$results/peers.jsonl" 2> /dev/null
+  { say "$(cat "$results/machine" 2> /dev/null)"; say "commit $LT_BENCHMARK_COMMIT"; printf "$mark%s\n" "${summary[@]}"; } > "$results/summary-$stage.txt"
+  [ -n "${OUT:-}" ] && [ -d "${OUT:-}" ] || return 0
+  tar -C "$work" -czf "$OUT/gpu-check-results${rehearsal:+-rehearsal}.tar.gz" results
+  cp "$results/summary-$stage.txt" "$OUT/"
+  local file
+  for file in bench.jsonl peers.jsonl compile-nvrtc.jsonl; do
+    [ -s "$results/$file" ] && cp "$results/$file" "$OUT/"
+  done
+}
+
+if [ "$stage" = report ]; then
+  machine=$(cat "$results/machine" 2> /dev/null)
+  for name in "$results"/parts/*; do
+    mapfile -t state < "$name"
+    say "$(printf '%-9s %-34s %5ss  %s  [%s, %s]' "${state[0]}" "$(basename "$name")" "${state[1]}" "${state[2]}" "${state[3]}" "${state[4]}")"
+  done
+  exit 0
+fi
+
+machine=$({ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2> /dev/null || echo "unknown GPU"; } | head -n 1)
+[ -z "$rehearsal" ] || machine="CPU stand-ins"
+echo "$machine" > "$results/machine"
+say "$machine, commit $LT_BENCHMARK_COMMIT, fixtures ${LT_FIXTURES:-none}, results in ${results#"$root"/}"
+
+if [ -z "$rehearsal" ] && [ -n "${LT_CUDA_DIR:-}" ] && grep -q lt_standin_count "$LT_CUDA_DIR"/libcuda.so* 2> /dev/null; then
+  say "LT_CUDA_DIR names the CPU stand-ins; --stand-in rehearses with them"
+  exit 1
+fi
+
+keep_filter=$filter
+filter=
+rm -f "$results/parts/doctor"
+part doctor 20 doctor
+if [ "$failed" -gt 0 ]; then
+  # Told apart from a broken program: are the libraries only where the program does not look?
+  nvidia-smi 2>&1 | head -n 15
+  hand_over
+  exit 1
+fi
+
+filter=$keep_filter
+ran=0 begun=0
+case $stage in
+  compile) compile_stage ;;
+  test) test_stage ;;
+  sanitize) sanitize_stage ;;
+  bench) bench_stage ;;
+  all) compile_stage; test_stage; sanitize_stage; bench_stage ;;
+esac
+
+say "---- $stage"
+for line in "${summary[@]}"; do say "$line"; done
+hand_over
+[ "$ran" -gt 0 ] || { say "no part of $stage has a name with \"$filter\" in it"; exit 1; }
+if [ "$failed" -gt 0 ]; then say "$stage: $failed parts failed or could not be run"; exit 1; fi
+if [ "$left" -gt 0 ]; then say "$stage: $left parts are left; run it again"; exit 75; fi
+say "$stage: every part that was run is well${left_out[*]:+; left out: ${left_out[*]}}"

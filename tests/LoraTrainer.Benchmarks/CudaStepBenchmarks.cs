@@ -1,0 +1,220 @@
+using System.Diagnostics;
+using System.Globalization;
+using System.Runtime.InteropServices;
+using System.Text;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Native.Cuda;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Layers;
+using LoraTrainer.Training;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
+
+namespace LoraTrainer.Benchmarks;
+
+/// <summary>One whole training step: a model's shape, how its base is kept, and a batch.</summary>
+/// <param name="Name">Of its rows.</param>
+/// <param name="Shape">config.json.</param>
+/// <param name="FourBit">NF4 with double quantization, else bf16.</param>
+/// <param name="Rows">Documents of the batch.</param>
+/// <param name="Length">Tokens of each.</param>
+/// <param name="Recompute">Gradient checkpointing.</param>
+internal sealed record CudaStep(string Name, string Shape, bool FourBit, int Rows, int Length, bool Recompute = false);
+
+/// <summary>
+/// cuda_step_*: whole steps of Llama-3.1-8B with LoRA of rank 8 on q, k and v, all tokens scored: tokens/s, share of the GPU's rate, memory. Work of
+/// a token: 4N + 3a floating-point operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size *
+/// layers; what is computed again does not count. The weights are random and made on the device: no file is written or read.
+/// </summary>
+internal static class CudaStepBenchmarks
+{
+    private const int WarmSteps = 3;
+    private const int Steps = 12;
+    private const float WeightScale = 0.02f;
+
+    private const string Llama8B = """
+        {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+         "vocab_size": 128256, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "rope_theta": 500000.0}
+        """;
+
+    private const string Tiny = """
+        {"model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "vocab_size": 320, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "rope_theta": 500000.0}
+        """;
+
+    public static IEnumerable<CudaStep> Of(CudaSizes sizes)
+    {
+        (string shape, int shrink) = sizes.Shrunk ? (Tiny, 32) : (Llama8B, 1);
+        return
+        [
+            new("cuda_step_qlora_nf4_8b_4x512", shape, true, 4, 512 / shrink),
+            new("cuda_step_qlora_nf4_8b_1x2048", shape, true, 1, 2048 / shrink),
+            new("cuda_step_qlora_nf4_8b_1x2048_recompute", shape, true, 1, 2048 / shrink, true),
+            new("cuda_step_lora_bf16_8b_4x512", shape, false, 4, 512 / shrink),
+            new("cuda_step_lora_bf16_8b_1x2048", shape, false, 1, 2048 / shrink),
+        ];
+    }
+
+    public static void Run(BenchmarkReport report, CudaSizes sizes, CudaStep step)
+    {
+        ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(step.Shape));
+        TrainingConfig config = Config(step);
+        int tokens = step.Rows * step.Length;
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cuda, Environment.ProcessorCount, null), new PlannedPasses(tokens, [], step.Length));
+
+        // Above the plan: the operands of the product that the step is held against, and what tensors are filled from.
+        long beside = 4L * 2 * sizes.Square * sizes.Square + 6L * 2 * sizes.Tokens * (sizes.Intermediate + sizes.Hidden) + (sizes.Shrunk ? 64L << 20 : 256L << 20);
+        long? freeBefore = CudaDevice.Describe().Device?.FreeMemoryBytes;
+        if (!CudaDevice.TryOpen(plan.ArenaBytes + beside, out CudaDevice? device, out string reason))
+        {
+            Console.Error.WriteLine($"{step.Name} is left out: {reason}");
+            return;
+        }
+
+        using (device)
+        {
+            ZeroAll(device);
+            TrainedModel trained = TrainedModel.Build(config, shape, folder: null, device);
+            double gemm;
+            using (device.Arena.Frame())
+            {
+                var bench = new CudaBench(report, device, sizes);
+                FillWeights(bench, trained.Model);
+                CudaProduct fastest = CudaProduct.Fastest(bench);
+                gemm = bench.Rate(fastest.Flops, fastest.Call);
+            }
+
+            double[] seconds = Measure(device, trained, step);
+            long? taken = freeBefore - FreeMemory() - beside;
+            Report(report, step, shape, device, [.. seconds.Select(time => tokens / time)], gemm);
+            if (taken is { } bytes)
+            {
+                report.Add(step.Name + "_memory", bytes / 1e9, "GB", "own plan", plan.ArenaBytes / 1e9, (double)plan.ArenaBytes / bytes);
+            }
+        }
+    }
+
+    private static void Report(BenchmarkReport report, CudaStep step, ModelConfig shape, CudaDevice device, double[] tokensPerSecond, double gemm)
+    {
+        double matrices = shape.ExpectedTensors().Where(tensor => tensor.Shape.Length == 2 && tensor.Name != ModelConfig.EmbeddingTensor).Sum(tensor => (double)tensor.Shape[0] * tensor.Shape[1]);
+        double flopsPerToken = 4 * matrices + 3 * (2.0 * step.Length * shape.HiddenSize * shape.NumHiddenLayers);
+        double rate = CudaBench.Median(tokensPerSecond);
+        report.Add(step.Name, rate, "tokens/s", "fastest own bf16 GEMM, by the FLOPs of a token", gemm / flopsPerToken, rate * flopsPerToken / gemm, tokensPerSecond);
+        if (PeakOf(device.Info.Name) is { } peak)
+        {
+            double[] rates = [.. tokensPerSecond.Select(value => value * flopsPerToken / 1e12)];
+            report.Add(step.Name + "_mfu", rate * flopsPerToken / 1e12, "TFLOP/s", "dense bf16 rate in the card's data sheet", peak, rate * flopsPerToken / 1e12 / peak, rates);
+        }
+        else
+        {
+            Console.Error.WriteLine($"{step.Name}_mfu is left out: the rate of {device.Info.Name} in its data sheet is not known here.");
+        }
+    }
+
+    private static TrainingConfig Config(CudaStep step) => new()
+    {
+        Adapter = new AdapterOptions { Kind = step.FourBit ? AdapterKind.Qlora : AdapterKind.Lora, Rank = 8, Alpha = 16, TargetModules = ["q_proj", "k_proj", "v_proj"] },
+        Quantization = new QuantizationOptions { LoadIn4Bit = step.FourBit },
+        Evaluation = new EvaluationOptions { Before = false, After = false },
+        Device = new DeviceOptions { GradientCheckpointing = step.Recompute ? GradientCheckpointing.On : GradientCheckpointing.Off },
+    };
+
+    /// <summary>The seconds of each step, from the upload of its batch to its report; the first ones, which compile and choose, are not among them.</summary>
+    private static double[] Measure(CudaDevice device, TrainedModel trained, CudaStep step)
+    {
+        int count = step.Rows * step.Length, vocabulary = trained.Model.Config.VocabSize;
+        var random = new Random(7);
+        int[] tokens = [.. Enumerable.Range(0, count).Select(_ => random.Next(vocabulary))];
+        int[] targets = [.. tokens[1..], tokens[0]];
+        int[] positions = [.. Enumerable.Range(0, count).Select(index => index % step.Length)];
+        int[] offsets = [.. Enumerable.Range(0, step.Rows + 1).Select(row => row * step.Length)];
+        int[] scored = [.. Enumerable.Range(0, count)];
+        double[] seconds = new double[Steps];
+        for (int i = -WarmSteps; i < Steps; i++)
+        {
+            long start = Stopwatch.GetTimestamp();
+            using ArenaFrame frame = device.Arena.Frame();
+            StepReport numbers = StepReport.Allocate(device);
+            device.Zero(trained.Model.Parameters.Gradients);
+            using (device.Arena.Frame())
+            {
+                PackedBatch batch = PackedBatch.Upload(device, tokens, positions, offsets, targets, scored);
+                var dropout = new DropoutState(IsActive: true, Seed: 1, Step: (uint)(i + WarmSteps));
+                Trainer.Accumulate(trained, numbers, batch, dropout, 1f / count, step.Recompute);
+            }
+
+            Trainer.Update(trained, numbers, i + WarmSteps + 1, 1e-4);
+            (double loss, double norm) = numbers.Read();
+            if (!double.IsFinite(loss) || !double.IsFinite(norm) || norm == 0)
+            {
+                throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"{step.Name}: the loss is {loss / count} and the gradient norm {norm}; a step that does not train measures nothing."));
+            }
+
+            if (i >= 0)
+            {
+                seconds[i] = Stopwatch.GetElapsedTime(start).TotalSeconds;
+            }
+        }
+
+        return seconds;
+    }
+
+    /// <summary>Weights are laid out without a file, so what they and their scales are made of must be a number before anything computes with it.</summary>
+    private static void ZeroAll(CudaDevice device)
+    {
+        using ArenaFrame frame = device.Arena.Frame();
+        device.Zero(device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(device.Arena.CapacityBytes)));
+        device.Synchronize();
+    }
+
+    private static void FillWeights(CudaBench bench, CausalLanguageModel model)
+    {
+        FillDense(bench, model.EmbeddingTable);
+        FillDense(bench, ((DenseMatrix)model.Head).Values);
+        foreach (AdaptedLinear linear in model.Linears)
+        {
+            if (linear.Weight is Nf4Matrix nf4)
+            {
+                bench.Fill(nf4.Packed);
+                bench.Fill(nf4.AbsmaxCodes);
+                FillWith(bench, nf4.NestedAbsmax, 3 * WeightScale);
+            }
+            else
+            {
+                FillDense(bench, ((DenseMatrix)linear.Weight).Values);
+            }
+        }
+
+        foreach (RmsNormLayer norm in model.Layers.SelectMany(layer => layer.Norms).Append(model.FinalNorm))
+        {
+            FillWith(bench, norm.Weight, 1);
+        }
+    }
+
+    /// <summary>Random numbers of the size that trained weights have.</summary>
+    private static void FillDense(CudaBench bench, Tensor tensor) => bench.FillScaled(tensor, WeightScale);
+
+    private static void FillWith(CudaBench bench, Tensor tensor, float value)
+    {
+        float[] values = new float[tensor.ElementCount];
+        values.AsSpan().Fill(value);
+        bench.Device.Upload(tensor, MemoryMarshal.AsBytes(values.AsSpan()));
+    }
+
+    private static long? FreeMemory() => CudaDriver.cuMemGetInfo(out nuint free, out _) == CudaStatus.Success ? (long)free : null;
+
+    /// <summary>Dense bf16 with f32 accumulation in TFLOP/s, as NVIDIA's data sheets give it, by the driver's names; null for others.</summary>
+    private static double? PeakOf(string name)
+    {
+        (string Part, double Peak)[] sheets =
+        [
+            ("B200", 2250), ("H200", 989.4), ("H100 NVL", 835), ("H100 PCIe", 756), ("H100", 989.4), ("A100", 312), ("L40S", 362), ("L40", 181), ("L4", 121), ("A40", 149.7),
+            ("A10G", 70), ("A10", 125), ("RTX A6000", 154.8), ("RTX 4090", 165.2), ("RTX 3090", 71),
+        ];
+        return sheets.Where(sheet => name.Contains(sheet.Part, StringComparison.Ordinal)).Select(sheet => (double?)sheet.Peak).FirstOrDefault();
+    }
+}
