@@ -19,23 +19,23 @@
 //
 // Launch (blocks are one-dimensional; a grid is x by y; `ceil` rounds up; rows of a tile, threads and dynamic shared bytes by D):
 //
-//   kernel                        grid x, y                                     D           rows a block owns   tile it walks over   threads
-//   attention_forward             query_heads, ceil(queries / rows)             <= 128      128 queries         64 keys              128
-//                                                                               <= 192       64 queries         64 keys              128
-//                                                                               <= 256       64 queries         32 keys              128
-//   attention_delta               query_heads, ceil(tokens / 32)                any          32 queries         -                    256
-//   attention_backward_keys       key_heads, ceil(tokens / rows)                <=  64      128 keys            32 queries           128
-//                                                                               <= 128      128 keys            32 queries           256
-//                                                                               <= 256       64 keys            16 queries           256
-//   attention_backward_queries    query_heads, ceil(tokens / rows)              <=  64      128 queries         64 keys              128
-//                                                                               <= 128      128 queries         64 keys              256
-//                                                                               <= 192       64 queries         32 keys              128
-//                                                                               <= 256       64 queries         16 keys              128
+//   kernel                        grid x, y                              D         rows a block owns   tile it walks over   threads
+//   attention_forward             query_heads, ceil(queries / rows)      <= 128    128 queries         64 keys              128
+//                                                                        <= 192     64 queries         64 keys              128
+//                                                                        <= 256     64 queries         32 keys              128
+//   attention_delta               query_heads, ceil(tokens / 32)         any        32 queries         -                    256
+//   attention_backward_keys       key_heads, ceil(tokens / rows)         <=  64    128 keys            32 queries           128
+//                                                                        <= 128    128 keys            32 queries           256
+//                                                                        <= 256     64 keys            16 queries           256
+//   attention_backward_queries    query_heads, ceil(tokens / rows)       <=  64    128 queries         64 keys              128
+//                                                                        <= 128    128 queries         64 keys              256
+//                                                                        <= 192     64 queries         32 keys              128
+//                                                                        <= 256     64 queries         16 keys              128
 //
-//   Shared bytes, with pitch = 2 * (D + (D % 64 == 0 ? 0 : 8)) bytes a row, and `rows` and `tile` from the table:
+//   Shared bytes, with pitch = 2 * (D + (D == 192 || D == 256 ? 0 : 8)) bytes a row, and `rows` and `tile` from the table:
 //     attention_forward             pitch * (rows + 2 * tile)
 //     attention_delta               0
-//     attention_backward_keys       pitch * ((D > 64 && D <= 128 ? 1 : 2) * rows + 4 * tile) + 16 * tile
+//     attention_backward_keys       pitch * (2 * rows + (D > 64 && D <= 128 ? 2 : 4) * tile) + 16 * tile
 //     attention_backward_queries    pitch * ((D <= 128 ? 0 : 2) * rows + 4 * tile)
 #include "port.cuh"
 
@@ -49,8 +49,9 @@ constexpr int kHeadDim = LT_HEAD_DIM;
 constexpr int kChunks = kHeadDim / 8;
 constexpr int kSteps = kHeadDim / 16;
 
-// ldmatrix reads 16 bytes of 8 neighbouring rows at once, and they have to lie in different banks: rows of whole 128-byte lines get
-// their chunks exchanged within the line by the row's low bits, other rows get one chunk of padding (an odd number of chunks a row).
+// ldmatrix reads 16 bytes of 8 neighbouring rows at once, and they have to lie in different banks. One chunk of padding does it (a row
+// then has an odd number of them); for 192 and 256 columns there is no room for that, and the chunks of a 128-byte line change places
+// by the row's low bits instead.
 constexpr bool kSwizzled = kHeadDim % 64 == 0 && kHeadDim > 128;
 constexpr int kPitch = kHeadDim + (kSwizzled ? 0 : 8);
 
@@ -81,9 +82,9 @@ constexpr int kKeysRows = kKeysWarps / kKeysColumnParts * kKeysRowTiles * 16;
 constexpr int kKeysTile = kHeadDim <= 128 ? 32 : 16;
 constexpr int kKeysThreads = kKeysWarps * 32;
 constexpr bool kKeysInRegisters = kHeadDim > 64 && kHeadDim <= 128;
-constexpr int kKeysTileRows = (kKeysInRegisters ? 1 : 2) * kKeysRows + 4 * kKeysTile;
+constexpr int kKeysTileRows = 2 * kKeysRows + (kKeysInRegisters ? 2 : 4) * kKeysTile;
 constexpr int kKeysBytes = 2 * kPitch * kKeysTileRows + 16 * kKeysTile;
-static_assert(!kKeysInRegisters || kKeysRows <= 4 * kKeysTile, "K passes through the buffers of the query tiles");
+static_assert(!kKeysInRegisters || kKeysRows >= 2 * kKeysTile, "the place of K becomes the second buffer of the query tiles");
 
 constexpr int kQueriesWarps = kHeadDim > 64 && kHeadDim <= 128 ? 8 : 4;
 constexpr int kQueriesRowTiles = kHeadDim <= 64 ? 2 : 1;
@@ -601,8 +602,8 @@ attention_backward_keys(AttentionGradients arguments) {
     constexpr int kParts = kKeysColumnParts, kPartSteps = (kSteps + kParts - 1) / kParts;
     LT_SHARED(memory);
     bf16* const v_tile = (bf16*)memory;
-    bf16* const k_tile = v_tile + kRows * kPitch;    // where K is kept in registers the tiles of queries take its place
-    bf16* const query_tiles = kKeysInRegisters ? k_tile : k_tile + kRows * kPitch;
+    bf16* const query_tiles = v_tile + kRows * kPitch;
+    bf16* const k_tile = query_tiles + (kKeysInRegisters ? 2 : 4) * kTile * kPitch;     // 2: the second buffer, once K is in registers
     float* const query_numbers = (float*)(v_tile + kKeysTileRows * kPitch);
 
     const Lane lane = this_lane();
@@ -613,6 +614,9 @@ attention_backward_keys(AttentionGradients arguments) {
     const size_t first = (size_t)first_key * pitch + key_head * head_dim;
     load_tile<kRows, kThreads>(v_tile, arguments.v + first, pitch, keys, head_dim);
     load_tile<kRows, kThreads>(k_tile, arguments.k + first, pitch, keys, head_dim);
+    const int first_tile = first_key / kTile;
+    int head = key_head * group, query_tile = first_tile;
+    load_query_tile(query_tile_buffer(query_tiles, query_numbers, 0), arguments, head, query_tile * kTile);
     cp_async_commit();
 
     // Queries from a key's own on to its document's end see it: of the first and last key of the block, and of the last one of the warp.
@@ -630,18 +634,13 @@ attention_backward_keys(AttentionGradients arguments) {
         __syncthreads();
     }
     set_rows(k_rows, k_tile + warp_row * kPitch, lane);
-    if constexpr (kKeysInRegisters) __syncthreads(); // everybody has its K
 
     float d_k[kTiles][2 * kPartSteps][4], d_v[kTiles][2 * kPartSteps][4];
     clear(d_k);
     clear(d_v);
     const float scale2 = arguments.scale * kLog2E;
 
-    const int first_tile = first_key / kTile, last_tile = (last_end - 1) / kTile;
-    const int tile_count = (last_tile - first_tile + 1) * group;
-    int head = key_head * group, query_tile = first_tile;
-    load_query_tile(query_tile_buffer(query_tiles, query_numbers, 0), arguments, head, query_tile * kTile);
-    cp_async_commit();
+    const int last_tile = (last_end - 1) / kTile, tile_count = (last_tile - first_tile + 1) * group;
     for (int count = 0; count < tile_count; count++) {
         const int first_query = query_tile * kTile;
         cp_async_wait<0>();
