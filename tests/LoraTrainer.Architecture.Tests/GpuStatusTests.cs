@@ -10,8 +10,8 @@ public sealed partial class GpuStatusTests
     private const string Page = "docs/gpu-status.md";
     private const string Never = "never";
 
-    private static readonly (string Kernel, string[] Tests, string Gpu)[] Rows =
-        [.. Row().Matches(File.ReadAllText(Repository.PathOf(Page))).Select(match => (match.Groups["kernel"].Value, match.Groups["tests"].Value.Split(", "), match.Groups["gpu"].Value.Trim()))];
+    private static readonly (string Kernel, string[] Tests, bool Compiled, string Gpu)[] Rows =
+        [.. Row().Matches(File.ReadAllText(Repository.PathOf(Page))).Select(match => (match.Groups["kernel"].Value, match.Groups["tests"].Value.Split(", "), match.Groups["compiled"].Value == "yes", match.Groups["gpu"].Value.Trim()))];
 
     [Fact]
     public void Kernels_AllHaveOneRow()
@@ -28,6 +28,15 @@ public sealed partial class GpuStatusTests
         string[] files = [.. Repository.Files("tests/LoraTrainer.Kernels.Tests", "*.cs").Select(file => Path.GetFileNameWithoutExtension(file))];
 
         Assert.Equal([], Rows.SelectMany(row => row.Tests.Except(files).Select(test => $"{row.Kernel}: {test}")));
+    }
+
+    /// <summary>The page that a test of the kernels compares with what NVRTC makes of them.</summary>
+    [Fact]
+    public void Compiled_AreThoseOfThePageOfKernels()
+    {
+        string[] compiled = [.. CompiledKernel().Matches(File.ReadAllText(Repository.PathOf("docs/kernels.md"))).Select(match => match.Groups["name"].Value).Distinct().Order(StringComparer.Ordinal)];
+
+        Assert.Equal(compiled, Rows.Where(row => row.Compiled).Select(row => row.Kernel).Order(StringComparer.Ordinal));
     }
 
     [Fact]
@@ -67,8 +76,11 @@ public sealed partial class GpuStatusTests
         }
     }
 
-    [GeneratedRegex(@"^\| `(?<kernel>\w+)` \| (?<tests>[\w, ]+?) \| (?:yes|no) \| (?<gpu>[^|]+) \|$", RegexOptions.Multiline)]
+    [GeneratedRegex(@"^\| `(?<kernel>\w+)` \| (?<tests>[\w, ]+?) \| (?<compiled>yes|no) \| (?<gpu>[^|]+) \|$", RegexOptions.Multiline)]
     private static partial Regex Row();
+
+    [GeneratedRegex(@"^\| (?<name>[a-z]\w+)(?:, D = \d+)? \| \d", RegexOptions.Multiline)]
+    private static partial Regex CompiledKernel();
 
     [GeneratedRegex(@"extern ""C"" __global__ void\s+__launch_bounds__\([^()]*\)\s+(?<name>\w+)\(")]
     private static partial Regex Kernel();
