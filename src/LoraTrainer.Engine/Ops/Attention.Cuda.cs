@@ -81,8 +81,8 @@ internal readonly record struct CudaAttentionTiles(int Rows, int Threads, int Sh
         int dim = Compiled(headDim);
         int rows = dim <= 128 ? 128 : 64;
         int tile = dim <= 128 ? 32 : 16;
-        int kept = dim is > 64 and <= 128 ? 1 : 2;
-        return new CudaAttentionTiles(rows, dim <= 64 ? 128 : 256, RowBytes(dim) * (kept * rows + 4 * tile) + 16 * tile);
+        int buffers = dim is > 64 and <= 128 ? 2 : 4;
+        return new CudaAttentionTiles(rows, dim <= 64 ? 128 : 256, RowBytes(dim) * (2 * rows + buffers * tile) + 16 * tile);
     }
 
     public static CudaAttentionTiles BackwardQueries(int headDim)
