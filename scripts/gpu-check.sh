@@ -76,7 +76,7 @@ EOF
   fixtures=$(cd "$fixtures" && pwd)
   fixtures_to_pack "$fixtures" | tar -C "$fixtures" -cf - -T - | tar -xf - -C "$stage_folder/fixtures" || return 1
   commit > "$stage_folder/commit"
-  tar -C "$stage_folder" -cf - . | xz -T0 -6 > "$packed/programs.tar.xz" || return 1
+  tar -C "$stage_folder" -cf - . | xz -T0 -6 > "$packed/programs.tar.xz.new" && mv "$packed/programs.tar.xz.new" "$packed/programs.tar.xz" || return 1
   cp "$stage_folder/commit" "$packed/commit"
   rm -rf "$stage_folder"
   local bytes
