@@ -309,6 +309,44 @@ sys.exit(0 if summary["steps"] == 3 and all(math.isfinite(value) for value in lo
 EOF
 }
 
+# The quickstart, killed with SIGKILL at three moments and resumed, against the same steps in one go: adapter, optimizer and losses.
+train_through_kills() { # train_through_kills FOLDER
+  local folder=$1 process from target kills=0 options=(--quiet --set device=cuda --set max_steps=120 --set save_steps=7 --set logging_steps=1
+    --set evaluate_before=false --set evaluate_after=false)
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  "$programs/lora-trainer" train configs/quickstart.yaml "${options[@]}" --set "output_dir=$folder/whole" || return 1
+  for target in 15 20 30; do
+    if [ -f "$folder/killed/config.resolved.yaml" ]; then
+      "$programs/lora-trainer" resume "$folder/killed" --quiet &
+    else
+      "$programs/lora-trainer" train configs/quickstart.yaml "${options[@]}" --set "output_dir=$folder/killed" &
+    fi
+    process=$!
+    # After so many more lines of the log, so that the kill falls among the steps on any card.
+    from=$(cat "$folder/killed/log.jsonl" 2> /dev/null | wc -l)
+    while kill -0 "$process" 2> /dev/null && [ "$(cat "$folder/killed/log.jsonl" 2> /dev/null | wc -l)" -lt $((from + target)) ]; do sleep 0.01; done
+    kill -9 "$process" 2> /dev/null && kills=$((kills + 1))
+    wait "$process" 2> /dev/null
+  done
+  "$programs/lora-trainer" resume "$folder/killed" --quiet || return 1
+  python3 - "$folder" "$kills" << 'EOF'
+import hashlib, json, pathlib, sys
+folder, kills = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+def end_of(run):
+    checkpoint = max(run.glob("checkpoints/*/step-*"))
+    losses = {row["step"]: row["loss"] for row in map(json.loads, open(run / "log.jsonl")) if "loss" in row and "step" in row}
+    digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return digest(run / "adapter_model.safetensors"), digest(checkpoint / "optimizer.safetensors"), checkpoint.name[:13], losses
+whole, killed = end_of(folder / "whole"), end_of(folder / "killed")
+same = whole == killed and len(whole[3]) > 100
+print("whole ", whole[:3], len(whole[3]), "losses")
+print("killed", killed[:3], len(killed[3]), "losses, other ones at steps", [step for step in whole[3] if whole[3][step] != killed[3].get(step)][:10])
+print(f"result: killed {kills} times; adapter, optimizer and losses are {'the same' if same else 'NOT the same'}")
+sys.exit(0 if same and kills > 0 else 1)
+EOF
+}
+
 sanitized_tests() { # sanitized_tests TOOL SANITIZER FILTERS...
   local tool=$1 sanitizer=$2 log=$results/logs/sanitizer-$1-tests.txt status xml=$results/sanitize-$1.xml
   shift 2
@@ -335,7 +373,9 @@ wrapped() { # wrapped TOOL SANITIZER LOG COMMAND...
     echo "========= ERROR SUMMARY: 0 errors (no sanitizer was run)" > "$log"
     LT_EMULATOR_CHECKED=1 "$@"
   else
-    "$sanitizer" --tool "$tool" --error-exitcode 99 --print-limit 50 --log-file "$log" "$@"
+    # What the driver's calls return is the program's business: it checks each, and asks for a kernel's parameters until there are no more.
+    # shellcheck disable=SC2046
+    "$sanitizer" --tool "$tool" $([ "$tool" = memcheck ] && echo --report-api-errors no) --error-exitcode 99 --print-limit 50 --log-file "$log" "$@"
   fi
 }
 
@@ -381,7 +421,7 @@ bitsandbytes_codes() { # bitsandbytes_codes PEERS: what the library's CUDA kerne
   PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} python3 "$peers/cuda_fixtures.py" "$folder" || return 1
   LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.Nf4KernelTests.Fixtures_*'
 }
-export -f rows_to doctor nvcc_all run_tests test_counts train_quickstart sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
+export -f rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
 
 # ---- stages -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -402,6 +442,11 @@ test_stage() {
   classes=$("$programs/LoraTrainer.Kernels.Tests" -noColor -noLogo -trait Category=Emulator $only_on_stand_ins -list classes | grep -E '^[A-Za-z0-9_.]+$')
   [ -n "$classes" ] || missing test "the test program lists no tests of the GPU"
   part test-quickstart 30 train_quickstart "$work/outputs/quickstart"
+  if [ -n "$rehearsal" ] && [ -z "${LT_REHEARSE_KILLS:-}" ]; then
+    optional test-kills "takes long on the stand-ins; LT_REHEARSE_KILLS=1 rehearses it"
+  else
+    part test-kills 60 train_through_kills "$work/outputs/kills"
+  fi
   for class in $classes; do
     part "test-${class##*.}" 60 run_tests "${class##*.}" -class "$class"
   done
@@ -460,6 +505,7 @@ hand_over() {
   [ -n "${OUT:-}" ] && [ -d "${OUT:-}" ] || return 0
   tar -C "$work" -czf "$OUT/gpu-check-results${rehearsal:+-rehearsal}.tar.gz" results
   cp "$results/summary-$stage.txt" "$OUT/"
+  [ -d "$work/cuda-fixtures" ] && tar -C "$work" -cJf "$OUT/cuda-fixtures.tar.xz" cuda-fixtures
   local file
   for file in bench.jsonl peers.jsonl compile-nvrtc.jsonl; do
     [ -s "$results/$file" ] && cp "$results/$file" "$OUT/"

@@ -7,7 +7,8 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Devices;
 
-/// <summary>C = alpha op(A) op(B) + beta C, all row-major; op(A) is (M, K), op(B) is (K, N). Sums in fp32, one rounding at the end.</summary>
+/// <summary>C = alpha op(A) op(B) + beta C, all row-major; op(A) is (M, K), op(B) is (K, N). Sums in fp32. Some of the library's algorithms round the product to
+/// the type of C before they add beta C; for F32 that is no rounding, for BF16 it is what op-by-op bf16 training does.</summary>
 internal readonly struct GemmCall
 {
     public required long M { get; init; }

@@ -60,7 +60,7 @@ public sealed class LinearCrossEntropyKernelTests
         double[] weightBound = [.. e.DWeightBound.Zip(before, (a, b) => a + (n + 2) * U * Math.Abs(b))];
         Within([.. e.DWeight.Zip(before, (a, b) => a + b)], weightBound, dWeight.Download(), "dWeight");
 
-        // Less asked for gives the same bits of the rest; so do the rows in other chunks.
+        // Less asked for gives the same bits of the rest; so do the rows in other chunks, where a product's sums do not depend on its other rows.
         Tensor onlyLosses = bench.Poisoned(DType.F32, new Shape(n)), frozen = bench.Poisoned(DType.BF16, new Shape(n, d));
         Run(onlyLosses, Tensor.None, Tensor.None, rows);
         TensorAssert.BitEqual(losses.Download(), onlyLosses.Download(), "losses alone");
@@ -69,7 +69,16 @@ public sealed class LinearCrossEntropyKernelTests
         int[] some = [.. rows.Skip(rows.Length / 2)];
         Run(onlyLosses, frozen, Tensor.None, some);
         float[] few = onlyLosses.Download(), all = losses.Download();
-        TensorAssert.BitEqual(some.Select(row => all[row]).ToArray(), some.Select(row => few[row]).ToArray(), "losses of some rows");
+        if (CudaTestDevice.IsRealGpuRequired)
+        {
+            // cuBLASLt sums a product of other rows in another order.
+            Within([.. some.Select(row => e.Losses[row])], [.. some.Select(row => e.LossBound[row])], [.. some.Select(row => few[row])], "losses of some rows");
+        }
+        else
+        {
+            TensorAssert.BitEqual(some.Select(row => all[row]).ToArray(), some.Select(row => few[row]).ToArray(), "losses of some rows");
+        }
+
         Assert.All(Enumerable.Range(0, n).Except(some), row => Assert.Equal(0, few[row]));
         bench.CheckMargins();
     }

@@ -88,6 +88,12 @@ public sealed class LinearKernelTests
 
         // A chain over the terms (twice that: tensor cores may cut where they add), the scaling and the sum with what was there.
         double[] error = [.. size.Zip(before, (s, b) => 2 * (terms + 4) * U * factor * s + 2 * U * Math.Abs(b))];
+        if (CudaTestDevice.IsRealGpuRequired && mode == GradientMode.Accumulate && output.DType == DType.BF16)
+        {
+            // Some of cuBLASLt's algorithms round the product to the type of the result before they add it (seen at 8 x 64 x 8 on an H200).
+            error = [.. error.Zip(product, (e, p) => e + HalfUlp * Math.Abs(factor * p))];
+        }
+
         Within(expected, output.DType == DType.BF16 ? RoundedBound(expected, error) : error, output.Download(), $"{what}, factor {factor}, {mode}");
     }
 
