@@ -15,6 +15,10 @@ public sealed class BitsandbytesFixtures(ITestOutputHelper output)
 
     public static TheoryData<string> Nf4 => CasesOf("nf4_*.safetensors");
 
+    /// <summary>Made by the library's CUDA kernels; always there.</summary>
+    public static TheoryData<string> CudaNf4 =>
+        [.. Directory.GetFiles(Fixtures.Golden("bitsandbytes_cuda"), "nf4_*.safetensors").Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal)];
+
     public static TheoryData<string> Blockwise8 => CasesOf("blockwise8_*.safetensors");
 
     [Fact]

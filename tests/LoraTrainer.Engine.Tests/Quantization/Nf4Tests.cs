@@ -109,6 +109,55 @@ public sealed unsafe class Nf4Tests
         Assert.True(file.Bytes("dequantized").AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
     }
 
+    /// <summary>
+    /// What bitsandbytes' CUDA kernels made on a real card: the bits of its CPU code, except in a block of zeros. There they divide by the scale, zero, and
+    /// the comparisons with NaN end at code 0 (-1) instead of 7 (0); with double quantization, where that scale comes back as a little more than zero, the
+    /// library's CUDA path turns such zeros into small negative numbers. Ours stay zeros.
+    /// </summary>
+    [Theory]
+    [MemberData(nameof(BitsandbytesFixtures.CudaNf4), MemberType = typeof(BitsandbytesFixtures))]
+    public void CudaFixture_PackedScalesAndValues_AreBitEqualExceptZeroBlocks(string name)
+    {
+        var file = new SafetensorsFile(Fixtures.Golden($"bitsandbytes_cuda/{name}"));
+        using var pool = new WorkerPool(2);
+        FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
+        byte[] weight = file.Bytes("weight"), expected = file.Bytes("packed");
+        int size = ElementConversions.SizeOf(format), count = weight.Length / size;
+        (byte[] packed, float[] absmax) = Quantize(pool, weight, format, count, count);
+
+        byte[] dequantized = file.Bytes("dequantized");
+        int zeroBlocks = 0;
+        for (int block = 0; block < absmax.Length; block++)
+        {
+            if (absmax[block] == 0)
+            {
+                zeroBlocks++;
+                Assert.Equal(-1, expected.AsSpan(block * Nf4.Blocksize / 2, Nf4.Blocksize / 2).IndexOfAnyExcept((byte)0));
+                expected.AsSpan(block * Nf4.Blocksize / 2, Nf4.Blocksize / 2).Fill(0x77);
+                dequantized.AsSpan(block * Nf4.Blocksize * size, Nf4.Blocksize * size).Clear();
+            }
+        }
+
+        Assert.Equal(1, zeroBlocks);
+        Assert.Equal(expected, packed);
+        float[] values;
+        if (file.Has("absmax"))
+        {
+            TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
+            fixed (float* a = absmax)
+            fixed (byte* p = packed)
+            {
+                values = Dequantize(new FourBitBlocks(p, Nf4.Code, a), count);
+            }
+        }
+        else
+        {
+            values = CheckDoubleQuantization(pool, file, name, packed, absmax, count);
+        }
+
+        Assert.True(dequantized.AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
+    }
+
     [Fact]
     [Trait("Category", "Fixtures")]
     public void StoredLayer_Product_MatchesTheReferenceOutput()
