@@ -1,3 +1,4 @@
+using System.Text.RegularExpressions;
 using Microsoft.Win32.SafeHandles;
 
 namespace LoraTrainer.Storage;
@@ -7,7 +8,7 @@ namespace LoraTrainer.Storage;
 /// then the folder is flushed, so that the name survives a power cut too. Disposing without a commit removes what was written.
 /// A process killed in between leaves a file named <c>.NAME.*.tmp</c>, which nothing reads.
 /// </summary>
-public sealed class AtomicFile : IDisposable
+public sealed partial class AtomicFile : IDisposable
 {
     private readonly string finalPath;
     private readonly string temporaryPath;
@@ -96,6 +97,12 @@ public sealed class AtomicFile : IDisposable
             File.Delete(temporaryPath);
         }
     }
+
+    /// <summary>True for the name of a file that was being written.</summary>
+    internal static bool IsTemporary(string name) => TemporaryName().IsMatch(name);
+
+    [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
+    private static partial Regex TemporaryName();
 
     private void Flush()
     {

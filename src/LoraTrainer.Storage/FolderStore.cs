@@ -1,4 +1,5 @@
 using System.Buffers;
+using System.Security.Cryptography;
 
 namespace LoraTrainer.Storage;
 
@@ -11,19 +12,34 @@ public sealed class FolderStore : IObjectStore
     private const int BufferBytes = 1 << 18;
     private const int FolderAttempts = 100;
 
+    // Above it an object has no version: telling one would mean to read it all.
+    private const long LargestVersioned = 1 << 20;
+
     private readonly string root;
 
     /// <param name="root">made with the first object if it is not there</param>
     public FolderStore(string root) => this.root = Path.GetFullPath(root);
 
-    public async Task<bool> PutAsync(string key, Stream content, bool ifAbsent = false, CancellationToken cancellation = default)
+    public string Location => root;
+
+    /// <summary>A folder on a disk of this machine can do everything. Locks and links on network and user-space file systems may not reach other machines.</summary>
+    public Task<StoreAbilities> ProbeAsync(string prefix, CancellationToken cancellation = default)
+    {
+        string? remote = FileSystemCalls.RemoteFileSystemOf(root);
+        return Task.FromResult(remote is null
+            ? new StoreAbilities(PutIfAbsent: true, CompareAndSwap: true, Lacking: null)
+            : new StoreAbilities(PutIfAbsent: false, CompareAndSwap: false, $"{root} is on a {remote} mount, where a lock of one machine may not keep another one out."));
+    }
+
+    public async Task<string?> PutAsync(string key, Stream content, PutCondition condition = default, IProgress<long>? progress = null, CancellationToken cancellation = default)
     {
         string path = PathOf(key);
-        if (ifAbsent && File.Exists(path))
+        if (condition.MustBeAbsent && File.Exists(path))
         {
-            return false;
+            return null;
         }
 
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         using AtomicFile file = CreateIn(path);
         byte[] buffer = ArrayPool<byte>.Shared.Rent(BufferBytes);
         try
@@ -32,6 +48,8 @@ public sealed class FolderStore : IObjectStore
             while ((read = await content.ReadAsync(buffer, cancellation).ConfigureAwait(false)) > 0)
             {
                 file.Append(buffer.AsSpan(0, read));
+                hash.AppendData(buffer.AsSpan(0, read));
+                progress?.Report(file.Length);
             }
         }
         finally
@@ -39,25 +57,49 @@ public sealed class FolderStore : IObjectStore
             ArrayPool<byte>.Shared.Return(buffer);
         }
 
-        if (ifAbsent)
+        string version = file.Length <= LargestVersioned ? Convert.ToHexStringLower(hash.GetHashAndReset()) : string.Empty;
+        if (condition.MustBeAbsent)
         {
-            return file.TryCommitNew();
+            return file.TryCommitNew() ? version : null;
+        }
+
+        if (condition.Version is { } expected)
+        {
+            // Between the comparison and the rename no other swap may come: they all take this lock.
+            using FolderLock locked = await FolderLock.TakeAsync(Path.GetDirectoryName(path)!, cancellation).ConfigureAwait(false);
+            if (expected.Length == 0 || !File.Exists(path) || new FileInfo(path).Length > LargestVersioned || ContentHash.OfFile(path, cancellation) != expected)
+            {
+                return null;
+            }
+
+            file.Commit();
+            return version;
         }
 
         file.Commit();
-        return true;
+        return version;
     }
 
-    public Task<Stream?> GetAsync(string key, CancellationToken cancellation = default)
+    public async Task<StoredContent?> GetAsync(string key, CancellationToken cancellation = default)
     {
+        FileStream stream;
         try
         {
-            return Task.FromResult<Stream?>(new FileStream(PathOf(key), FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete, 1, FileOptions.Asynchronous));
+            stream = new FileStream(PathOf(key), FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete, 1, FileOptions.Asynchronous);
         }
         catch (Exception exception) when (exception is FileNotFoundException or DirectoryNotFoundException)
         {
-            return Task.FromResult<Stream?>(null);
+            return null;
         }
+
+        string version = string.Empty;
+        if (stream.Length <= LargestVersioned)
+        {
+            version = Convert.ToHexStringLower(await SHA256.HashDataAsync(stream, cancellation).ConfigureAwait(false));
+            stream.Position = 0;
+        }
+
+        return new StoredContent(stream, stream.Length, version);
     }
 
     public Task<IReadOnlyList<StoredObject>> ListAsync(string prefix = "", CancellationToken cancellation = default)
@@ -108,6 +150,29 @@ public sealed class FolderStore : IObjectStore
     }
 
     public Task<bool> ExistsAsync(string key, CancellationToken cancellation = default) => Task.FromResult(File.Exists(PathOf(key)));
+
+    public Task<int> RemoveUnfinishedAsync(string prefix, CancellationToken cancellation = default)
+    {
+        ObjectKey.Validate(prefix.TrimEnd('/'));
+        string folder = Path.Combine(root, prefix[..(prefix.LastIndexOf('/') + 1)]);
+        int removed = 0;
+        if (Directory.Exists(folder))
+        {
+            foreach (string file in Directory.EnumerateFiles(folder, ".*.tmp", new EnumerationOptions { RecurseSubdirectories = true, AttributesToSkip = 0 }))
+            {
+                cancellation.ThrowIfCancellationRequested();
+                if (AtomicFile.IsTemporary(Path.GetFileName(file)) && Path.GetRelativePath(root, file).StartsWith(prefix, StringComparison.Ordinal))
+                {
+                    File.Delete(file);
+                    removed++;
+                }
+            }
+        }
+
+        return Task.FromResult(removed);
+    }
+
+    public ValueTask DisposeAsync() => ValueTask.CompletedTask;
 
     private string PathOf(string key)
     {

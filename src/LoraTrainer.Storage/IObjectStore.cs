@@ -3,17 +3,60 @@ namespace LoraTrainer.Storage;
 /// <summary>An object in a store; its key is its name, parts separated by '/'.</summary>
 public readonly record struct StoredObject(string Key, long SizeBytes);
 
-/// <summary>
-/// A place for whole objects by key, as object stores have it: what is read is always all of what one writer put, never a mixture, and
-/// with <c>ifAbsent</c> exactly one of several writers succeeds. Keys are relative paths with '/'; see <see cref="ObjectKey"/>.
-/// </summary>
-public interface IObjectStore
+/// <summary>An object that is being read; disposing it closes the stream.</summary>
+/// <param name="Content">From the first byte to the last. A store that can lose its connection goes on where it was; what it cannot mend is an <see cref="IOException"/>.</param>
+/// <param name="SizeBytes">Of the whole object.</param>
+/// <param name="Version">Names exactly this content, for <see cref="PutCondition.IfVersion"/>; empty where the object is too large for the store to have one.</param>
+public sealed record StoredContent(Stream Content, long SizeBytes, string Version) : IAsyncDisposable
 {
-    /// <summary>Stores the rest of <paramref name="content"/> under the key. With <paramref name="ifAbsent"/> an object that is there stays and false is returned; otherwise it is replaced.</summary>
-    Task<bool> PutAsync(string key, Stream content, bool ifAbsent = false, CancellationToken cancellation = default);
+    public ValueTask DisposeAsync() => Content.DisposeAsync();
+}
+
+/// <summary>What must hold of the object that is there when another is put under its key. The default is nothing: it is replaced.</summary>
+public readonly record struct PutCondition
+{
+    /// <summary>There must be no object.</summary>
+    public static PutCondition IfAbsent => new() { MustBeAbsent = true };
+
+    /// <summary>The object must be the one that was read or put with this version (compare-and-swap).</summary>
+    public static PutCondition IfVersion(string version) => new() { Version = version };
+
+    public bool MustBeAbsent { get; private init; }
+
+    public string? Version { get; private init; }
+}
+
+/// <summary>What a store can be relied on for.</summary>
+/// <param name="PutIfAbsent"><see cref="PutCondition.IfAbsent"/> holds against other writers.</param>
+/// <param name="CompareAndSwap"><see cref="PutCondition.IfVersion"/> holds against other writers.</param>
+/// <param name="Lacking">What it lacks and why that matters, as a sentence; null where it lacks nothing.</param>
+public sealed record StoreAbilities(bool PutIfAbsent, bool CompareAndSwap, string? Lacking);
+
+/// <summary>
+/// A place for whole objects by key, as object stores have it: what is read is always all of what one writer put, never a mixture. Keys are
+/// relative paths with '/'; see <see cref="ObjectKey"/>. Safe for several threads and several processes at once.
+/// </summary>
+public interface IObjectStore : IAsyncDisposable
+{
+    /// <summary>Where it is, for people: a path or a URI, without secrets.</summary>
+    string Location { get; }
+
+    /// <summary>Tries out, with objects under <paramref name="prefix"/> that are gone again afterwards, what the store can be relied on for.</summary>
+    /// <exception cref="IOException">the store cannot be reached or refuses; says what to do</exception>
+    Task<StoreAbilities> ProbeAsync(string prefix, CancellationToken cancellation = default);
+
+    /// <summary>Stores the rest of <paramref name="content"/>, a stream that can seek, under the key.</summary>
+    /// <param name="key">Of the object.</param>
+    /// <param name="content">Read from its position to its end, more than once where the store has to try again.</param>
+    /// <param name="condition">What must hold of the object that is there.</param>
+    /// <param name="progress">Is told the bytes that have safely arrived.</param>
+    /// <param name="cancellation">Leaves the object that was there, or none.</param>
+    /// <returns>The version of what was stored; null where the condition did not hold and nothing changed.</returns>
+    /// <exception cref="IOException">it could not be stored; the object that was there is untouched</exception>
+    Task<string?> PutAsync(string key, Stream content, PutCondition condition = default, IProgress<long>? progress = null, CancellationToken cancellation = default);
 
     /// <summary>The content, to be disposed by the caller; null where there is no such object.</summary>
-    Task<Stream?> GetAsync(string key, CancellationToken cancellation = default);
+    Task<StoredContent?> GetAsync(string key, CancellationToken cancellation = default);
 
     /// <summary>All objects whose key starts with <paramref name="prefix"/>, in ordinal order of their keys.</summary>
     Task<IReadOnlyList<StoredObject>> ListAsync(string prefix = "", CancellationToken cancellation = default);
@@ -22,6 +65,9 @@ public interface IObjectStore
     Task<bool> DeleteAsync(string key, CancellationToken cancellation = default);
 
     Task<bool> ExistsAsync(string key, CancellationToken cancellation = default);
+
+    /// <summary>Removes what puts under <paramref name="prefix"/> left behind that did not come to their end; the caller knows that none is under way. Returns how many.</summary>
+    Task<int> RemoveUnfinishedAsync(string prefix, CancellationToken cancellation = default);
 }
 
 /// <summary>The rule for keys, the same for every store, so that a run can move from one to another.</summary>

@@ -60,7 +60,7 @@ public class FolderStoreTests
                 () =>
                 {
                     start.SignalAndWait(Cancellation);
-                    return store.PutAsync(key, new MemoryStream(Encoding.UTF8.GetBytes($"writer {writer}")), ifAbsent: true, Cancellation);
+                    return Put(store, key, $"writer {writer}", ifAbsent: true);
                 },
                 Cancellation,
                 TaskCreationOptions.LongRunning,
@@ -124,13 +124,14 @@ public class FolderStoreTests
         await Assert.ThrowsAsync<ArgumentException>(() => store.ExistsAsync(key, Cancellation));
     }
 
-    private static Task<bool> Put(FolderStore store, string key, string content, bool ifAbsent = false)
-        => store.PutAsync(key, new MemoryStream(Encoding.UTF8.GetBytes(content)), ifAbsent, Cancellation);
+    private static async Task<bool> Put(FolderStore store, string key, string content, bool ifAbsent = false)
+        => await store.PutAsync(key, new MemoryStream(Encoding.UTF8.GetBytes(content)), ifAbsent ? PutCondition.IfAbsent : default, cancellation: Cancellation) is not null;
 
     private static async Task<string> Get(FolderStore store, string key)
     {
-        await using Stream stream = Assert.IsType<Stream>(await store.GetAsync(key, Cancellation), exactMatch: false);
-        using var reader = new StreamReader(stream);
+        await using StoredContent? stored = await store.GetAsync(key, Cancellation);
+        Assert.NotNull(stored);
+        using var reader = new StreamReader(stored.Content);
         return await reader.ReadToEndAsync(Cancellation);
     }
 

@@ -67,7 +67,7 @@ public sealed class CheckpointStore
 
         var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null)]);
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
-        if (!await store.PutAsync(Key(name, ManifestName), manifest, ifAbsent: true, cancellation).ConfigureAwait(false))
+        if (await store.PutAsync(Key(name, ManifestName), manifest, PutCondition.IfAbsent, cancellation: cancellation).ConfigureAwait(false) is null)
         {
             throw new IOException($"The checkpoint {runName}/{name} exists already, though its name was made up just now. Is something else writing to this store?");
         }
@@ -105,14 +105,14 @@ public sealed class CheckpointStore
         foreach (CheckpointFile file in checkpoint.Files)
         {
             string target = Path.Combine(folder, file.Name);
-            Stream source = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false)
+            StoredContent source = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false)
                 ?? throw new CheckpointFormatException($"The checkpoint {checkpoint.Name} has no {file.Name} any more.");
             await using (source.ConfigureAwait(false))
             {
                 FileStream copy = File.Create(target);
                 await using (copy.ConfigureAwait(false))
                 {
-                    await source.CopyToAsync(copy, cancellation).ConfigureAwait(false);
+                    await source.Content.CopyToAsync(copy, cancellation).ConfigureAwait(false);
                 }
             }
 
@@ -158,10 +158,10 @@ public sealed class CheckpointStore
             string name = item.Key[(runName.Length + 1)..^(ManifestName.Length + 1)];
             try
             {
-                Stream stream = await store.GetAsync(item.Key, cancellation).ConfigureAwait(false) ?? throw new CheckpointFormatException("it vanished while it was read");
-                await using (stream.ConfigureAwait(false))
+                StoredContent stored = await store.GetAsync(item.Key, cancellation).ConfigureAwait(false) ?? throw new CheckpointFormatException("it vanished while it was read");
+                await using (stored.ConfigureAwait(false))
                 {
-                    found.Add(await ReadManifestAsync(name, stream, cancellation).ConfigureAwait(false));
+                    found.Add(await ReadManifestAsync(name, stored.Content, cancellation).ConfigureAwait(false));
                 }
             }
             catch (CheckpointFormatException exception)
@@ -181,20 +181,20 @@ public sealed class CheckpointStore
     {
         foreach (CheckpointFile file in checkpoint.Files)
         {
-            Stream? stream = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false);
-            if (stream is null)
+            StoredContent? stored = await store.GetAsync(Key(checkpoint.Name, file.Name), cancellation).ConfigureAwait(false);
+            if (stored is null)
             {
                 return $"{file.Name} is missing";
             }
 
-            await using (stream.ConfigureAwait(false))
+            await using (stored.ConfigureAwait(false))
             {
-                if (stream.Length != file.SizeBytes)
+                if (stored.SizeBytes != file.SizeBytes)
                 {
-                    return $"{file.Name} has {stream.Length} bytes, expected {file.SizeBytes}";
+                    return $"{file.Name} has {stored.SizeBytes} bytes, expected {file.SizeBytes}";
                 }
 
-                if (Convert.ToHexStringLower(await SHA256.HashDataAsync(stream, cancellation).ConfigureAwait(false)) != file.Sha256)
+                if (Convert.ToHexStringLower(await SHA256.HashDataAsync(stored.Content, cancellation).ConfigureAwait(false)) != file.Sha256)
                 {
                     return $"{file.Name} has another SHA-256 than its manifest says";
                 }
