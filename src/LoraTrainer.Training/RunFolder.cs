@@ -24,7 +24,6 @@ public sealed partial class RunFolder
     private const string SummaryName = "summary.json";
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
-    private const string AttemptsName = "attempts";
 
     // ENOTDIR, EROFS.
     private const int NotAFolder = 20;
@@ -36,6 +35,7 @@ public sealed partial class RunFolder
 
     private readonly TrainingConfig config;
     private bool madeOutput;
+    private int staged;
 
     public RunFolder(TrainingConfig config)
     {
@@ -43,38 +43,51 @@ public sealed partial class RunFolder
         CheckpointRoot = config.Checkpoint.Uri ?? Path.Combine(config.OutputDir, CheckpointsName);
     }
 
-    /// <summary>The folder under which checkpoints of runs lie, each run under its name.</summary>
+    /// <summary>Where checkpoints of runs lie, each run under its name: a folder or a URI.</summary>
     public string CheckpointRoot { get; }
 
-    /// <summary>The run's own folder among the checkpoints.</summary>
-    private string CheckpointFolder => Path.Combine(CheckpointRoot, config.RunName);
+    /// <summary>True where the folder already holds this run. The place of its checkpoints may hold it too.</summary>
+    public bool HoldsRun => File.Exists(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName));
 
-    /// <summary>True where the folder, or the place of the checkpoints, already holds this run.</summary>
-    public bool HoldsRun => File.Exists(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName)) || File.Exists(Path.Combine(CheckpointFolder, CheckpointFiles.ConfigName));
+    /// <summary>True where the folder or the place of its checkpoints holds this run.</summary>
+    public async Task<bool> HoldsRunAnywhereAsync(CancellationToken cancellation = default)
+    {
+        if (HoldsRun)
+        {
+            return true;
+        }
+
+        IObjectStore store = ObjectStore.Open(CheckpointRoot);
+        await using (store.ConfigureAwait(false))
+        {
+            return await new CheckpointStore(store, config.RunName, TimeProvider.System).ReadConfigAsync(cancellation).ConfigureAwait(false) is not null;
+        }
+    }
 
     /// <summary>
     /// Before anything is read or computed: with <paramref name="resume"/> the run that is there, if one is, must be the one that the config
-    /// describes; otherwise the folder must be free.
+    /// describes; otherwise there must be none, and nothing that it would overwrite.
     /// </summary>
+    /// <param name="stored">The config of the run that lies with the checkpoints; null where none does.</param>
     /// <param name="resume">Go on with the run that is there.</param>
     /// <param name="force">Go on although settings that decide the result have changed.</param>
     /// <returns>Differences that are harmless or were forced, a sentence each.</returns>
-    /// <exception cref="TrainingSetupException">The folder holds something already, or the run there is another one.</exception>
-    public IReadOnlyList<string> Check(bool resume, bool force)
+    /// <exception cref="TrainingSetupException">There is something already, or the run there is another one.</exception>
+    public IReadOnlyList<string> Check(byte[]? stored, bool resume, bool force)
     {
         if (!resume)
         {
-            RefuseOccupied();
+            RefuseOccupied(stored is not null);
             return [];
         }
 
-        if (StoredConfig() is not { } stored)
+        if (StoredConfig(stored) is not { } before)
         {
             RefuseOutputs();
             return [];
         }
 
-        IReadOnlyList<ConfigurationDifference> differences = TrainingConfig.CompareForResume(stored, config);
+        IReadOnlyList<ConfigurationDifference> differences = TrainingConfig.CompareForResume(before, config);
         ConfigurationDifference[] refused = [.. differences.Where(difference => difference.Effect == ResumeEffect.Refused || (difference.Effect == ResumeEffect.NeedsForce && !force))];
         if (refused.Length > 0)
         {
@@ -99,8 +112,7 @@ public sealed partial class RunFolder
         {
             madeOutput = !Directory.Exists(config.OutputDir);
             Directory.CreateDirectory(config.OutputDir);
-            Directory.CreateDirectory(CheckpointFolder);
-            var claimed = new RunLock([config.OutputDir, CheckpointFolder]);
+            var claimed = new RunLock(config.OutputDir);
             RemoveLeftovers();
             return claimed;
         }
@@ -128,48 +140,18 @@ public sealed partial class RunFolder
         }
     }
 
+    /// <summary>The config as it is written here and beside the checkpoints.</summary>
+    internal byte[] ResolvedConfig => Encoding.UTF8.GetBytes(config.ToYaml());
+
     /// <summary>Writes the config: from here on the folder is a run's.</summary>
-    public void WriteConfig()
-    {
-        byte[] yaml = Encoding.UTF8.GetBytes(config.ToYaml());
-        AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName), yaml);
-        AtomicFile.WriteAllBytes(Path.Combine(CheckpointFolder, CheckpointFiles.ConfigName), yaml);
-    }
-
-    /// <summary>
-    /// Counts this process among those that work on the run, durably and before it does anything that takes time, and returns its number, from 1 on.
-    /// The count lies with the checkpoints: it goes where the run goes.
-    /// </summary>
-    /// <param name="isNew">No process worked on the run before.</param>
-    internal int CountAttempt(bool isNew)
-    {
-        // A run without a count was left by a process that died between writing the config and this.
-        int before = isNew ? 0 : Math.Max(1, StoredAttempts());
-        StoreAttempts(before + 1);
-        return before + 1;
-    }
-
-    /// <summary>Sets the count where a checkpoint knows of more processes, or where this one was refused after all.</summary>
-    internal void StoreAttempts(int count) => AtomicFile.WriteAllBytes(Path.Combine(CheckpointFolder, AttemptsName), Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{count}\n")));
-
-    private int StoredAttempts()
-    {
-        string file = Path.Combine(CheckpointFolder, AttemptsName);
-        return File.Exists(file) && int.TryParse(File.ReadAllText(file), NumberStyles.AllowTrailingWhite, CultureInfo.InvariantCulture, out int count) ? count : 0;
-    }
+    public void WriteConfig() => AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName), ResolvedConfig);
 
     /// <summary>Takes back <see cref="Claim"/> and <see cref="WriteConfig"/> of a run that could not start, so that it can be started again once the cause is mended.</summary>
     internal void Withdraw()
     {
-        foreach (string folder in new[] { CheckpointFolder, config.OutputDir })
-        {
-            File.Delete(Path.Combine(folder, CheckpointFiles.ConfigName));
-            File.Delete(Path.Combine(folder, RunLock.FileName));
-        }
-
-        File.Delete(Path.Combine(CheckpointFolder, AttemptsName));
-
-        foreach (string folder in new[] { CheckpointFolder, CheckpointRoot, config.OutputDir })
+        File.Delete(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName));
+        File.Delete(Path.Combine(config.OutputDir, RunLock.FileName));
+        foreach (string folder in new[] { CheckpointRoot, config.OutputDir })
         {
             if ((folder != config.OutputDir || madeOutput) && Directory.Exists(folder) && !Directory.EnumerateFileSystemEntries(folder).Any())
             {
@@ -178,21 +160,41 @@ public sealed partial class RunFolder
         }
     }
 
-    /// <summary>The config of the run that <paramref name="path"/> names: an output_dir, or the run's folder among the checkpoints.</summary>
-    /// <param name="path">A local folder.</param>
+    /// <summary>The config of the run that <paramref name="place"/> names: an output_dir, or the run's place among the checkpoints.</summary>
+    /// <param name="place">A folder or a URI.</param>
     /// <param name="settings">Each key=value that replaces a value.</param>
+    /// <param name="cancellation">Gives up.</param>
     /// <exception cref="TrainingSetupException">There is no run.</exception>
     /// <exception cref="ConfigurationException">A setting is wrong.</exception>
-    public static TrainingConfig ConfigOf(string path, IReadOnlyList<string> settings)
+    public static async Task<TrainingConfig> ConfigOfAsync(string place, IReadOnlyList<string> settings, CancellationToken cancellation = default)
     {
-        string file = Path.Combine(path, CheckpointFiles.ConfigName);
+        if (ObjectStore.IsUri(place))
+        {
+            (string root, string name) = ObjectStore.SplitLast(place);
+            IObjectStore store = ObjectStore.Open(root);
+            await using (store.ConfigureAwait(false))
+            {
+                byte[] yaml = await new CheckpointStore(store, name, TimeProvider.System).ReadConfigAsync(cancellation).ConfigureAwait(false)
+                    ?? throw new TrainingSetupException($"{store.Location} holds no run {name}: there is no {name}/{CheckpointFiles.ConfigName}. Give checkpoint.uri and, behind it, the run_name.");
+                TrainingConfig stored = ConfigurationLoader.LoadText($"{store.Location}/{name}/{CheckpointFiles.ConfigName}", Encoding.UTF8.GetString(yaml), settings).Require();
+                return stored with { Checkpoint = stored.Checkpoint with { Uri = root } };
+            }
+        }
+
+        return ConfigOf(place, settings);
+    }
+
+    /// <summary>The same for a folder.</summary>
+    public static TrainingConfig ConfigOf(string place, IReadOnlyList<string> settings)
+    {
+        string file = Path.Combine(place, CheckpointFiles.ConfigName);
         if (!File.Exists(file))
         {
-            throw new TrainingSetupException($"{path} holds no run: there is no {CheckpointFiles.ConfigName}. Give the output_dir of a run, or its folder among the checkpoints.");
+            throw new TrainingSetupException($"{place} holds no run: there is no {CheckpointFiles.ConfigName}. Give the output_dir of a run, or its folder among the checkpoints.");
         }
 
         TrainingConfig config = ConfigurationLoader.LoadFile(file, settings).Require();
-        string full = Path.TrimEndingDirectorySeparator(Path.GetFullPath(path));
+        string full = Path.TrimEndingDirectorySeparator(Path.GetFullPath(place));
         string output = Path.GetFullPath(config.OutputDir);
         if (full == output)
         {
@@ -207,7 +209,7 @@ public sealed partial class RunFolder
         }
 
         bool isOutputGiven = settings.Any(setting => setting.StartsWith("output_dir=", StringComparison.Ordinal));
-        return !isOutputGiven ? config with { OutputDir = path }
+        return !isOutputGiven ? config with { OutputDir = place }
             : config.Checkpoint.Uri is null ? WithCheckpointsAt(Path.Combine(full, CheckpointsName))
             : config;
 
@@ -215,17 +217,31 @@ public sealed partial class RunFolder
             root == Path.GetFullPath(config.Checkpoint.Uri ?? Path.Combine(output, CheckpointsName)) ? config : config with { Checkpoint = config.Checkpoint with { Uri = root } };
     }
 
-    private TrainingConfig? StoredConfig()
+    private TrainingConfig? StoredConfig(byte[]? besideCheckpoints)
     {
-        string[] places = [Path.Combine(config.OutputDir, CheckpointFiles.ConfigName), Path.Combine(CheckpointFolder, CheckpointFiles.ConfigName)];
-        return places.FirstOrDefault(File.Exists) is { } file ? ConfigurationLoader.LoadFile(file, []).Require() : null;
+        string file = Path.Combine(config.OutputDir, CheckpointFiles.ConfigName);
+        return File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require()
+            : besideCheckpoints is null ? null
+            : ConfigurationLoader.LoadText($"{CheckpointRoot}/{config.RunName}/{CheckpointFiles.ConfigName}", Encoding.UTF8.GetString(besideCheckpoints), []).Require();
+    }
+
+    /// <summary>Where the log of the steps lies.</summary>
+    internal string LogFile => Path.Combine(config.OutputDir, LogName);
+
+    /// <summary>Puts the log of a checkpoint in place where this folder's own does not reach as far: on another machine, or after a lost disk.</summary>
+    internal void RestoreLog(string saved)
+    {
+        if (File.Exists(saved) && (!File.Exists(LogFile) || new FileInfo(LogFile).Length < new FileInfo(saved).Length))
+        {
+            AtomicFile.WriteAllBytes(LogFile, File.ReadAllBytes(saved));
+        }
     }
 
     /// <summary>Opens log.jsonl for the steps after <paramref name="completedSteps"/>; lines of later steps, from a process that died, are cut off.</summary>
-    public RunLog OpenLog(int completedSteps) => RunLog.Open(Path.Combine(config.OutputDir, LogName), completedSteps);
+    public RunLog OpenLog(int completedSteps) => RunLog.Open(LogFile, completedSteps);
 
-    /// <summary>An empty folder of this process, on the same disk as the run; gone when disposed.</summary>
-    public StagingFolder Stage() => new(Path.Combine(config.OutputDir, StagingPrefix + Environment.ProcessId));
+    /// <summary>A new empty folder, on the same disk as the run; gone when disposed.</summary>
+    public StagingFolder Stage() => new(Path.Combine(config.OutputDir, string.Create(CultureInfo.InvariantCulture, $"{StagingPrefix}{Environment.ProcessId}-{Interlocked.Increment(ref staged)}")));
 
     /// <summary>Writes what others load: a PEFT folder, or the whole model in bf16; the tokenizer's files beside it. Returns the weight file.</summary>
     internal string WriteModel(TrainingConfig settings, ModelConfig shape, TrainedModel trained)
@@ -269,24 +285,18 @@ public sealed partial class RunFolder
         AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, SummaryName), buffer.ToArray());
     }
 
-    /// <summary>Staging folders, files that were being written, checkpoints without a manifest: all of processes that died, since the run is locked.</summary>
+    /// <summary>Staging folders and files that were being written: all of processes that died, since the folder is locked.</summary>
     private void RemoveLeftovers()
     {
         foreach (string staging in Directory.EnumerateDirectories(config.OutputDir, StagingPrefix + "*"))
         {
-            if (Path.GetFileName(staging)[StagingPrefix.Length..].All(char.IsAsciiDigit))
+            if (Path.GetFileName(staging)[StagingPrefix.Length..].All(letter => char.IsAsciiDigit(letter) || letter == '-'))
             {
                 Directory.Delete(staging, recursive: true);
             }
         }
 
-        string[] checkpoints = [.. Directory.EnumerateDirectories(CheckpointFolder).Where(path => CheckpointName().IsMatch(Path.GetFileName(path)))];
-        foreach (string checkpoint in checkpoints.Where(path => !File.Exists(Path.Combine(path, CheckpointStore.ManifestName))))
-        {
-            Directory.Delete(checkpoint, recursive: true);
-        }
-
-        foreach (string file in checkpoints.Where(Directory.Exists).Append(config.OutputDir).Append(CheckpointFolder).SelectMany(folder => Directory.EnumerateFiles(folder, ".*.tmp")))
+        foreach (string file in Directory.EnumerateFiles(config.OutputDir, ".*.tmp"))
         {
             if (TemporaryName().IsMatch(Path.GetFileName(file)))
             {
@@ -295,19 +305,22 @@ public sealed partial class RunFolder
         }
     }
 
-    [GeneratedRegex("^step-[0-9]{8,10}-[0-9]+-[0-9a-f]{8}$", RegexOptions.CultureInvariant)]
-    private static partial Regex CheckpointName();
-
     /// <summary>As <see cref="AtomicFile"/> names a file that is not whole yet.</summary>
     [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
     private static partial Regex TemporaryName();
 
-    private void RefuseOccupied()
+    private void RefuseOccupied(bool isStored)
     {
         if (HoldsRun)
         {
             throw new TrainingSetupException(
                 $"{config.OutputDir} already holds a run. Go on with it: lora-trainer resume {config.OutputDir}. Or start anew elsewhere: --set output_dir=OTHER (and another run_name where checkpoint.uri is set).");
+        }
+
+        if (isStored)
+        {
+            throw new TrainingSetupException(
+                $"{CheckpointRoot} already holds a run named {config.RunName}. Go on with it: lora-trainer resume {ObjectStore.Append(CheckpointRoot, config.RunName)}, or set resume: auto. Or start another one: --set run_name=OTHER.");
         }
 
         RefuseOutputs();

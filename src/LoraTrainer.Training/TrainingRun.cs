@@ -3,13 +3,11 @@ using System.Security.Cryptography;
 using System.Text;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
-using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
@@ -21,13 +19,16 @@ public enum RunEnding
     /// <summary>All steps are done and the outputs are written.</summary>
     Finished,
 
-    /// <summary>Stopped in good order by a signal, after a checkpoint.</summary>
+    /// <summary>Stopped in good order by a signal or a notice, after a checkpoint; whoever starts it again goes on.</summary>
     Interrupted,
+
+    /// <summary>Stopped because somebody asked for it; only an explicit resume goes on.</summary>
+    Stopped,
 }
 
 /// <summary>
 /// One training run from config to adapter: read the data, plan the memory, load the base, evaluate, train with checkpoints, evaluate, write.
-/// A run that was stopped anywhere goes on from its newest checkpoint, and ends with the same bytes.
+/// A run that was stopped anywhere goes on from its newest checkpoint, on this machine or another, and ends with the same bytes.
 /// </summary>
 public sealed class TrainingRun
 {
@@ -37,7 +38,6 @@ public sealed class TrainingRun
     private readonly RunFolder folder;
     private readonly long started;
     private readonly PhaseClock phases;
-    private int attempt;
 
     /// <param name="config">Resolved.</param>
     /// <param name="observer">Is told how it goes.</param>
@@ -55,74 +55,266 @@ public sealed class TrainingRun
     /// <summary>What the run came to; filled when <see cref="RunAsync"/> returns.</summary>
     public RunSummary? Summary { get; private set; }
 
-    /// <summary>Runs to the end, or until <paramref name="stop"/> asks for a stop in good order.</summary>
-    /// <param name="resume">Go on with the run that is in the folder; otherwise the folder must be free.</param>
+    /// <summary>True where the steps came to their end in this process, and not in an earlier one.</summary>
+    public bool IsFirstEnd { get; private set; }
+
+    /// <summary>Runs to the end, or until <paramref name="signal"/>, a notice or a request asks for a stop in good order.</summary>
+    /// <param name="resume">Go on with the run that is there, waiting for another process that works on it; otherwise there must be none.</param>
     /// <param name="force">Go on although settings that decide the result have changed.</param>
-    /// <param name="stop">The first Ctrl-C or SIGTERM.</param>
+    /// <param name="evenIfStopped">Go on although somebody asked the run to stop.</param>
+    /// <param name="signal">The first Ctrl-C or SIGTERM.</param>
     /// <exception cref="TrainingSetupException">The run cannot start as it was asked for.</exception>
-    public async Task<RunEnding> RunAsync(bool resume, bool force, CancellationToken stop)
+    public async Task<RunEnding> RunAsync(bool resume, bool force, bool evenIfStopped, CancellationToken signal)
     {
         observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Starting });
-        IReadOnlyList<string> differences = folder.Check(resume, force);
+        using var control = new RunControl(signal);
+        IObjectStore store = ObjectStore.Open(folder.CheckpointRoot);
+        await using (store.ConfigureAwait(false))
+        {
+            var checkpoints = new CheckpointStore(store, config.RunName, time);
+            try
+            {
+                return await ClaimAsync(store, checkpoints, control, resume, force, evenIfStopped).ConfigureAwait(false);
+            }
+            catch (OperationCanceledException) when (control.Stop.IsCancellationRequested)
+            {
+                return control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
+            }
+        }
+    }
+
+    /// <summary>Sees that the run may start, makes it this process's, and gives it back at the end.</summary>
+    private async Task<RunEnding> ClaimAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, bool resume, bool force, bool evenIfStopped)
+    {
+        CancellationToken stop = control.Stop;
+        byte[]? stored = await checkpoints.ReadConfigAsync(stop).ConfigureAwait(false);
+        IReadOnlyList<string> differences = folder.Check(stored, resume, force);
+        if (resume && !evenIfStopped && await RunLease.ReadAsync(store, config.RunName, stop).ConfigureAwait(false) is { State: LeaseState.Stopped })
+        {
+            observer.OnNotice($"The run {config.RunName} was stopped by request and is left alone. Go on with: lora-trainer resume {config.OutputDir}");
+            return RunEnding.Stopped;
+        }
+
         using RunLock claimed = folder.Claim();
-        bool isNew = !folder.HoldsRun;
-        if (!resume && !isNew)
+        RunLease lease = await AcquireAsync(store, checkpoints, waits: resume, stop).ConfigureAwait(false);
+        await using (lease.ConfigureAwait(false))
         {
-            // Another process started this very run between the check and the claim.
-            folder.Check(resume, force);
+            checkpoints.WriteUnder(lease);
+            var pulse = new RunPulse(lease, config.Cost, phases, time);
+            lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
+            lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));
+            using var listening = new CancellationTokenSource();
+            Task listener = ListenAsync(store, checkpoints, control, listening.Token);
+            try
+            {
+                RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, resume, force, differences).ConfigureAwait(false);
+                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
+                return ending;
+            }
+            catch (OperationCanceledException) when (stop.IsCancellationRequested)
+            {
+                // Before the first computation: there is nothing to save.
+                RunEnding ending = control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
+                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
+                return ending;
+            }
+            finally
+            {
+                await listening.CancelAsync().ConfigureAwait(false);
+                await listener.ConfigureAwait(false);
+            }
         }
+    }
 
-        foreach (string difference in differences)
-        {
-            observer.OnNotice(difference);
-        }
-
+    /// <summary>Everything that happens under the lease.</summary>
+    private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, bool resume, bool force, IReadOnlyList<string> differences)
+    {
+        // Another process may have made the run, or gone on with it, since the first look.
+        byte[]? stored = await checkpoints.ReadConfigAsync(control.Stop).ConfigureAwait(false);
+        bool isNew = stored is null && !folder.HoldsRun;
         Session session;
         try
         {
+            if (!isNew)
+            {
+                differences = folder.Check(stored, resume, force);
+            }
+
+            foreach (string difference in differences)
+            {
+                observer.OnNotice(difference);
+            }
+
+            await checkpoints.RemoveUnfinishedAsync(control.Stop).ConfigureAwait(false);
             if (isNew)
             {
                 folder.WriteConfig();
+                await checkpoints.WriteConfigAsync(folder.ResolvedConfig, control.Stop).ConfigureAwait(false);
             }
 
-            attempt = folder.CountAttempt(isNew);
-            session = Prepare(stop);
+            await checkpoints.WriteAttemptAsync(pulse.Take(), control.Stop).ConfigureAwait(false);
+            int attempts = (await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false)).Count;
+            session = Prepare(checkpoints, lease, pulse, control, attempts);
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
-            Withdraw(isNew);
+            await WithdrawAsync(checkpoints, lease, isNew).ConfigureAwait(false);
             throw;
         }
 
         using Device device = session.Device;
-        RunEnding ending = await session.RunAsync(isNew, stop).ConfigureAwait(false);
-        Summary = session.Summary;
-        return ending;
+        session.Open();
+        bool wasFinished = lease.Previous?.State == LeaseState.Finished;
+        try
+        {
+            if (!isNew)
+            {
+                await session.RestoreAsync().ConfigureAwait(false);
+
+                // Not earlier: a resume that is refused leaves the run as it was.
+                folder.WriteConfig();
+                await checkpoints.WriteConfigAsync(folder.ResolvedConfig, control.Stop).ConfigureAwait(false);
+            }
+        }
+        catch (Exception exception) when (exception is not OperationCanceledException)
+        {
+            await WithdrawAsync(checkpoints, lease, isNew).ConfigureAwait(false);
+            throw;
+        }
+
+        try
+        {
+            RunEnding ending = await session.RunAsync().ConfigureAwait(false);
+            Summary = session.Summary;
+            IsFirstEnd = ending == RunEnding.Finished && !wasFinished;
+            return ending;
+        }
+        catch (Exception exception) when (exception is not OperationCanceledException)
+        {
+            await TellAsync(() => checkpoints.WriteAttemptAsync(pulse.Take("failed"))).ConfigureAwait(false);
+            await lease.ReleaseAsync(LeaseState.Released).ConfigureAwait(false);
+            throw;
+        }
     }
 
-    /// <summary>A process that could not start leaves nothing: no new run, and no count of one that goes on.</summary>
-    private void Withdraw(bool isNew)
+    private async Task<RunLease> AcquireAsync(IObjectStore store, CheckpointStore checkpoints, bool waits, CancellationToken stop)
     {
-        if (isNew)
+        StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/probe", stop).ConfigureAwait(false);
+        if (abilities.Lacking is { } lacking)
         {
-            folder.Withdraw();
+            if (!config.Checkpoint.SingleWriter && !abilities.CompareAndSwap)
+            {
+                throw new TrainingSetupException(
+                    $"{lacking} So two machines that start this run at once would spoil each other's work. Set checkpoint.single_writer: true if you see to it that only one works on it at a time, or use another place for checkpoint.uri.");
+            }
+
+            observer.OnNotice(abilities.CompareAndSwap ? lacking : $"{lacking} As checkpoint.single_writer says, nothing keeps a second machine away from this run.");
         }
-        else if (attempt > 0)
+
+        return await RunLease.AcquireAsync(
+            store,
+            config.RunName,
+            new LeaseRequest
+            {
+                Seconds = config.Checkpoint.LeaseSeconds,
+                Waits = waits,
+                IsSwapped = abilities.CompareAndSwap,
+                EpochFloor = await checkpoints.HighestEpochAsync(stop).ConfigureAwait(false),
+                Time = time,
+                OnNotice = observer.OnNotice,
+                OnWarning = observer.OnWarning,
+            },
+            stop).ConfigureAwait(false);
+    }
+
+    /// <summary>Looks for requests of other terminals until it is cancelled; often where that costs nothing.</summary>
+    private async Task ListenAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, CancellationToken cancellation)
+    {
+        TimeSpan pause = store is FolderStore ? TimeSpan.FromSeconds(0.5) : TimeSpan.FromSeconds(Math.Max(2, config.Checkpoint.LeaseSeconds / 3));
+        while (!cancellation.IsCancellationRequested)
         {
             try
             {
-                folder.StoreAttempts(attempt - 1);
+                await Task.Delay(pause, cancellation).ConfigureAwait(false);
+                foreach (RunRequest request in await checkpoints.RequestsAsync(cancellation).ConfigureAwait(false))
+                {
+                    control.RequestSave(request);
+                    if (request.Kind == RunRequestKind.Stop)
+                    {
+                        control.RequestStop(StopReason.Request);
+                    }
+                }
             }
-            catch (IOException)
+            catch (OperationCanceledException) when (cancellation.IsCancellationRequested)
             {
-                // A full disk may be why it failed; that is what is told, and the count stays one too high.
+                return;
             }
+            catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+            {
+                // The renewals of the lease say that the store does not answer.
+            }
+        }
+    }
+
+    /// <summary>Says how this process ended, and gives the run back.</summary>
+    private async Task EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
+    {
+        if (lease.Lost.IsCancellationRequested)
+        {
+            observer.OnWarning("Another machine has taken this run over and goes on with it. This process stops and writes nothing more.");
+            return;
+        }
+
+        await TellAsync(async () =>
+        {
+            await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
+            foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
+            {
+                await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
+            }
+        }).ConfigureAwait(false);
+        await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
+    }
+
+    /// <summary>What is said about the run for others: a store that does not take it is a warning and no more.</summary>
+    private async Task TellAsync(Func<Task> write)
+    {
+        try
+        {
+            await write().ConfigureAwait(false);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            observer.OnWarning($"How this process ended could not be written beside the checkpoints: {exception.Message}");
+        }
+    }
+
+    /// <summary>A process that could not start leaves nothing: no new run, and no count of one that goes on.</summary>
+    private async Task WithdrawAsync(CheckpointStore checkpoints, RunLease lease, bool isNew)
+    {
+        await lease.StopRenewingAsync().ConfigureAwait(false);
+        try
+        {
+            await checkpoints.WithdrawAsync(isNew).ConfigureAwait(false);
+            if (isNew)
+            {
+                folder.Withdraw();
+            }
+            else
+            {
+                await lease.ReleaseAsync(lease.Previous is { State: LeaseState.Finished or LeaseState.Stopped } before ? before.State : LeaseState.Released).ConfigureAwait(false);
+            }
+        }
+        catch (IOException)
+        {
+            // A full disk or a lost connection may be why it failed; that is what is told.
         }
     }
 
     /// <summary>Data, plan, base: everything before the first computation.</summary>
-    private Session Prepare(CancellationToken stop)
+    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, int attempts)
     {
+        CancellationToken stop = control.Stop;
         ModelFolder.RequireFolder(config.BaseModel);
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         Tokenizer tokenizer = Tokenizer.Load(config.BaseModel);
@@ -145,9 +337,30 @@ public sealed class TrainingRun
         try
         {
             observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
-            TrainedModel trained = Load(shape, weights, device);
+            TrainedModel trained = Load(shape, weights, device, stop);
             ReturnGarbage();
-            return new Session(this, shape, tokenizer, data, trained, plan, baseline, HashOfBase(weights), device);
+            return new Session
+            {
+                Config = config,
+                Observer = observer,
+                Folder = folder,
+                Phases = phases,
+                Started = started,
+                Checkpoints = checkpoints,
+                Lease = lease,
+                Pulse = pulse,
+                Control = control,
+                Time = time,
+                Attempts = attempts,
+                Shape = shape,
+                Tokenizer = tokenizer,
+                Data = data,
+                Trained = trained,
+                Plan = plan,
+                BaselineBytes = baseline,
+                BaseHash = HashOfBase(weights),
+                Device = device,
+            };
         }
         catch
         {
@@ -159,10 +372,13 @@ public sealed class TrainingRun
     /// <summary>What reading the data and the weights left behind goes back to the system before the peak, which the plan is about.</summary>
     private static void ReturnGarbage() => GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 
-    private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device)
+    private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device, CancellationToken stop)
     {
         TrainedModel trained = TrainedModel.Build(config, shape, weights, device, (tensor, fraction) =>
-            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction }));
+        {
+            stop.ThrowIfCancellationRequested();
+            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
+        });
         foreach (string notice in trained.Adapters?.Notices ?? [])
         {
             observer.OnNotice(notice);
@@ -181,263 +397,5 @@ public sealed class TrainingRun
         }
 
         return Convert.ToHexStringLower(hash.GetHashAndReset());
-    }
-
-    /// <summary>The part of a run in which its model is in memory.</summary>
-    private sealed class Session
-    {
-        private readonly TrainingRun run;
-        private readonly TrainingConfig config;
-        private readonly ITrainingObserver observer;
-        private readonly ModelConfig shape;
-        private readonly Tokenizer tokenizer;
-        private readonly TrainingData data;
-        private readonly TrainedModel trained;
-        private readonly MemoryPlan plan;
-        private readonly long baselineBytes;
-        private readonly string baseHash;
-        private readonly Trainer trainer;
-        private readonly CheckpointStore checkpoints;
-        private readonly List<double> losses = [];
-        private TrainerState state;
-        private long lastCheckpoint = Stopwatch.GetTimestamp();
-        private int lastCheckpointStep = -1;
-
-        public Session(TrainingRun run, ModelConfig shape, Tokenizer tokenizer, TrainingData data, TrainedModel trained, MemoryPlan plan, long baselineBytes, string baseHash, Device device)
-        {
-            this.run = run;
-            config = run.config;
-            observer = run.observer;
-            this.shape = shape;
-            this.tokenizer = tokenizer;
-            this.data = data;
-            this.trained = trained;
-            this.plan = plan;
-            this.baselineBytes = baselineBytes;
-            this.baseHash = baseHash;
-            Device = device;
-            trainer = new Trainer(config, trained, data);
-            checkpoints = new CheckpointStore(new FolderStore(run.folder.CheckpointRoot), config.RunName, epoch: 1, run.time);
-            state = new TrainerState
-            {
-                Step = 0,
-                TotalSteps = trainer.TotalSteps,
-                RunId = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(16)),
-                ConfigHash = config.Hash,
-                BaseHash = baseHash,
-                DataHash = data.Train.ContentHash,
-                Attempts = run.attempt,
-                Losses = [],
-            };
-        }
-
-        public Device Device { get; }
-
-        public RunSummary? Summary { get; private set; }
-
-        public async Task<RunEnding> RunAsync(bool isNew, CancellationToken stop)
-        {
-            if (!isNew)
-            {
-                try
-                {
-                    await RestoreAsync(stop).ConfigureAwait(false);
-                }
-                catch (Exception exception) when (exception is not OperationCanceledException)
-                {
-                    run.Withdraw(isNew);
-                    throw;
-                }
-
-                // Not earlier: a resume that is refused leaves the run as it was.
-                run.folder.WriteConfig();
-            }
-
-            using RunLog log = run.folder.OpenLog(state.Step);
-            try
-            {
-                if (state.Step == 0 && state.EvaluationBefore is null)
-                {
-                    state = state with { EvaluationBefore = Evaluate(config.Evaluation.Before, stop) };
-                }
-
-                await TrainAsync(log, stop).ConfigureAwait(false);
-                if (lastCheckpointStep != trainer.CompletedSteps)
-                {
-                    await SaveAsync().ConfigureAwait(false);
-                }
-
-                if (trainer.CompletedSteps < trainer.TotalSteps)
-                {
-                    return RunEnding.Interrupted;
-                }
-
-                EvaluationResult? after = Evaluate(config.Evaluation.After, stop);
-                WriteOutputs(after);
-                return RunEnding.Finished;
-            }
-            catch (OperationCanceledException) when (stop.IsCancellationRequested)
-            {
-                // Evaluations change nothing: what is worth keeping is what the last step left.
-                if (trainer.CompletedSteps > 0 && lastCheckpointStep != trainer.CompletedSteps)
-                {
-                    await SaveAsync().ConfigureAwait(false);
-                }
-
-                return RunEnding.Interrupted;
-            }
-        }
-
-        private async Task TrainAsync(RunLog log, CancellationToken stop)
-        {
-            run.phases.Enter(TrainingPhase.Training);
-            observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
-            while (trainer.CompletedSteps < trainer.TotalSteps && !stop.IsCancellationRequested)
-            {
-                StepResult step = trainer.Step();
-                losses.Add(step.Loss);
-                state = state with
-                {
-                    Step = step.Step,
-                    Tokens = state.Tokens + step.Tokens,
-                    SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
-                    TrainSeconds = state.TrainSeconds + step.Seconds,
-                };
-                if (step.Step % config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
-                {
-                    log.Write(step, data.Order.EpochsBefore(step.Step - 1));
-                }
-
-                Tell(step);
-                if (IsCheckpointDue(step.Step))
-                {
-                    await SaveAsync().ConfigureAwait(false);
-                    run.phases.Enter(TrainingPhase.Training);
-                }
-            }
-        }
-
-        private void Tell(in StepResult step)
-        {
-            double perStep = state.TrainSeconds / step.Step;
-            observer.OnProgress(new TrainingProgress
-            {
-                Phase = TrainingPhase.Training,
-                Step = step.Step,
-                TotalSteps = trainer.TotalSteps,
-                Loss = step.Loss,
-                LearningRate = step.LearningRate,
-                GradientNorm = step.GradientNorm,
-                TokensPerSecond = step.Tokens / step.Seconds,
-                SupervisedTokensPerSecond = step.SupervisedTokens / step.Seconds,
-                MemoryBytes = ProcessMemory.ResidentBytes(),
-                Elapsed = Stopwatch.GetElapsedTime(run.started),
-                Remaining = TimeSpan.FromSeconds(perStep * (trainer.TotalSteps - step.Step)),
-                Fraction = (double)step.Step / trainer.TotalSteps,
-            });
-        }
-
-        private bool IsCheckpointDue(int step) =>
-            (config.Checkpoint.EverySteps > 0 && step % config.Checkpoint.EverySteps == 0)
-            || (config.Checkpoint.EveryMinutes > 0 && Stopwatch.GetElapsedTime(lastCheckpoint).TotalMinutes >= config.Checkpoint.EveryMinutes);
-
-        private EvaluationResult? Evaluate(bool wanted, CancellationToken stop)
-        {
-            if (!wanted || data.HeldOut.Count == 0)
-            {
-                return null;
-            }
-
-            run.phases.Enter(TrainingPhase.Evaluating);
-            int tokens = Trainer.LargestMicroBatch(config, data).Tokens;
-            return new Evaluator(trained.Model, data.HeldOut, tokenizer, config.Evaluation.MaxNewTokens, tokens).Evaluate(observer, stop);
-        }
-
-        private async Task SaveAsync()
-        {
-            run.phases.Enter(TrainingPhase.Saving);
-            observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Saving, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
-            using StagingFolder staging = run.folder.Stage();
-            CheckpointFiles.Write(staging.Path, config, trained, state with { Losses = [.. losses], TotalSeconds = state.TotalSeconds + Stopwatch.GetElapsedTime(run.started).TotalSeconds });
-            Checkpoint saved = await checkpoints.SaveAsync(trainer.CompletedSteps, staging.Path).ConfigureAwait(false);
-            await checkpoints.ApplyRetentionAsync(config.Checkpoint.Keep, saved).ConfigureAwait(false);
-            lastCheckpoint = Stopwatch.GetTimestamp();
-            lastCheckpointStep = trainer.CompletedSteps;
-        }
-
-        private async Task RestoreAsync(CancellationToken stop)
-        {
-            if (await checkpoints.FindNewestIntactAsync(observer.OnWarning, stop).ConfigureAwait(false) is not { } newest)
-            {
-                observer.OnNotice("There is no intact checkpoint of this run: it starts at step 0.");
-                return;
-            }
-
-            using StagingFolder staging = run.folder.Stage();
-            await checkpoints.DownloadAsync(newest, staging.Path, stop).ConfigureAwait(false);
-            TrainerState saved = CheckpointFiles.ReadState(staging.Path);
-            RefuseOtherInputs(saved);
-            CheckpointFiles.Restore(staging.Path, trained, observer.OnNotice);
-            losses.AddRange(saved.Losses);
-            trainer.CompletedSteps = saved.Step;
-            lastCheckpointStep = saved.Step;
-            state = saved with { Attempts = Math.Max(run.attempt, saved.Attempts + 1), Losses = [] };
-            if (state.Attempts > run.attempt)
-            {
-                // The checkpoints came here without the count.
-                run.folder.StoreAttempts(state.Attempts);
-            }
-
-            // What a process was killed before deleting: a run that has no step left would never come to it.
-            await checkpoints.ApplyRetentionAsync(config.Checkpoint.Keep, newest, stop).ConfigureAwait(false);
-            observer.OnNotice($"Resumed after step {saved.Step} of {trainer.TotalSteps}, from the checkpoint {newest.Name}.");
-        }
-
-        private void RefuseOtherInputs(TrainerState saved)
-        {
-            if (saved.BaseHash != baseHash)
-            {
-                throw new TrainingSetupException($"{config.BaseModel} is not the base model that this run was started with (its files have another SHA-256). Give the original with --set base_model=FOLDER.");
-            }
-
-            if (saved.DataHash != data.Train.ContentHash)
-            {
-                throw new TrainingSetupException("The training data are not those that this run was started with: their tokens have another SHA-256. Give the original files with --set datasets.0.path=FILE.");
-            }
-        }
-
-        private void WriteOutputs(EvaluationResult? after)
-        {
-            run.phases.Enter(TrainingPhase.Saving);
-            string weights = run.folder.WriteModel(config, shape, trained);
-            double total = state.TotalSeconds + Stopwatch.GetElapsedTime(run.started).TotalSeconds;
-            run.phases.Enter(TrainingPhase.Done);
-            Summary = new RunSummary
-            {
-                RunName = config.RunName,
-                Steps = trainer.CompletedSteps,
-                Tokens = state.Tokens,
-                SupervisedTokens = state.SupervisedTokens,
-                TotalSeconds = total,
-                TrainSeconds = state.TrainSeconds,
-                PhaseSeconds = run.phases.Seconds,
-                PeakBytes = ProcessMemory.PeakBytes(),
-                BaselineBytes = baselineBytes,
-                ArenaBytes = trained.Model.Device.Arena.HighWaterBytes,
-                PlannedArenaBytes = plan.ArenaBytes,
-                ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, trained.Model.Device.Arena.HighWaterOf),
-                FirstLoss = losses.Count > 0 ? losses[0] : null,
-                LastLoss = losses.Count > 0 ? losses[^1] : null,
-                Before = state.EvaluationBefore,
-                After = after,
-                AdapterPath = weights,
-                AdapterSha256 = ContentHash.OfFile(weights),
-                TrainableParameters = trained.Model.Parameters.TrainableCount,
-                Cost = RunCost.Of(config.Cost, TimeSpan.FromSeconds(total)),
-                Attempts = state.Attempts,
-            };
-            run.folder.WriteSummary(Summary);
-            observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps, Elapsed = Stopwatch.GetElapsedTime(run.started) });
-        }
     }
 }

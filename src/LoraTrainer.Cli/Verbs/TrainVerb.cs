@@ -1,4 +1,5 @@
 using System.CommandLine;
+using System.Diagnostics;
 using System.Globalization;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
@@ -27,21 +28,21 @@ internal static class TrainVerb
             .WithWork(context => RunAsync(context, context.Arguments.GetRequiredValue(config)));
     }
 
-    private static Task<ExitCode> RunAsync(VerbContext context, string path)
+    private static async Task<ExitCode> RunAsync(VerbContext context, string path)
     {
         ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
         context.Terminal.Remarks(result);
         TrainingConfig config = result.Require();
-        if (config.Resume == ResumeMode.Must && !new RunFolder(config).HoldsRun)
+        if (config.Resume == ResumeMode.Must && !await new RunFolder(config).HoldsRunAnywhereAsync())
         {
             throw new TrainingSetupException($"resume: must was asked for, but {config.OutputDir} holds no run. Use resume: auto or never to start one.");
         }
 
-        return RunAsync(context, config, resume: config.Resume != ResumeMode.Never, force: false);
+        return await RunAsync(context, config, resume: config.Resume != ResumeMode.Never, force: false, evenIfStopped: false);
     }
 
     /// <summary>What train and resume have in common: the display, the run, the words at its end.</summary>
-    internal static async Task<ExitCode> RunAsync(VerbContext context, TrainingConfig config, bool resume, bool force)
+    internal static async Task<ExitCode> RunAsync(VerbContext context, TrainingConfig config, bool resume, bool force, bool evenIfStopped)
     {
         CancellationToken stop = context.Signals.Listen("A checkpoint is saved, then the program ends; the run can be resumed.");
         RunEnding ending;
@@ -49,7 +50,7 @@ internal static class TrainVerb
         await using (var display = new TrainingDisplay(context.Terminal, config.LoggingSteps, showSamples: true))
         {
             run = new TrainingRun(config, display, TimeProvider.System);
-            ending = await run.RunAsync(resume, force, stop);
+            ending = await run.RunAsync(resume, force, evenIfStopped, stop);
         }
 
         if (ending == RunEnding.Interrupted)
@@ -58,10 +59,36 @@ internal static class TrainVerb
             return ExitCode.Interrupted;
         }
 
+        if (ending == RunEnding.Stopped)
+        {
+            context.Terminal.Say($"Stopped as asked. Nothing starts it again by itself; go on with: lora-trainer resume {config.OutputDir}");
+            return ExitCode.Done;
+        }
+
         RunSummary summary = run.Summary!;
         context.Terminal.Say(Words(summary, config));
         context.Terminal.Json(summary.Write);
+        if (run.IsFirstEnd && config.OnFinish.Command is { } command)
+        {
+            await FinishAsync(context, command);
+        }
+
         return ExitCode.Done;
+    }
+
+    /// <summary>What the user wants done at the end. Its failure cannot hurt a run that is finished and safe: it is told, loudly.</summary>
+    private static async Task FinishAsync(VerbContext context, string command)
+    {
+        context.Terminal.Say($"on_finish: {command}");
+        var start = new ProcessStartInfo("/bin/sh") { UseShellExecute = false };
+        start.ArgumentList.Add("-c");
+        start.ArgumentList.Add(context.Terminal.IsJson ? $"{{ {command}\n}} 1>&2" : command);
+        using Process process = Process.Start(start)!;
+        await process.WaitForExitAsync();
+        if (process.ExitCode != 0)
+        {
+            context.Terminal.Warn($"The command of on_finish ended with exit code {process.ExitCode}: {command}. If it was to shut this machine down, the machine is still running, and billed.");
+        }
     }
 
     /// <summary>The end of a run in a few lines.</summary>

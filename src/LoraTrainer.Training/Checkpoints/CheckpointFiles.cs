@@ -12,7 +12,7 @@ namespace LoraTrainer.Training.Checkpoints;
 
 /// <summary>
 /// The files of one checkpoint in a local folder: the adapter as PEFT writes it (or, where everything is trained, all weights in f32),
-/// <c>optimizer.safetensors</c>, <c>trainer_state.json</c>, <c>config.resolved.yaml</c>, and on a GPU <c>device_choices.txt</c>.
+/// <c>optimizer.safetensors</c>, <c>trainer_state.json</c>, <c>log.jsonl</c>, <c>config.resolved.yaml</c>, and on a GPU <c>device_choices.txt</c>.
 /// </summary>
 public static class CheckpointFiles
 {
@@ -22,11 +22,19 @@ public static class CheckpointFiles
     private const string StateName = "trainer_state.json";
     private const string ChoicesName = "device_choices.txt";
 
+    /// <summary>The log of the steps so far, so that a machine that has no other part of the run has it whole.</summary>
+    public const string LogName = "log.jsonl";
+
     /// <summary>The resolved config, here and at the top of a run.</summary>
     public const string ConfigName = "config.resolved.yaml";
 
     /// <summary>Writes all files into an empty folder.</summary>
-    public static void Write(string folder, TrainingConfig config, TrainedModel trained, TrainerState state)
+    /// <param name="folder">Is there and empty.</param>
+    /// <param name="config">Of the run.</param>
+    /// <param name="trained">Values and moments.</param>
+    /// <param name="state">All the rest.</param>
+    /// <param name="log">The log of the steps, which goes along.</param>
+    public static void Write(string folder, TrainingConfig config, TrainedModel trained, TrainerState state, string log)
     {
         CausalLanguageModel model = trained.Model;
         if (trained.Adapters is { } adapters)
@@ -50,6 +58,11 @@ public static class CheckpointFiles
         }
 
         AtomicFile.WriteAllBytes(Path.Combine(folder, StateName), state.ToJson());
+        if (File.Exists(log))
+        {
+            File.Copy(log, Path.Combine(folder, LogName));
+        }
+
         AtomicFile.WriteAllBytes(Path.Combine(folder, ConfigName), Encoding.UTF8.GetBytes(config.ToYaml()));
     }
 

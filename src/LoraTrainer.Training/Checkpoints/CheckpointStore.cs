@@ -17,9 +17,10 @@ public sealed record Checkpoint(string Name, int Step, int Epoch, IReadOnlyList<
 public readonly record struct CheckpointFile(string Name, long SizeBytes, string Sha256);
 
 /// <summary>
-/// The checkpoints of one run in an object store: <c>NAME/step-STEP-EPOCH-RANDOM/</c> with some files and, written last, <c>manifest.json</c>
-/// with the size and SHA-256 of each. Without an intact manifest a checkpoint does not exist, and names are never used twice, so nothing that
-/// happens while one is written can hurt an older one.
+/// What lies of one run in an object store, under its name: <c>config.resolved.yaml</c>, <c>lease.json</c>, <c>attempts/EPOCH.json</c>,
+/// <c>requests/</c>, and its checkpoints, <c>step-STEP-EPOCH-RANDOM/</c> with some files and, written last, <c>manifest.json</c> with the size and
+/// SHA-256 of each. Without an intact manifest a checkpoint does not exist, and names are never used twice, so nothing that happens while one is
+/// written can hurt an older one.
 /// </summary>
 public sealed class CheckpointStore
 {
@@ -27,30 +28,140 @@ public sealed class CheckpointStore
     public const string ManifestName = "manifest.json";
 
     private const int ManifestVersion = 1;
+    private const string StepPrefix = "step-";
+    private const string AttemptsPrefix = "attempts/";
+    private const string RequestsPrefix = "requests/";
 
     private readonly IObjectStore store;
     private readonly string runName;
-    private readonly int epoch;
     private readonly TimeProvider time;
     private readonly HashSet<string> damaged = new(StringComparer.Ordinal);
+    private int epoch = 1;
+    private RunLease? lease;
+    private IReadOnlyList<LineageEntry> ancestors = [];
 
     /// <param name="store">Where the checkpoints of one or more runs lie.</param>
     /// <param name="runName">The run's prefix in the store.</param>
-    /// <param name="epoch">Of the lease that this process writes under; 1 for a run with one writer.</param>
     /// <param name="time">The clock.</param>
-    public CheckpointStore(IObjectStore store, string runName, int epoch, TimeProvider time)
+    public CheckpointStore(IObjectStore store, string runName, TimeProvider time)
     {
         this.store = store;
         this.runName = runName;
-        this.epoch = epoch;
         this.time = time;
+    }
+
+    /// <summary>For tests of what several writers leave behind: writes as the holder of that epoch would.</summary>
+    internal CheckpointStore(IObjectStore store, string runName, int epoch, TimeProvider time)
+        : this(store, runName, time) => this.epoch = epoch;
+
+    /// <summary>Where the run lies, for people.</summary>
+    public string Location => $"{store.Location.TrimEnd('/')}/{runName}";
+
+    /// <summary>From now on everything is written under this lease, and only while it is held.</summary>
+    public void WriteUnder(RunLease held)
+    {
+        lease = held;
+        epoch = held.Epoch;
+    }
+
+    /// <summary>What is saved from now on goes on from <paramref name="origin"/>: of its epoch only the steps up to it belong to the run.</summary>
+    public void ContinueFrom(Checkpoint origin) => ancestors =
+        [.. origin.Lineage.Where(entry => entry.Epoch != origin.Epoch && entry.Epoch != epoch), .. origin.Epoch == epoch ? [] : new[] { new LineageEntry(origin.Epoch, origin.Step) }];
+
+    /// <summary>The resolved config of the run, as YAML; null where there is no run.</summary>
+    public Task<byte[]?> ReadConfigAsync(CancellationToken cancellation = default) => ReadAsync(CheckpointFiles.ConfigName, cancellation);
+
+    public async Task WriteConfigAsync(byte[] yaml, CancellationToken cancellation = default) => await WriteAsync(CheckpointFiles.ConfigName, yaml, cancellation).ConfigureAwait(false);
+
+    /// <summary>Every process that worked on the run, by its epoch; those that cannot be read are left out.</summary>
+    public async Task<IReadOnlyList<AttemptRecord>> AttemptsAsync(CancellationToken cancellation = default)
+    {
+        var attempts = new List<AttemptRecord>();
+        foreach (StoredObject item in await store.ListAsync($"{runName}/{AttemptsPrefix}", cancellation).ConfigureAwait(false))
+        {
+            if (await ReadAsync(item.Key[(runName.Length + 1)..], cancellation).ConfigureAwait(false) is { } json && AttemptRecord.TryParse(json, out AttemptRecord? attempt))
+            {
+                attempts.Add(attempt);
+            }
+        }
+
+        return [.. attempts.OrderBy(attempt => attempt.Epoch)];
+    }
+
+    public Task WriteAttemptAsync(AttemptRecord attempt, CancellationToken cancellation = default) =>
+        WriteAsync(string.Create(CultureInfo.InvariantCulture, $"{AttemptsPrefix}{attempt.Epoch}.json"), attempt.ToJson(), cancellation);
+
+    /// <summary>The requests of other terminals that wait for an answer, oldest first.</summary>
+    public async Task<IReadOnlyList<RunRequest>> RequestsAsync(CancellationToken cancellation = default)
+    {
+        IReadOnlyList<StoredObject> found = await store.ListAsync($"{runName}/{RequestsPrefix}", cancellation).ConfigureAwait(false);
+        return [.. found.Select(item => RunRequest.Parse(item.Key[(runName.Length + 1 + RequestsPrefix.Length)..])).OfType<RunRequest>().OrderBy(request => request.Name, StringComparer.Ordinal)];
+    }
+
+    /// <summary>Leaves a request for the process that works on the run.</summary>
+    public async Task AddRequestAsync(RunRequest request, CancellationToken cancellation = default)
+    {
+        using var content = new MemoryStream();
+        await store.PutAsync($"{runName}/{RequestsPrefix}{request.Name}", content, cancellation: cancellation).ConfigureAwait(false);
+    }
+
+    /// <summary>A request that was done, or is withdrawn.</summary>
+    public Task RemoveRequestAsync(RunRequest request, CancellationToken cancellation = default) => store.DeleteAsync($"{runName}/{RequestsPrefix}{request.Name}", cancellation);
+
+    /// <summary>The highest epoch that anything of the run is named after; 0 where there is nothing.</summary>
+    public async Task<int> HighestEpochAsync(CancellationToken cancellation = default)
+    {
+        int highest = 0;
+        foreach (StoredObject item in await store.ListAsync(runName + "/", cancellation).ConfigureAwait(false))
+        {
+            string[] parts = item.Key[(runName.Length + 1)..].Split('/');
+            string number = parts[0].StartsWith(StepPrefix, StringComparison.Ordinal) && parts[0].Split('-') is [_, _, { } written, _] ? written
+                : parts is ["attempts", { } file] ? Path.GetFileNameWithoutExtension(file) : string.Empty;
+            if (int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int found))
+            {
+                highest = Math.Max(highest, found);
+            }
+        }
+
+        return highest;
+    }
+
+    /// <summary>Removes what processes that died left half written. The run must be this process's.</summary>
+    public async Task RemoveUnfinishedAsync(CancellationToken cancellation = default)
+    {
+        await store.RemoveUnfinishedAsync(runName + "/", cancellation).ConfigureAwait(false);
+        IReadOnlyList<StoredObject> all = await store.ListAsync($"{runName}/{StepPrefix}", cancellation).ConfigureAwait(false);
+        foreach (IGrouping<string, StoredObject> checkpoint in all.GroupBy(item => item.Key.Split('/')[1]))
+        {
+            if (!checkpoint.Any(item => item.Key.EndsWith("/" + ManifestName, StringComparison.Ordinal)))
+            {
+                foreach (StoredObject item in checkpoint)
+                {
+                    await DeleteAsync(item.Key, cancellation).ConfigureAwait(false);
+                }
+            }
+        }
+    }
+
+    /// <summary>Takes back a run that could not start: its config, its lease, the record of this attempt.</summary>
+    /// <param name="isNew">The run did not exist before; otherwise only the attempt is taken back.</param>
+    /// <param name="cancellation">Leaves the rest.</param>
+    public async Task WithdrawAsync(bool isNew, CancellationToken cancellation = default)
+    {
+        await store.DeleteAsync(string.Create(CultureInfo.InvariantCulture, $"{runName}/{AttemptsPrefix}{epoch}.json"), cancellation).ConfigureAwait(false);
+        if (isNew)
+        {
+            await store.DeleteAsync($"{runName}/{CheckpointFiles.ConfigName}", cancellation).ConfigureAwait(false);
+            await store.DeleteAsync($"{runName}/{RunLease.FileName}", cancellation).ConfigureAwait(false);
+        }
     }
 
     /// <summary>Puts the files of a local folder under a new name, the manifest last. It exists when this returns, and not before.</summary>
     /// <param name="step">Optimizer steps that the files hold.</param>
     /// <param name="folder">Holds the files, and nothing else.</param>
+    /// <param name="progress">Is told the bytes of all files that have arrived.</param>
     /// <param name="cancellation">Leaves an invisible, unfinished checkpoint behind.</param>
-    public async Task<Checkpoint> SaveAsync(int step, string folder, CancellationToken cancellation = default)
+    public async Task<Checkpoint> SaveAsync(int step, string folder, IProgress<long>? progress = null, CancellationToken cancellation = default)
     {
         string name = string.Create(CultureInfo.InvariantCulture, $"step-{step:D8}-{epoch}-{Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(4))}");
         var files = new List<CheckpointFile>();
@@ -60,12 +171,15 @@ public sealed class CheckpointStore
             FileStream stream = File.OpenRead(path);
             await using (stream.ConfigureAwait(false))
             {
+                lease?.RequireHeld();
+                long before = files.Sum(file => file.SizeBytes);
                 files.Add(new CheckpointFile(Path.GetFileName(path), stream.Length, hash));
-                await store.PutAsync(Key(name, Path.GetFileName(path)), stream, cancellation: cancellation).ConfigureAwait(false);
+                await store.PutAsync(Key(name, Path.GetFileName(path)), stream, progress: progress is null ? null : new Offset(progress, before), cancellation: cancellation).ConfigureAwait(false);
             }
         }
 
-        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null)]);
+        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]);
+        lease?.RequireHeld();
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
         if (await store.PutAsync(Key(name, ManifestName), manifest, PutCondition.IfAbsent, cancellation: cancellation).ConfigureAwait(false) is null)
         {
@@ -132,23 +246,40 @@ public sealed class CheckpointStore
     /// <param name="cancellation">Stops between two deletions.</param>
     public async Task ApplyRetentionAsync(int keep, Checkpoint newest, CancellationToken cancellation = default)
     {
-        IReadOnlyList<Checkpoint> all = await ListAsync(_ => { }, cancellation).ConfigureAwait(false);
-        Checkpoint[] older = [.. all.Where(item => item.Name != newest.Name && (item.Epoch < newest.Epoch || (item.Epoch == newest.Epoch && item.Step <= newest.Step)))];
-        foreach (Checkpoint old in older.Where(item => !damaged.Contains(item.Name)).Skip(Math.Max(1, keep) - 1).Concat(older.Where(item => damaged.Contains(item.Name))))
+        IReadOnlyList<Checkpoint> all = await ReadManifestsAsync(_ => { }, cancellation).ConfigureAwait(false), ofRun = OfLineage(all);
+        Checkpoint[] older = [.. ofRun.Where(item => item.Name != newest.Name && (item.Epoch < newest.Epoch || (item.Epoch == newest.Epoch && item.Step <= newest.Step)))];
+        IEnumerable<Checkpoint> passedOver = all.Where(item => item.Epoch < newest.Epoch && item.Step <= newest.Step).Except(ofRun);
+        foreach (Checkpoint old in older.Where(item => !damaged.Contains(item.Name)).Skip(Math.Max(1, keep) - 1).Concat(older.Where(item => damaged.Contains(item.Name))).Concat(passedOver))
         {
-            await store.DeleteAsync(Key(old.Name, ManifestName), cancellation).ConfigureAwait(false);
+            await DeleteAsync(Key(old.Name, ManifestName), cancellation).ConfigureAwait(false);
             foreach (CheckpointFile file in old.Files)
             {
-                await store.DeleteAsync(Key(old.Name, file.Name), cancellation).ConfigureAwait(false);
+                await DeleteAsync(Key(old.Name, file.Name), cancellation).ConfigureAwait(false);
             }
         }
     }
 
-    /// <summary>All checkpoints with a readable manifest, the one to prefer first.</summary>
-    private async Task<IReadOnlyList<Checkpoint>> ListAsync(Action<string> onDamaged, CancellationToken cancellation)
+    /// <summary>All checkpoints with a readable manifest that belong to the run, the one to prefer first. Whether their files are whole is not looked at.</summary>
+    /// <param name="onDamaged">Is told, in a sentence, about each manifest that cannot be read.</param>
+    /// <param name="cancellation">Stops the search.</param>
+    public async Task<IReadOnlyList<Checkpoint>> ListAsync(Action<string> onDamaged, CancellationToken cancellation = default) =>
+        OfLineage(await ReadManifestsAsync(onDamaged, cancellation).ConfigureAwait(false));
+
+    /// <summary>
+    /// Those that belong to the run, of all in their order. A machine that lost its lease may still have written: what it wrote after the takeover does
+    /// not count, and the newest writer's manifests say up to where each earlier one does.
+    /// </summary>
+    private static IReadOnlyList<Checkpoint> OfLineage(IReadOnlyList<Checkpoint> ordered)
+    {
+        IReadOnlyList<LineageEntry> lineage = ordered.Count > 0 ? ordered[0].Lineage : [];
+        return [.. ordered.Where(checkpoint => ordered[0].Epoch == checkpoint.Epoch || lineage.Any(entry => entry.Epoch == checkpoint.Epoch && checkpoint.Step <= (entry.UpToStep ?? int.MaxValue)))];
+    }
+
+    /// <summary>All checkpoints with a readable manifest, by epoch and then step, the highest first.</summary>
+    private async Task<IReadOnlyList<Checkpoint>> ReadManifestsAsync(Action<string> onDamaged, CancellationToken cancellation)
     {
         var found = new List<Checkpoint>();
-        foreach (StoredObject item in await store.ListAsync(runName + "/step-", cancellation).ConfigureAwait(false))
+        foreach (StoredObject item in await store.ListAsync($"{runName}/{StepPrefix}", cancellation).ConfigureAwait(false))
         {
             if (!item.Key.EndsWith("/" + ManifestName, StringComparison.Ordinal))
             {
@@ -170,11 +301,7 @@ public sealed class CheckpointStore
             }
         }
 
-        List<Checkpoint> ordered = [.. found.OrderByDescending(checkpoint => checkpoint.Epoch).ThenByDescending(checkpoint => checkpoint.Step)];
-
-        // A machine that lost its lease may still have written: what it wrote after the takeover does not belong to the run.
-        IReadOnlyList<LineageEntry> lineage = ordered.Count > 0 ? ordered[0].Lineage : [];
-        return [.. ordered.Where(checkpoint => ordered[0].Epoch == checkpoint.Epoch || lineage.Any(entry => entry.Epoch == checkpoint.Epoch && checkpoint.Step <= (entry.UpToStep ?? int.MaxValue)))];
+        return [.. found.OrderByDescending(checkpoint => checkpoint.Epoch).ThenByDescending(checkpoint => checkpoint.Step)];
     }
 
     private async Task<string?> DamageOfAsync(Checkpoint checkpoint, CancellationToken cancellation)
@@ -306,6 +433,41 @@ public sealed class CheckpointStore
                 throw new CheckpointFormatException($"it gives {file.Name} a size of {file.SizeBytes} bytes");
             }
         }
+    }
+
+    private async Task<byte[]?> ReadAsync(string name, CancellationToken cancellation)
+    {
+        StoredContent? stored = await store.GetAsync($"{runName}/{name}", cancellation).ConfigureAwait(false);
+        if (stored is null)
+        {
+            return null;
+        }
+
+        await using (stored.ConfigureAwait(false))
+        {
+            using var content = new MemoryStream();
+            await stored.Content.CopyToAsync(content, cancellation).ConfigureAwait(false);
+            return content.ToArray();
+        }
+    }
+
+    private async Task WriteAsync(string name, byte[] content, CancellationToken cancellation)
+    {
+        lease?.RequireHeld();
+        using var stream = new MemoryStream(content);
+        await store.PutAsync($"{runName}/{name}", stream, cancellation: cancellation).ConfigureAwait(false);
+    }
+
+    private Task<bool> DeleteAsync(string key, CancellationToken cancellation)
+    {
+        lease?.RequireHeld();
+        return store.DeleteAsync(key, cancellation);
+    }
+
+    /// <summary>Progress of one file among several.</summary>
+    private sealed class Offset(IProgress<long> progress, long before) : IProgress<long>
+    {
+        public void Report(long value) => progress.Report(before + value);
     }
 
     private string Key(string checkpoint, string file) => $"{runName}/{checkpoint}/{file}";

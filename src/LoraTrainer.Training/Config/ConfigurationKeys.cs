@@ -47,9 +47,14 @@ internal static class ConfigurationKeys
         Key<CheckpointOptions, double>("every_minutes", NotNegative, c => c.EveryMinutes, (c, v) => c with { EveryMinutes = v }, "Save each so many minutes; 0: not by time.", "10", applies: c => c.Interval == CheckpointInterval.Fixed),
         Key<CheckpointOptions, CheckpointInterval>("interval", new Choice<CheckpointInterval>(("fixed", CheckpointInterval.Fixed), ("auto", CheckpointInterval.Auto)), c => c.Interval, (c, v) => c with { Interval = v }, "`auto`: find the best interval from the measured time of a save and the observed interruptions, instead of the two keys above.", "auto"),
         Key<CheckpointOptions, long>("keep", new WholeNumber(1), c => c.Keep, (c, v) => c with { Keep = (int)v }, "How many of the newest checkpoints are kept, besides the best one.", "2"),
-        Key<CheckpointOptions, string?>("uri", new OptionalReference<string>(PathText), c => c.Uri, (c, v) => c with { Uri = v }, "Where checkpoints go; with `run_name` it is how another machine finds the run.", "/mnt/runs", defaultText: "`checkpoints` in `output_dir`"),
+        Key<CheckpointOptions, string?>("uri", new OptionalReference<string>(PathText), c => c.Uri, (c, v) => c with { Uri = v }, "Where checkpoints go: a folder, or `s3://bucket/prefix` (docs/spot.md has its options); with `run_name` it is how another machine finds the run.", "s3://my-bucket/runs", defaultText: "`checkpoints` in `output_dir`"),
         Key<CheckpointOptions, bool>("single_writer", Truth, c => c.SingleWriter, (c, v) => c with { SingleWriter = v }, "You guarantee that no second machine writes to this run; needed on network drives.", "true"),
-        Key<CheckpointOptions, double>("lease_seconds", new RealNumber("1..3600", value => value is >= 1 and <= 3600), c => c.LeaseSeconds, (c, v) => c with { LeaseSeconds = v }, "After so many seconds without a sign of life another machine may take the run over.", "30"));
+        Key<CheckpointOptions, double>("lease_seconds", new RealNumber("1..3600", value => value is >= 1 and <= 3600), c => c.LeaseSeconds, (c, v) => c with { LeaseSeconds = v }, "After so many seconds without a sign of life another machine may take the run over.", "30"),
+        Key<CheckpointOptions, CheckpointErrorAction>("on_error", new Choice<CheckpointErrorAction>(("continue", CheckpointErrorAction.Continue), ("stop", CheckpointErrorAction.Stop)), c => c.OnError, (c, v) => c with { OnError = v }, "What a checkpoint that cannot be saved does: `continue` warns and tries the next one when it is due, `stop` ends the run.", "stop"));
+
+    private static readonly RecordOf<FinishOptions> Finish = new(
+        new FinishOptions(),
+        Key<FinishOptions, string?>("command", new OptionalReference<string>(new Text("command", "a command for the shell", value => value.Trim().Length > 0)), c => c.Command, (c, v) => c with { Command = v }, "Given to the shell (`sh -c`), in the current directory. A failure is told and changes nothing.", "sudo shutdown -h now", defaultText: "none"));
 
     private static readonly RecordOf<CostOptions> Cost = new(
         new CostOptions(),
@@ -123,7 +128,7 @@ internal static class ConfigurationKeys
         Key("resume", new Choice<ResumeMode>(("never", ResumeMode.Never), ("auto", ResumeMode.Auto), ("must", ResumeMode.Must)), c => c.Resume, (c, v) => c with { Resume = v }, "What `train` does when the run exists: `never` says so and stops, `auto` goes on with it, `must` insists that there is one.", "auto"),
         Key("resume_from_checkpoint", new OptionalReference<string>(PathText), c => c.ResumeFromCheckpoint, (c, v) => c with { ResumeFromCheckpoint = v }, "Go on from this one checkpoint.", "outputs/invoices/checkpoints/invoices/step-00000200-1-0a1b2c3d", defaultText: "none"),
         Key("on_nonfinite", new Choice<NonFiniteAction>(("stop", NonFiniteAction.Stop), ("rollback", NonFiniteAction.Rollback)), c => c.OnNonFinite, (c, v) => c with { OnNonFinite = v }, "What happens when the loss or a gradient is not a finite number.", "stop"),
-        Key("on_finish", Any, c => c.OnFinish, (c, v) => c with { OnFinish = v }, "What happens to the machine at the end; `none`: nothing.", "none"),
+        Key("on_finish", new FinishValue(Finish), c => c.OnFinish, (c, v) => c with { OnFinish = v }, "What is done once when the run has come to its end and everything is saved, such as shutting the machine down; `none`: nothing.", "{command: sudo shutdown -h now}", defaultText: "`none`"),
         Key("cost", Cost, c => c.Cost, (c, v) => c with { Cost = v }, "What the machine costs and what may be spent.", "{rate: 1.29, budget: 25}"))
     { Foreign = ForeignKeys.OfTheRoot };
 

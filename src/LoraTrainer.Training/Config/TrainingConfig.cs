@@ -42,7 +42,7 @@ public sealed partial record TrainingConfig
     public string? ResumeFromCheckpoint { get; init; }
 
     /// <summary>What happens to the machine at the end of the run; <c>none</c>: nothing.</summary>
-    public string OnFinish { get; init; } = "none";
+    public FinishOptions OnFinish { get; init; } = new();
 
     public NonFiniteAction OnNonFinite { get; init; } = NonFiniteAction.Stop;
 
@@ -354,6 +354,13 @@ public sealed record EvaluationOptions
     public int MaxSamples { get; init; }
 }
 
+/// <summary>What is done on the machine when a run has come to its end and everything of it is safe.</summary>
+public sealed record FinishOptions
+{
+    /// <summary>For the shell; null: nothing.</summary>
+    public string? Command { get; init; }
+}
+
 public enum ResumeMode
 {
     Never,
@@ -396,7 +403,20 @@ public sealed record CheckpointOptions
     /// <summary>The user guarantees that no second machine writes to this run.</summary>
     public bool SingleWriter { get; init; }
 
+    /// <summary>After so many seconds without a renewal another machine may take the run over.</summary>
     public double LeaseSeconds { get; init; } = 30;
+
+    public CheckpointErrorAction OnError { get; init; } = CheckpointErrorAction.Continue;
+}
+
+/// <summary>What a checkpoint that cannot be saved does to the run.</summary>
+public enum CheckpointErrorAction
+{
+    /// <summary>A warning; the next one is tried when it is due. At the end of the run it is an error all the same.</summary>
+    Continue,
+
+    /// <summary>The run ends with an error.</summary>
+    Stop,
 }
 
 public enum RateUnit

@@ -348,6 +348,35 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
     public override ConfigurationNode Write(DatasetFormat value) => value.Custom is { } custom ? block.Write(custom) : Words.Write(value.Kind);
 }
 
+/// <summary>The word none, or a block that says what is done at the end.</summary>
+internal sealed class FinishValue(RecordOf<FinishOptions> block) : ValueKind<FinishOptions>
+{
+    private const string None = "none";
+
+    public override string TypeText => "none, or a block with the key below";
+
+    public override IEnumerable<(string Prefix, ConfigurationKey Key)> InnerKeys => block.InnerKeys;
+
+    public override bool TryRead(ConfigurationNode node, string path, string hint, IssueCollector issues, out FinishOptions value)
+    {
+        value = new FinishOptions();
+        if (node.Kind == NodeKind.Mapping)
+        {
+            return block.TryRead(node, path, hint, issues, out value);
+        }
+
+        if (node.Kind == NodeKind.Scalar && node.Text == None)
+        {
+            return true;
+        }
+
+        issues.MustBe(path, node, "none, or a block such as {command: sudo shutdown -h now}", hint);
+        return false;
+    }
+
+    public override ConfigurationNode Write(FinishOptions value) => value.Command is null ? new Text().Write(None) : block.Write(value);
+}
+
 /// <summary>PEFT's target_modules: a list of names, or one regular expression.</summary>
 internal sealed class TargetsValue : ValueKind<(EquatableList<string> Names, string? Pattern)>
 {

@@ -1,0 +1,138 @@
+using System.Diagnostics;
+
+namespace LoraTrainer.Training.Checkpoints;
+
+/// <summary>
+/// Saves checkpoints behind the training: it takes a folder that the training has written and puts it into the store while the steps go on. One is
+/// under way at a time; one waits, and a newer one takes its place.
+/// </summary>
+internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<string> onWarning, Action<int> onSafe) : IProgress<long>
+{
+    private readonly Lock gate = new();
+    private readonly List<double> commitSeconds = [];
+    private (int Step, StagingFolder Folder)? queued;
+    private Task worker = Task.CompletedTask;
+    private long arrivedBytes;
+    private long totalBytes;
+
+    /// <summary>The newest that is safe; null before the first.</summary>
+    public Checkpoint? Committed { get; private set; }
+
+    /// <summary>Why the last one that was tried is not safe; null where it is.</summary>
+    public Exception? Failure { get; private set; }
+
+    /// <summary>Bytes of the checkpoint under way that have arrived, and all of them; zeros between two.</summary>
+    public (long Arrived, long Total) Progress => (Interlocked.Read(ref arrivedBytes), Interlocked.Read(ref totalBytes));
+
+    /// <summary>How long a checkpoint takes from the first byte to the manifest, in 95 of 100 cases so far; null before the first.</summary>
+    public TimeSpan? CommitTime
+    {
+        get
+        {
+            lock (gate)
+            {
+                double[] sorted = [.. commitSeconds.Order()];
+                return sorted.Length == 0 ? null : TimeSpan.FromSeconds(sorted[(int)Math.Ceiling(0.95 * sorted.Length) - 1]);
+            }
+        }
+    }
+
+    /// <summary>Hands a checkpoint over. The folder is the writer's from now on.</summary>
+    public void Enqueue(int step, StagingFolder folder)
+    {
+        lock (gate)
+        {
+            queued?.Folder.Dispose();
+            queued = (step, folder);
+            if (worker.IsCompleted)
+            {
+                worker = Task.Run(DrainAsync);
+            }
+        }
+    }
+
+    /// <summary>Completes when nothing is under way or waiting.</summary>
+    public async Task FlushAsync()
+    {
+        while (true)
+        {
+            Task current;
+            lock (gate)
+            {
+                if (queued is null && worker.IsCompleted)
+                {
+                    return;
+                }
+
+                current = worker;
+            }
+
+            await current.ConfigureAwait(false);
+        }
+    }
+
+    /// <summary>A checkpoint that could not even be written down here.</summary>
+    public void Fail(int step, Exception exception)
+    {
+        Failure = exception;
+        onWarning($"The checkpoint of step {step} could not be saved: {exception.Message} {(Committed is { } last ? $"The last one that is safe is of step {last.Step}." : "None of this process is safe yet.")}");
+    }
+
+    void IProgress<long>.Report(long value) => Interlocked.Exchange(ref arrivedBytes, value);
+
+    private async Task DrainAsync()
+    {
+        while (true)
+        {
+            (int Step, StagingFolder Folder) item;
+            lock (gate)
+            {
+                if (queued is null)
+                {
+                    return;
+                }
+
+                item = queued.Value;
+                queued = null;
+            }
+
+            using StagingFolder folder = item.Folder;
+            await SaveAsync(item.Step, folder).ConfigureAwait(false);
+        }
+    }
+
+    private async Task SaveAsync(int step, StagingFolder folder)
+    {
+        long start = Stopwatch.GetTimestamp();
+        try
+        {
+            Interlocked.Exchange(ref totalBytes, Directory.EnumerateFiles(folder.Path).Sum(file => new FileInfo(file).Length));
+            Checkpoint saved = await store.SaveAsync(step, folder.Path, this).ConfigureAwait(false);
+            lock (gate)
+            {
+                commitSeconds.Add(Stopwatch.GetElapsedTime(start).TotalSeconds);
+            }
+
+            Committed = saved;
+            Failure = null;
+            onSafe(step);
+            await store.ApplyRetentionAsync(keep, saved).ConfigureAwait(false);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            if (Committed?.Step == step)
+            {
+                onWarning($"The checkpoint of step {step} is safe, but older ones could not be removed: {exception.Message}");
+            }
+            else
+            {
+                Fail(step, exception);
+            }
+        }
+        finally
+        {
+            Interlocked.Exchange(ref arrivedBytes, 0);
+            Interlocked.Exchange(ref totalBytes, 0);
+        }
+    }
+}

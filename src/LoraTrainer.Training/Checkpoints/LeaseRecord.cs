@@ -1,0 +1,120 @@
+using System.Globalization;
+using System.Text.Json;
+using LoraTrainer.Storage;
+
+namespace LoraTrainer.Training.Checkpoints;
+
+/// <summary>What a lease says of its run.</summary>
+public enum LeaseState
+{
+    /// <summary>Somebody works on the run.</summary>
+    Held,
+
+    /// <summary>Nobody does; whoever comes goes on.</summary>
+    Released,
+
+    /// <summary>Nobody does, because somebody asked for that: only an explicit resume goes on.</summary>
+    Stopped,
+
+    /// <summary>The run is done.</summary>
+    Finished,
+}
+
+/// <summary>A process, so that another one on the same machine can tell whether it still runs.</summary>
+/// <param name="Host">Name of the machine, for people.</param>
+/// <param name="BootId">Of the kernel (/proc/sys/kernel/random/boot_id) and the process namespace: process numbers mean something only where both are equal.</param>
+/// <param name="ProcessId">Number of the process there.</param>
+/// <param name="ProcessStart">Clock ticks from boot to its start (proc(5), stat, field 22): tells it from a later one with the same number.</param>
+public sealed record LeaseHolder(string Host, string BootId, int ProcessId, long ProcessStart)
+{
+    /// <summary>This process.</summary>
+    public static LeaseHolder Current { get; } = new(Environment.MachineName, ThisBoot(), Environment.ProcessId, StartOf("self") ?? 0);
+
+    /// <summary>True where the process ran on this very machine and has certainly ended.</summary>
+    public bool IsProvablyDead => BootId.Length > 0 && BootId == Current.BootId && (StartOf(ProcessId.ToString(CultureInfo.InvariantCulture)) is not { } start || start != ProcessStart);
+
+    public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"process {ProcessId} on {Host}");
+
+    private static string ThisBoot()
+    {
+        const string bootId = "/proc/sys/kernel/random/boot_id", processNamespace = "/proc/self/ns/pid";
+        string? space = File.Exists(bootId) ? new FileInfo(processNamespace).LinkTarget : null;
+        return space is null ? string.Empty : $"{File.ReadAllText(bootId).Trim()} {space}";
+    }
+
+    /// <summary>Null where there is no such process, or it is a zombie.</summary>
+    private static long? StartOf(string process)
+    {
+        try
+        {
+            // The name in parentheses may hold anything; the fields are counted behind it.
+            string stat = File.ReadAllText($"/proc/{process}/stat");
+            string[] fields = stat[(stat.LastIndexOf(')') + 2)..].Split(' ');
+            return fields[0] is "Z" or "X" ? null : long.Parse(fields[19], CultureInfo.InvariantCulture);
+        }
+        catch (IOException)
+        {
+            return null;
+        }
+    }
+}
+
+/// <summary>The content of lease.json.</summary>
+/// <param name="RunId">Identifies the run in every ledger; made with its first lease.</param>
+/// <param name="Epoch">Grows with each takeover.</param>
+/// <param name="State">What it says of the run.</param>
+/// <param name="Nonce">New with each renewal: a lease that changes is alive, whatever any clock says.</param>
+/// <param name="Seconds">After so long without a change another machine may take the run over.</param>
+/// <param name="Holder">The process that wrote it.</param>
+/// <param name="Written">By the holder's clock; for people only.</param>
+public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, string Nonce, double Seconds, LeaseHolder Holder, DateTimeOffset Written)
+{
+    /// <summary>Reads a lease; <paramref name="source"/> names it in messages.</summary>
+    /// <exception cref="CheckpointFormatException">It is not what this program writes.</exception>
+    public static LeaseRecord Parse(string source, ReadOnlyMemory<byte> utf8)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(utf8);
+            JsonElement root = document.RootElement, holder = root.GetProperty("holder");
+            var record = new LeaseRecord(
+                root.GetProperty("run_id").GetString()!,
+                root.GetProperty("epoch").GetInt32(),
+                Enum.Parse<LeaseState>(root.GetProperty("state").GetString()!, ignoreCase: true),
+                root.GetProperty("nonce").GetString()!,
+                root.GetProperty("seconds").GetDouble(),
+                new LeaseHolder(holder.GetProperty("host").GetString()!, holder.GetProperty("boot").GetString()!, holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64()),
+                root.GetProperty("written").GetDateTimeOffset());
+            return record is { Epoch: > 0, Seconds: >= 1 and <= 3600, RunId.Length: > 0, Nonce.Length: > 0 } ? record : throw new FormatException("a number is out of bounds");
+        }
+        catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException or ArgumentException)
+        {
+            throw new CheckpointFormatException(
+                $"{source} is not a lease of this program ({(exception is JsonException json ? JsonProblem.Reason(json) : exception.Message)}). If no machine works on this run, delete it and try again.", exception);
+        }
+    }
+
+    public byte[] ToJson()
+    {
+        using var buffer = new MemoryStream();
+        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Indented = true }))
+        {
+            json.WriteStartObject();
+            json.WriteString("run_id", RunId);
+            json.WriteNumber("epoch", Epoch);
+            json.WriteString("state", State.ToString().ToLowerInvariant());
+            json.WriteString("nonce", Nonce);
+            json.WriteNumber("seconds", Seconds);
+            json.WriteStartObject("holder");
+            json.WriteString("host", Holder.Host);
+            json.WriteString("boot", Holder.BootId);
+            json.WriteNumber("process", Holder.ProcessId);
+            json.WriteNumber("start", Holder.ProcessStart);
+            json.WriteEndObject();
+            json.WriteString("written", Written);
+            json.WriteEndObject();
+        }
+
+        return buffer.ToArray();
+    }
+}

@@ -1,0 +1,87 @@
+using LoraTrainer.Training.Checkpoints;
+
+namespace LoraTrainer.Training;
+
+/// <summary>Why a run is to stop before its end.</summary>
+internal enum StopReason
+{
+    /// <summary>Ctrl-C or SIGTERM.</summary>
+    Signal,
+
+    /// <summary>The machine will be taken away.</summary>
+    Notice,
+
+    /// <summary>Somebody asked for it from another terminal.</summary>
+    Request,
+
+    /// <summary>Another machine works on the run now.</summary>
+    LeaseLost,
+}
+
+/// <summary>
+/// What the outside asks of a run: to stop, by whatever way that was said, or to save now. Any thread asks; the training looks between two steps,
+/// and everything that takes long before and after it watches <see cref="Stop"/>.
+/// </summary>
+internal sealed class RunControl : IDisposable
+{
+    private readonly CancellationTokenSource stop = new();
+    private readonly CancellationTokenRegistration signal;
+    private readonly Lock gate = new();
+    private readonly List<RunRequest> toSave = [];
+    private bool savesNow;
+
+    public RunControl(CancellationToken signal) => this.signal = signal.Register(() => RequestStop(StopReason.Signal));
+
+    public CancellationToken Stop => stop.Token;
+
+    /// <summary>Of the first that asked; null while nobody has.</summary>
+    public StopReason? Reason { get; private set; }
+
+    /// <summary>When the machine goes away, on the monotonic clock; null where that is not known.</summary>
+    public long? Deadline { get; private set; }
+
+    /// <param name="reason">Who asks.</param>
+    /// <param name="deadline">A timestamp of <see cref="TimeProvider.GetTimestamp"/>.</param>
+    public void RequestStop(StopReason reason, long? deadline = null)
+    {
+        lock (gate)
+        {
+            Reason ??= reason;
+            Deadline = Deadline is { } known && deadline is { } other ? Math.Min(known, other) : Deadline ?? deadline;
+        }
+
+        stop.Cancel();
+    }
+
+    /// <summary>Asks for a checkpoint now.</summary>
+    /// <param name="request">To be answered when it is safe; null where nobody waits.</param>
+    public void RequestSave(RunRequest? request)
+    {
+        lock (gate)
+        {
+            savesNow = true;
+            if (request is not null && !toSave.Contains(request))
+            {
+                toSave.Add(request);
+            }
+        }
+    }
+
+    /// <summary>True once after somebody asked for a checkpoint; the requests to answer when it is safe.</summary>
+    public bool TakeSave(out RunRequest[] requests)
+    {
+        lock (gate)
+        {
+            requests = [.. toSave];
+            toSave.Clear();
+            (bool wanted, savesNow) = (savesNow, false);
+            return wanted;
+        }
+    }
+
+    public void Dispose()
+    {
+        signal.Dispose();
+        stop.Dispose();
+    }
+}

@@ -1,0 +1,85 @@
+using System.Diagnostics;
+using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training;
+
+/// <summary>How this process gets on, for those who look at the run from elsewhere. The training thread leaves its numbers here; another one takes them.</summary>
+internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phases, TimeProvider time)
+{
+    private readonly Lock gate = new();
+    private readonly DateTimeOffset started = Process.GetCurrentProcess().StartTime.ToUniversalTime();
+    private readonly TimeSpan before = time.GetUtcNow() - Process.GetCurrentProcess().StartTime.ToUniversalTime();
+    private readonly long since = Stopwatch.GetTimestamp();
+    private string device = string.Empty;
+    private StepResult last;
+    private int firstStep;
+    private int totalSteps;
+    private int? savedStep;
+    private long tokens;
+
+    public void Opened(string description, int total)
+    {
+        lock (gate)
+        {
+            device = description;
+            totalSteps = total;
+        }
+    }
+
+    public void StartsAfter(int step)
+    {
+        lock (gate)
+        {
+            (firstStep, last) = (step, last with { Step = step });
+        }
+    }
+
+    public void Did(in StepResult step)
+    {
+        lock (gate)
+        {
+            last = step;
+            tokens += step.Tokens;
+        }
+    }
+
+    public void Saved(int step)
+    {
+        lock (gate)
+        {
+            savedStep = step;
+        }
+    }
+
+    /// <param name="ended">How the process ends; null while it runs.</param>
+    public AttemptRecord Take(string? ended = null)
+    {
+        lock (gate)
+        {
+            return new AttemptRecord
+            {
+                RunId = lease.RunId,
+                Epoch = lease.Epoch,
+                Holder = LeaseHolder.Current,
+                Started = started,
+                LastSeen = time.GetUtcNow(),
+                Seconds = (before + Stopwatch.GetElapsedTime(since)).TotalSeconds,
+                PhaseSeconds = phases.Seconds,
+                Phase = phases.Current,
+                Device = device,
+                FirstStep = firstStep,
+                Step = last.Step,
+                TotalSteps = totalSteps,
+                SavedStep = savedStep,
+                Tokens = tokens,
+                Loss = last.Seconds > 0 ? last.Loss : null,
+                TokensPerSecond = last.Seconds > 0 ? last.Tokens / last.Seconds : null,
+                Rate = cost.Rate,
+                Currency = cost.Currency,
+                Ended = ended,
+            };
+        }
+    }
+}

@@ -1,0 +1,359 @@
+using System.Diagnostics;
+using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Storage;
+using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
+using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
+
+namespace LoraTrainer.Training;
+
+/// <summary>The part of a run in which its model is in memory: restore, evaluate, train with checkpoints, evaluate, write.</summary>
+internal sealed class Session
+{
+    // A stop that comes while nothing was saved yet must not be lost to a first save that never came.
+    private static readonly TimeSpan FirstAutomaticSave = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan UploadNews = TimeSpan.FromMilliseconds(500);
+
+    private readonly List<double> losses = [];
+    private Trainer trainer = null!;
+    private CheckpointWriter writer = null!;
+    private TrainerState state = null!;
+    private long lastCheckpoint = Stopwatch.GetTimestamp();
+    private int lastCheckpointStep = -1;
+
+    public required TrainingConfig Config { get; init; }
+
+    public required ITrainingObserver Observer { get; init; }
+
+    public required RunFolder Folder { get; init; }
+
+    public required PhaseClock Phases { get; init; }
+
+    /// <summary>When the process began with the run, on <see cref="Stopwatch"/>.</summary>
+    public required long Started { get; init; }
+
+    public required CheckpointStore Checkpoints { get; init; }
+
+    public required RunLease Lease { get; init; }
+
+    public required RunPulse Pulse { get; init; }
+
+    public required RunControl Control { get; init; }
+
+    public required TimeProvider Time { get; init; }
+
+    /// <summary>Processes that worked on the run, this one included.</summary>
+    public required int Attempts { get; init; }
+
+    public required ModelConfig Shape { get; init; }
+
+    public required Tokenizer Tokenizer { get; init; }
+
+    public required TrainingData Data { get; init; }
+
+    public required TrainedModel Trained { get; init; }
+
+    public required MemoryPlan Plan { get; init; }
+
+    /// <summary>Of the process, just before the model was loaded.</summary>
+    public required long BaselineBytes { get; init; }
+
+    /// <summary>SHA-256 over the base model's files.</summary>
+    public required string BaseHash { get; init; }
+
+    public required Device Device { get; init; }
+
+    /// <summary>Filled where the run comes to its end.</summary>
+    public RunSummary? Summary { get; private set; }
+
+    private CancellationToken Stop => Control.Stop;
+
+    /// <summary>Makes what the steps need; to be called once, before anything else.</summary>
+    public void Open()
+    {
+        trainer = new Trainer(Config, Trained, Data);
+        writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, Pulse.Saved);
+        state = new TrainerState
+        {
+            Step = 0,
+            TotalSteps = trainer.TotalSteps,
+            RunId = Lease.RunId,
+            ConfigHash = Config.Hash,
+            BaseHash = BaseHash,
+            DataHash = Data.Train.ContentHash,
+            Attempts = Attempts,
+            Losses = [],
+        };
+        Pulse.Opened(Device.Description, trainer.TotalSteps);
+    }
+
+    /// <summary>Goes on from the newest intact checkpoint, if there is one.</summary>
+    public async Task RestoreAsync()
+    {
+        if (await Checkpoints.FindNewestIntactAsync(Observer.OnWarning, Stop).ConfigureAwait(false) is not { } newest)
+        {
+            Observer.OnNotice("There is no intact checkpoint of this run: it starts at step 0.");
+            return;
+        }
+
+        using StagingFolder staging = Folder.Stage();
+        await Checkpoints.DownloadAsync(newest, staging.Path, Stop).ConfigureAwait(false);
+        TrainerState saved = CheckpointFiles.ReadState(staging.Path);
+        RefuseOtherInputs(saved);
+        CheckpointFiles.Restore(staging.Path, Trained, Observer.OnNotice);
+        Folder.RestoreLog(Path.Combine(staging.Path, CheckpointFiles.LogName));
+        losses.AddRange(saved.Losses);
+        trainer.CompletedSteps = saved.Step;
+        lastCheckpointStep = saved.Step;
+        state = saved with { Attempts = Math.Max(Attempts, saved.Attempts + 1), Losses = [] };
+        Checkpoints.ContinueFrom(newest);
+        Pulse.StartsAfter(saved.Step);
+
+        // What a process was killed before deleting: a run that has no step left would never come to it.
+        await Checkpoints.ApplyRetentionAsync(Config.Checkpoint.Keep, newest, Stop).ConfigureAwait(false);
+        Observer.OnNotice($"Resumed after step {saved.Step} of {trainer.TotalSteps}, from the checkpoint {newest.Name}.");
+    }
+
+    public async Task<RunEnding> RunAsync()
+    {
+        using RunLog log = Folder.OpenLog(state.Step);
+        try
+        {
+            if (state.Step == 0 && state.EvaluationBefore is null)
+            {
+                state = state with { EvaluationBefore = Evaluate(Config.Evaluation.Before) };
+            }
+
+            Train(log);
+            await SaveLastAsync().ConfigureAwait(false);
+            if (trainer.CompletedSteps < trainer.TotalSteps)
+            {
+                return EndingOfAStop();
+            }
+
+            EvaluationResult? after = Evaluate(Config.Evaluation.After);
+            WriteOutputs(after);
+            return RunEnding.Finished;
+        }
+        catch (OperationCanceledException) when (Stop.IsCancellationRequested)
+        {
+            // Evaluations change nothing: what is worth keeping is what the last step left.
+            if (trainer.CompletedSteps > 0)
+            {
+                await SaveLastAsync().ConfigureAwait(false);
+            }
+
+            return EndingOfAStop();
+        }
+    }
+
+    private RunEnding EndingOfAStop() => Control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
+
+    private void Train(RunLog log)
+    {
+        Phases.Enter(TrainingPhase.Training);
+        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
+        while (trainer.CompletedSteps < trainer.TotalSteps && !Stop.IsCancellationRequested)
+        {
+            StepResult step = trainer.Step();
+            losses.Add(step.Loss);
+            state = state with
+            {
+                Step = step.Step,
+                Tokens = state.Tokens + step.Tokens,
+                SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
+                TrainSeconds = state.TrainSeconds + step.Seconds,
+            };
+            Pulse.Did(step);
+            if (step.Step % Config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
+            {
+                log.Write(step, Data.Order.EpochsBefore(step.Step - 1));
+            }
+
+            Tell(step);
+            bool isAsked = Control.TakeSave(out RunRequest[] requests);
+            if ((isAsked && lastCheckpointStep != step.Step) || IsCheckpointDue(step.Step))
+            {
+                Save();
+                Phases.Enter(TrainingPhase.Training);
+            }
+
+            if (requests.Length > 0)
+            {
+                Answer(requests);
+            }
+
+            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure)
+            {
+                throw Lost(failure);
+            }
+        }
+    }
+
+    private void Tell(in StepResult step)
+    {
+        double perStep = state.TrainSeconds / step.Step;
+        Observer.OnProgress(new TrainingProgress
+        {
+            Phase = TrainingPhase.Training,
+            Step = step.Step,
+            TotalSteps = trainer.TotalSteps,
+            Loss = step.Loss,
+            LearningRate = step.LearningRate,
+            GradientNorm = step.GradientNorm,
+            TokensPerSecond = step.Tokens / step.Seconds,
+            SupervisedTokensPerSecond = step.SupervisedTokens / step.Seconds,
+            MemoryBytes = ProcessMemory.ResidentBytes(),
+            Elapsed = Stopwatch.GetElapsedTime(Started),
+            Remaining = TimeSpan.FromSeconds(perStep * (trainer.TotalSteps - step.Step)),
+            Fraction = (double)step.Step / trainer.TotalSteps,
+        });
+    }
+
+    private bool IsCheckpointDue(int step) =>
+        (Config.Checkpoint.EverySteps > 0 && step % Config.Checkpoint.EverySteps == 0)
+        || (Config.Checkpoint.EveryMinutes > 0 && Stopwatch.GetElapsedTime(lastCheckpoint).TotalMinutes >= Config.Checkpoint.EveryMinutes);
+
+    private EvaluationResult? Evaluate(bool wanted)
+    {
+        if (!wanted || Data.HeldOut.Count == 0)
+        {
+            return null;
+        }
+
+        Phases.Enter(TrainingPhase.Evaluating);
+        int tokens = Trainer.LargestMicroBatch(Config, Data).Tokens;
+        return new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, Config.Evaluation.MaxNewTokens, tokens).Evaluate(Observer, Stop);
+    }
+
+    /// <summary>Writes the state down and hands it over: the training waits for no store.</summary>
+    private void Save()
+    {
+        Phases.Enter(TrainingPhase.Saving);
+        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Saving, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
+        StagingFolder staging = Folder.Stage();
+        try
+        {
+            CheckpointFiles.Write(staging.Path, Config, Trained, state with { Losses = [.. losses], TotalSeconds = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds }, Folder.LogFile);
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            staging.Dispose();
+            writer.Fail(trainer.CompletedSteps, exception);
+            lastCheckpoint = Stopwatch.GetTimestamp();
+            return;
+        }
+
+        writer.Enqueue(trainer.CompletedSteps, staging);
+        lastCheckpoint = Stopwatch.GetTimestamp();
+        lastCheckpointStep = trainer.CompletedSteps;
+    }
+
+    /// <summary>The state as it is becomes a checkpoint that is safe, before the process ends or goes on to its outputs.</summary>
+    private async Task SaveLastAsync()
+    {
+        if (Lease.Lost.IsCancellationRequested)
+        {
+            return;
+        }
+
+        if (lastCheckpointStep != trainer.CompletedSteps)
+        {
+            Save();
+        }
+
+        Task safe = writer.FlushAsync();
+        while (await Task.WhenAny(safe, Task.Delay(UploadNews, Time)).ConfigureAwait(false) != safe)
+        {
+            (long arrived, long total) = writer.Progress;
+            Observer.OnProgress(new TrainingProgress
+            {
+                Phase = TrainingPhase.Saving,
+                Step = trainer.CompletedSteps,
+                TotalSteps = trainer.TotalSteps,
+                Message = $"{arrived / 1_000_000} of {total / 1_000_000} MB of the checkpoint are safe",
+                Fraction = total > 0 ? (double)arrived / total : null,
+            });
+        }
+
+        await safe.ConfigureAwait(false);
+        if (writer.Failure is { } failure && !Lease.Lost.IsCancellationRequested)
+        {
+            throw Lost(failure);
+        }
+    }
+
+    /// <summary>The requests are done as soon as what was handed over is safe.</summary>
+    private void Answer(RunRequest[] requests) => _ = Task.Run(async () =>
+    {
+        await writer.FlushAsync().ConfigureAwait(false);
+        if (writer.Failure is null)
+        {
+            foreach (RunRequest request in requests.Where(request => request.Kind == RunRequestKind.Save))
+            {
+                try
+                {
+                    await Checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
+                }
+                catch (IOException)
+                {
+                    // It stays, and is done once more.
+                }
+            }
+        }
+    });
+
+    private static IOException Lost(Exception failure) => new($"The state of the run could not be saved: {failure.Message}", failure) { HResult = failure.HResult };
+
+    private void RefuseOtherInputs(TrainerState saved)
+    {
+        if (saved.BaseHash != BaseHash)
+        {
+            throw new TrainingSetupException($"{Config.BaseModel} is not the base model that this run was started with (its files have another SHA-256). Give the original with --set base_model=FOLDER.");
+        }
+
+        if (saved.DataHash != Data.Train.ContentHash)
+        {
+            throw new TrainingSetupException("The training data are not those that this run was started with: their tokens have another SHA-256. Give the original files with --set datasets.0.path=FILE.");
+        }
+    }
+
+    private void WriteOutputs(EvaluationResult? after)
+    {
+        Phases.Enter(TrainingPhase.Saving);
+        string weights = Folder.WriteModel(Config, Shape, Trained);
+        double total = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds;
+        Phases.Enter(TrainingPhase.Done);
+        Summary = new RunSummary
+        {
+            RunName = Config.RunName,
+            Steps = trainer.CompletedSteps,
+            Tokens = state.Tokens,
+            SupervisedTokens = state.SupervisedTokens,
+            TotalSeconds = total,
+            TrainSeconds = state.TrainSeconds,
+            PhaseSeconds = Phases.Seconds,
+            PeakBytes = ProcessMemory.PeakBytes(),
+            BaselineBytes = BaselineBytes,
+            ArenaBytes = Trained.Model.Device.Arena.HighWaterBytes,
+            PlannedArenaBytes = Plan.ArenaBytes,
+            ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, Trained.Model.Device.Arena.HighWaterOf),
+            FirstLoss = losses.Count > 0 ? losses[0] : null,
+            LastLoss = losses.Count > 0 ? losses[^1] : null,
+            Before = state.EvaluationBefore,
+            After = after,
+            AdapterPath = weights,
+            AdapterSha256 = ContentHash.OfFile(weights),
+            TrainableParameters = Trained.Model.Parameters.TrainableCount,
+            Cost = RunCost.Of(Config.Cost, TimeSpan.FromSeconds(total)),
+            Attempts = state.Attempts,
+        };
+        Folder.WriteSummary(Summary);
+        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps, Elapsed = Stopwatch.GetElapsedTime(Started) });
+    }
+}
