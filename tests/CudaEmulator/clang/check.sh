@@ -27,7 +27,7 @@ for architecture in sm_80 sm_90; do
     for file in "$kernels"/*.cu; do
         name=$(basename "$file" .cu)
         if grep -q LT_HEAD_DIM "$file"; then
-            for size in 16 64 80 128 256; do
+            for size in 16 64 80 96 128 192 256; do
                 compile $architecture "$file" "$out/$name.$size.$architecture.ptx" -DLT_HEAD_DIM=$size || failed=1
             done
         else
