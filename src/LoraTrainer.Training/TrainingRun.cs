@@ -31,6 +31,8 @@ public enum RunEnding
 /// </summary>
 public sealed class TrainingRun
 {
+    private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
+
     private readonly TrainingConfig config;
     private readonly ITrainingObserver observer;
     private readonly TimeProvider time;
@@ -141,10 +143,10 @@ public sealed class TrainingRun
         phases.Enter(TrainingPhase.Loading);
         ReturnGarbage();
         long baseline = ProcessMemory.ResidentBytes();
-        Device device = selection.Open(plan.ArenaBytes);
+        Device device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
         try
         {
-            observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
+            observer.OnNotice(selection.Describe(device));
             TrainedModel trained = Load(shape, weights, device);
             ReturnGarbage();
             return new Session(this, shape, tokenizer, data, trained, plan, baseline, HashOfBase(weights), device);
