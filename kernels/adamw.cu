@@ -11,6 +11,7 @@ struct AdamWSegment {
     float step_size;        // learning rate / (1 - b1^t)
 };
 
+// What is the same for all segments.
 struct AdamWConstants {
     float one_minus_beta1, beta2, one_minus_beta2, root_correction2, epsilon;
 };

@@ -32,7 +32,7 @@ softmax_cross_entropy(
     const int* __restrict__ targets,    // (N) in 0..V-1 where rows points
     const int* __restrict__ rows,       // (M) in 0..N-1
     int vocabulary,                     // V
-    float gradient_scale) {
+    float gradient_scale) {             // 1 / scored tokens of the global batch
     __shared__ float maxima[32];
     __shared__ float sums[32];
     const int row = rows[blockIdx.x], target = targets[row];

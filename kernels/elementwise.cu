@@ -1,4 +1,4 @@
-// Sums of whole tensors, biases, and the two changes of format. bf16 activations, fp32 arithmetic, one rounding.
+// Sums of whole tensors, biases, and the change of format. bf16 activations, fp32 arithmetic, one rounding.
 #include "port.cuh"
 
 // output = first + second.
@@ -81,22 +81,4 @@ cast_to_bf16(
             store_bf16x8(output + i, x);
         },
         [=](i64 i) { output[i] = to_bf16(input[i]); });
-}
-
-// output = float(input), exact.
-// Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(256)
-cast_to_float(
-    float* __restrict__ output,         // (count) overwritten
-    const bf16* __restrict__ input,     // (count)
-    long long count) {
-    for_each_eight(
-        count, is_aligned_16(output) && is_aligned_16(input),
-        [=](i64 i) {
-            float x[8];
-            load_bf16x8(x, input + i);
-            store_f32x4(output + i, f32x4{x[0], x[1], x[2], x[3]});
-            store_f32x4(output + i + 4, f32x4{x[4], x[5], x[6], x[7]});
-        },
-        [=](i64 i) { output[i] = to_float(input[i]); });
 }

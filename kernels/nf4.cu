@@ -146,7 +146,7 @@ nf4_dequantize_double(
     const unsigned char* __restrict__ absmax_codes,     // (nb) with nb = ceil(count / 64)
     const float* __restrict__ nested_absmax,            // (ceil(nb / 256))
     const float* __restrict__ nested_map,               // (256)
-    float offset,
+    float offset,                                       // mean of all absmax
     long long count) {
     __shared__ float table[16];
     __shared__ float map[256];
@@ -157,21 +157,6 @@ nf4_dequantize_double(
     dequantize(output, packed, count, table, [=](i64 block) {
         return __fadd_rn(__fmul_rn(scale_map[absmax_codes[block]], nested_absmax[block / 256]), offset);
     });
-}
-
-// *total = sum of the values in fp64: every thread takes each 1024th, the threads meet as in block_sum.
-// Launch: one block of 1024 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(1024)
-sum_in_order(
-    double* __restrict__ total,         // (1) overwritten
-    const float* __restrict__ values,   // (count)
-    long long count) {
-    __shared__ double scratch[32];
-    double sum = 0.0;
-#pragma unroll 8
-    for (i64 i = threadIdx.x; i < count; i += blockDim.x) sum += (double)values[i];
-    sum = block_sum(sum, scratch);
-    if (threadIdx.x == 0) *total = sum;
 }
 
 constexpr int NestedBlock = 256;
@@ -192,7 +177,7 @@ quantize_absmax(
     float* __restrict__ nested_absmax,          // (ceil(blocks / 256)) overwritten
     float* __restrict__ absmax,                 // (blocks) overwritten with d
     const float* __restrict__ nested_map,       // (256) ascending
-    float offset,
+    float offset,                               // mean of all absmax
     long long blocks) {
     __shared__ float thresholds[NestedBlock];
     __shared__ float scratch[32];

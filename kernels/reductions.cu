@@ -4,7 +4,7 @@
 // The sum of an array by one block: every thread takes each T-th element, the threads meet as in block_sum.
 LT_DEVICE double sum_by_block(const float* values, i64 count, double* scratch) {
     double sum = 0.0;
-#pragma unroll 4
+#pragma unroll 8
     for (i64 i = threadIdx.x; i < count; i += blockDim.x) sum += (double)values[i];
     return block_sum(sum, scratch);
 }
@@ -15,10 +15,22 @@ extern "C" __global__ void __launch_bounds__(1024)
 sum_losses(
     double* __restrict__ total,         // (1) added to
     const float* __restrict__ losses,   // (count)
-    int count) {
+    int count) {                        // N
     __shared__ double scratch[32];
     const double sum = sum_by_block(losses, count, scratch);
     if (threadIdx.x == 0) *total += sum;
+}
+
+// *total = sum of the values.
+// Launch: one block of 1024 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(1024)
+sum_values(
+    double* __restrict__ total,         // (1) overwritten
+    const float* __restrict__ values,   // (count)
+    long long count) {
+    __shared__ double scratch[32];
+    const double sum = sum_by_block(values, count, scratch);
+    if (threadIdx.x == 0) *total = sum;
 }
 
 constexpr int PartialElements = 32768, PartialThreads = 512;
@@ -56,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 norm_of_partials(
     double* __restrict__ norm,          // (1) overwritten
     const double* __restrict__ partials,    // (count)
-    int count) {
+    int count) {                        // of sum_of_squares: one for each 32768 elements
     __shared__ double scratch[32];
     double sum = 0.0;
     for (int i = threadIdx.x; i < count; i += blockDim.x) sum += partials[i];

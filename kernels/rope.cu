@@ -13,8 +13,8 @@ rope_tables(
     const int* __restrict__ positions,              // (N)
     const float* __restrict__ inverse_frequencies,  // (half)
     int rows,                                       // N
-    int half,
-    float attention_scaling) {
+    int half,                                       // pairs that turn in a head: half the rotary dim
+    float attention_scaling) {                      // cosine and sine are multiplied with it; 1 but for some rescaled RoPE
     const i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (i64)rows * half) return;
     const int row = (int)(i / half), pair = (int)(i - (i64)row * half);

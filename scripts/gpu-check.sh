@@ -14,20 +14,25 @@
 # could not be run; 75 parts are left, run it again.
 #
 # Results: artifacts/gpu-check/results; at the end of a stage a few files with all of it also in $OUT, if that is set.
-# LT_FIXTURES: the reference fixtures (else shared/fixtures here or beside, what publish packed, tests/Golden). LT_GPU_PEERS: the folder of bench_peers.py
-# (else shared/tools/gpu-peers here or beside, tests/Benchmarks/peers).
+# LT_FIXTURES: the reference fixtures (else shared/fixtures here or beside, what publish packed, tests/Golden). LT_GPU_PEERS: a folder with scripts for the other
+# trainers (else shared/tools/gpu-peers here or beside, tests/Benchmarks/peers), which are not part of the repository: docs/gpu-status.md says what has to be in it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 packed=publish/gpu-check
 
-usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; }
+usage() { sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "$0"; }
 
 rehearsal=
 [ "${1:-}" = --stand-in ] && { rehearsal=1; shift; }
 stage=${1:-}
 filter=${2:-}
-case $stage in publish | compile | test | sanitize | bench | all | report) ;; *) usage ;; esac
+case $stage in
+  publish | compile | test | sanitize | bench | all | report) ;;
+  -h | --help) usage; exit 0 ;;
+  '') usage >&2; exit 2 ;;
+  *) { echo "there is no stage $stage"; usage; } >&2; exit 2 ;;
+esac
 
 work=$root/artifacts/gpu-check${rehearsal:+-stand-in}
 results=$work/results
@@ -259,7 +264,7 @@ nvcc_all() {
   mkdir -p "$outputs"
   for file in kernels/*.cu; do
     defines=(LT_NOTHING)
-    grep -q LT_HEAD_DIM "$file" && defines=(LT_HEAD_DIM=64 LT_HEAD_DIM=80 LT_HEAD_DIM=128 LT_HEAD_DIM=256)
+    grep -q LT_HEAD_DIM "$file" && defines=(LT_HEAD_DIM={16,64,80,96,128,192,256})
     for define in "${defines[@]}"; do echo "$file $define"; done
   done | xargs -P "$(nproc)" -L 1 bash -c 'log=$2/$(basename "$3" .cu)-$4; echo "== $3 $4" > "$log.txt"
     "$0" -std=c++17 -O3 -arch="sm_$1" -cubin -Xptxas -v "-D$4" -o "$log.cubin" "$3" >> "$log.txt" 2>&1 || touch "$log.failed"' "$nvcc" "$architecture" "$outputs"
@@ -430,6 +435,8 @@ compile_stage() {
   part compile-nvrtc 60 rows_to "$results/compile-nvrtc.jsonl" "$programs/LoraTrainer.Benchmarks" --compile-kernels
   if nvcc=$(tool nvcc) && [ -z "$rehearsal" ]; then
     architecture=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["cuda"]["device"]["compute_capability"].replace(".", ""))' "$results/doctor.json")
+    # As KernelTarget has it: the instructions that only the 9.0 chip has are in sm_90a.
+    [ "$architecture" = 90 ] && [ "$("$nvcc" --version | sed -n 's/.*release \([0-9]*\).*/\1/p')" -ge 12 ] && architecture=90a
     part compile-nvcc 120 nvcc_all "$nvcc" "$architecture"
   else
     optional compile-nvcc "there is no nvcc here; a run does not need it"
@@ -481,7 +488,8 @@ bench_stage() {
     optional bench-peers "the peers need a GPU"
     part bench-bitsandbytes 60 run_tests bitsandbytes -method "*.Nf4KernelTests.Fixtures_*"
   elif [ -z "$peers" ]; then
-    missing bench-peers "bench_peers.py is not here; LT_GPU_PEERS names its folder"
+    optional bench-peers "no folder with bench_peers.py is here; LT_GPU_PEERS names one"
+    optional bench-bitsandbytes "no folder with cuda_fixtures.py is here; LT_GPU_PEERS names one"
   else
     # The shapes of cuda_step_*, in the same call.
     part bench-bitsandbytes 60 bitsandbytes_codes "$peers"
@@ -514,6 +522,7 @@ hand_over() {
 
 if [ "$stage" = report ]; then
   machine=$(cat "$results/machine" 2> /dev/null)
+  [ -n "$(ls "$results/parts")" ] || { say "nothing has been run yet"; exit 0; }
   for name in "$results"/parts/*; do
     mapfile -t state < "$name"
     say "$(printf '%-9s %-34s %5ss  %s  [%s, %s]' "${state[0]}" "$(basename "$name")" "${state[1]}" "${state[2]}" "${state[3]}" "${state[4]}")"

@@ -32,6 +32,8 @@ public enum RunEnding
 /// </summary>
 public sealed class TrainingRun
 {
+    private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
+
     private readonly TrainingConfig config;
     private readonly ITrainingObserver observer;
     private readonly TimeProvider time;
@@ -333,10 +335,10 @@ public sealed class TrainingRun
         phases.Enter(TrainingPhase.Loading);
         ReturnGarbage();
         long baseline = ProcessMemory.ResidentBytes();
-        Device device = selection.Open(plan.ArenaBytes);
+        Device device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
         try
         {
-            observer.OnNotice($"Device: {device.Description}{(selection.Reason is { } reason ? $" ({reason})" : string.Empty)}.");
+            observer.OnNotice(selection.Describe(device));
             TrainedModel trained = Load(shape, weights, device, stop);
             ReturnGarbage();
             return new Session

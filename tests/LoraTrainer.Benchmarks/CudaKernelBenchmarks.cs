@@ -161,20 +161,11 @@ internal static class CudaKernelBenchmarks
             Tensor gradient = bench.F32(d);
             return i => bench.Device.Launch(CudaKernels.BiasGradient, LaunchShape.PerColumns(d), gradient, sets[i % sets.Length], n, d);
         });
-        foreach (CudaKernel kernel in (CudaKernel[])[CudaKernels.CastToBf16, CudaKernels.CastToFloat])
+        yield return Row("cast_to_bf16", size, 3 * matrix, bench =>
         {
-            yield return Row(kernel.Name, size, 3 * matrix, bench =>
-            {
-                bool toBf16 = kernel == CudaKernels.CastToBf16;
-                var sets = bench.Sets(3 * matrix, () => (Narrow: bench.BF16(n, d), Wide: bench.F32(n, d)));
-                return i =>
-                {
-                    var (narrow, wide) = sets[i % sets.Length];
-                    bench.Device.Launch(kernel, LaunchShape.EightEach(count), toBf16 ? narrow : wide, toBf16 ? wide : narrow, count);
-                };
-            });
-        }
-
+            var sets = bench.Sets(3 * matrix, () => (Narrow: bench.BF16(n, d), Wide: bench.F32(n, d)));
+            return i => bench.Device.Launch(CudaKernels.CastToBf16, LaunchShape.EightEach(count), sets[i % sets.Length].Narrow, sets[i % sets.Length].Wide, count);
+        });
         yield return Row("dropout_apply", size, 2 * matrix, bench =>
         {
             var sets = bench.Sets(2 * matrix, () => (X: bench.BF16(n, d), Y: bench.BF16(n, d)));
@@ -261,10 +252,10 @@ internal static class CudaKernelBenchmarks
                 bench.Device.Launch(CudaKernels.Nf4DequantizeDouble, expansion, output, packed, codes, nestedAbsmax, map, 0.5f, count);
             };
         });
-        yield return Row("sum_in_order", $"{blocks}", scales, bench =>
+        yield return Row("sum_values", $"{blocks}", scales, bench =>
         {
             Tensor values = bench.Positive(blocks), total = bench.F64(1);
-            return _ => bench.Device.Launch(CudaKernels.SumInOrder, LaunchShape.OneBlock, total, values, blocks);
+            return _ => bench.Device.Launch(CudaKernels.SumValues, LaunchShape.OneBlock, total, values, blocks);
         });
         yield return Row("quantize_absmax", $"{blocks}", scales + blocks, bench =>
         {

@@ -55,5 +55,14 @@ public sealed class DoctorCudaTests
         Assert.Equal("cpu", document.RootElement.GetProperty("auto_device").GetString());
     }
 
+    [Fact]
+    public async Task Doctor_NamedFolderIsNotThere_SaysSo()
+    {
+        using var run = new TinyFolder();
+        Ending end = await run.RunAsync(["doctor"], environment: new Dictionary<string, string> { ["LT_CUDA_DIR"] = run.PathOf("nowhere") });
+
+        Assert.Matches($"warning +LT_CUDA_DIR names {run.PathOf("nowhere")}, and there is no such folder", end.Output);
+    }
+
     private static Dictionary<string, string> Environment() => new() { ["LT_CUDA_DIR"] = CudaStandin.Folder };
 }

@@ -187,6 +187,8 @@ public sealed class VerbTests
     [InlineData("there is no such folder", "generate", "nowhere", "--prompt", "a")]
     [InlineData("--top-p must be above 0", "generate", "base", "--prompt", "a", "--top-p", "0")]
     [InlineData("--temperature must be 0 or more", "generate", "base", "--prompt", "a", "--temperature", "nan")]
+    [InlineData("--device must be one of auto, cpu, cuda, got '7'.", "generate", "base", "--prompt", "a", "--device", "7")]
+    [InlineData("got 'gpu'. Did you mean cuda?", "generate", "base", "--prompt", "a", "--device", "gpu")]
     [InlineData("Keep one.", "generate", "base", "--prompt", "a", "--prompt-file", "b")]
     [InlineData("there is no such file", "random-model", "nowhere.json", "made")]
     [InlineData("nothing is overwritten", "random-model", "base/config.json", "base")]

@@ -86,7 +86,8 @@ public sealed partial class CudaSourcesTests
 
             Registers of a thread for each architecture, and the shared memory of a block in bytes, as NVRTC {version} compiles `kernels/*.cu`. None of them
             spills registers to memory. Dynamic shared memory is the most that a launch asks for; attention is compiled for each head dim by itself (D, here those that
-            models have). A test compares this page with the compiler: `LT_UPDATE_DOCS=1` with `tests/LoraTrainer.Kernels.Tests` writes it anew.
+            models have). A test compares this page with the compiler: `LT_UPDATE_DOCS=1` with `tests/LoraTrainer.Kernels.Tests` writes it anew. The test needs NVIDIA's
+            library, in the folder that `LT_NVRTC_DIR` names or in `../shared/tools/nvrtc` beside the checkout, and is skipped elsewhere.
 
             | kernel | static | dynamic | {string.Join(" | ", cards)} |
             |---|--:|--:|{string.Concat(Enumerable.Repeat("--:|", cards.Length))}

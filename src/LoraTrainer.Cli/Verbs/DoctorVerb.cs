@@ -52,7 +52,7 @@ internal static class DoctorVerb
 
         private IReadOnlyList<Disk> Disks { get; init; } = [];
 
-        private CudaReport Cuda { get; init; } = new() { Libraries = [], Reason = "not looked for" };
+        private CudaReport Cuda { get; init; } = new() { Libraries = [], Problem = "not looked for" };
 
         public static Machine Look() => new()
         {
@@ -93,17 +93,23 @@ internal static class DoctorVerb
 
             if (!Cuda.Available)
             {
-                yield return (Cuda.Device is null ? "gpu" : "", Cuda.Reason);
+                // What to do about a library that is missing stands behind its name.
+                yield return (Cuda.Device is null ? "gpu" : "", Cuda.Libraries.All(library => library.Path is not null) ? Cuda.Reason : Cuda.Problem);
             }
 
             foreach (CudaLibraryInfo library in Cuda.Libraries)
             {
-                yield return (library.Name, library.Path is null ? $"not found ({library.Purpose})" : $"{library.Version} ({library.Path})");
+                yield return (library.Name, library.Path is null ? $"not found ({library.Purpose}): {library.Install}" : $"{library.Version} ({library.Path})");
             }
 
-            foreach (CudaLibraryInfo library in Cuda.Libraries.Where(library => library.Path is null && !Cuda.Reason.Contains(library.Install, StringComparison.Ordinal)))
+            if (Cuda.Libraries.Any(library => library.Path is null))
             {
-                yield return ("", $"{library.Name}: {library.Install}");
+                yield return ("", "Other ways to get what is missing: README.md, \"On a GPU\".");
+            }
+
+            foreach (string warning in Cuda.Warnings)
+            {
+                yield return ("warning", warning);
             }
 
             yield return ("device: auto", Cuda.Available ? "takes the GPU" : "takes the CPU");
@@ -159,6 +165,13 @@ internal static class DoctorVerb
             json.WriteStartObject("cuda");
             json.WriteBoolean("available", Cuda.Available);
             WriteText(json, "reason", Cuda.Available ? null : Cuda.Reason);
+            json.WriteStartArray("warnings");
+            foreach (string warning in Cuda.Warnings)
+            {
+                json.WriteStringValue(warning);
+            }
+
+            json.WriteEndArray();
             json.WriteNumber("devices", Cuda.DeviceCount);
             if (Cuda.Device is { } gpu)
             {

@@ -34,7 +34,7 @@ internal static class GenerateVerb
         Option<double> topP = new("--top-p") { Description = "Draw from the most likely tokens that together have this probability.", DefaultValueFactory = _ => 1 };
         Option<ulong> seed = new("--seed") { Description = "Of the drawing.", DefaultValueFactory = _ => 42 };
         Option<bool> fourBit = new("--load-in-4bit") { Description = "Keep the base in NF4 with double quantization." };
-        Option<DeviceChoice> device = new("--device") { Description = "auto, cpu or cuda; auto takes a GPU if there is one.", DefaultValueFactory = _ => DeviceChoice.Auto };
+        Option<string> device = new("--device") { Description = "Where to compute; auto takes a GPU if there is one.", HelpName = "auto|cpu|cuda", DefaultValueFactory = _ => "auto" };
         Option<int> threads = new("--threads") { Description = "Worker threads; 0: one for each core.", DefaultValueFactory = _ => 0 };
         return new Verb("generate", "Continue a text with a model, with or without an adapter.", Examples)
         {
@@ -51,7 +51,7 @@ internal static class GenerateVerb
                 TopP = context.Arguments.GetValue(topP),
                 Seed = context.Arguments.GetValue(seed),
             }),
-            DeviceSelection.ForRun(context.Arguments.GetValue(device), context.Arguments.GetValue(threads)))));
+            DeviceSelection.ForRun(DeviceWords.Parse(context.Arguments.GetRequiredValue(device), device.Name), context.Arguments.GetValue(threads), $"{device.Name} "))));
     }
 
     private static ExitCode Run(VerbContext context, TextModelSource source, string prompt, SamplingOptions options, DeviceSelection selection)
@@ -63,7 +63,8 @@ internal static class GenerateVerb
             throw new TrainingSetupException("The prompt is empty and the tokenizer puts nothing before it, so there is nothing to continue. Give some text with --prompt.");
         }
 
-        using TextModel model = TextModel.Load(source, selection, tokenizer, tokens.Length, options.MaxNewTokens);
+        using TextModel model = TextModel.Load(source, selection, tokenizer, tokens.Length, options.MaxNewTokens, context.Terminal.Note);
+        context.Terminal.Note(model.DeviceSentence);
         int positions = model.Model.Config.MaxPositionEmbeddings;
         if (tokens.Length + options.MaxNewTokens > positions)
         {

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
 using System.Text.Json;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
@@ -8,7 +9,7 @@ using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli.Verbs;
 
-/// <summary>Says what a run will need. Opens no device.</summary>
+/// <summary>Says what a run will need. Opens no device; a GPU is asked for its free memory.</summary>
 internal static class PlanVerb
 {
     private const string Examples = """
@@ -48,22 +49,28 @@ internal static class PlanVerb
             terminal.Note(notice);
         }
 
-        terminal.Result(Words(plan, config));
-        terminal.Json(json => Write(json, plan));
+        long? available = AvailableBytes(plan.Device.Platform);
+        terminal.Result(Words(plan, config, available));
+        terminal.Json(json => Write(json, plan, available));
         return ExitCode.Done;
     }
 
-    private static string Words(RunPlan plan, TrainingConfig config)
+    /// <summary>The memory that this machine has for the plan; null where there is no such device, or it does not tell.</summary>
+    private static long? AvailableBytes(DevicePlatform platform) =>
+        platform == DevicePlatform.Cuda ? CudaDevice.Describe().Device?.FreeMemoryBytes : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes;
+
+    private static string Words(RunPlan plan, TrainingConfig config, long? available)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         MemoryPlan memory = plan.Memory;
         var lines = new List<(string Name, string Value)>
         {
+            ("device", $"{Word(plan.Device.Platform)} ({plan.Device.Reason ?? "as the configuration says"})"),
             ("parameters", string.Create(culture, $"{memory.Parameters:#,0}{(config.Adapter.Kind == AdapterKind.None ? ", all of them trained" : $", frozen; {memory.TrainableParameters:#,0} more are trained")}")),
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
-        lines.Add(("this machine", config.Device.Choice == DeviceChoice.Cuda ? "not compared: the memory is that of a GPU" : Fits(memory.ArenaBytes + plan.HostBytes)));
+        lines.Add(("this machine", Fits(plan, available)));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
         lines.Add(("tokens", plan.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
         lines.Add(("steps", plan.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
@@ -71,13 +78,22 @@ internal static class PlanVerb
         return string.Join(Environment.NewLine, lines.Select(line => line.Name.PadRight(width) + line.Value));
     }
 
-    private static string Fits(long bytes)
+    private static string Fits(RunPlan plan, long? available)
     {
-        long available = GC.GetGCMemoryInfo().TotalAvailableMemoryBytes;
-        return bytes <= available
-            ? $"fits: it has {Quantities.Bytes(available)}"
-            : $"too small: it has {Quantities.Bytes(available)}. Try gradient_checkpointing: true, a smaller micro_batch_size or sequence_len, or load_in_4bit: true";
+        bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
+        if (available is not { } bytes)
+        {
+            return "not compared: the memory is that of a GPU, and none here tells how much is free";
+        }
+
+        // Weights stream in through the host's memory, which on a GPU is another one.
+        string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
+        return plan.Memory.ArenaBytes + (isGpu ? 0 : plan.HostBytes) <= bytes
+            ? $"fits: {has}"
+            : $"too small: {has}. Try gradient_checkpointing: true, a smaller micro_batch_size or sequence_len, {(isGpu ? "load_in_4bit: true, or device: cpu" : "or load_in_4bit: true")}";
     }
+
+    private static string Word(DevicePlatform platform) => platform == DevicePlatform.Cuda ? "cuda" : "cpu";
 
     private static string Name(MemoryKind kind) => kind switch
     {
@@ -87,9 +103,14 @@ internal static class PlanVerb
         _ => kind.ToString().ToLowerInvariant(),
     };
 
-    private static void Write(Utf8JsonWriter json, RunPlan plan)
+    private static void Write(Utf8JsonWriter json, RunPlan plan, long? available)
     {
         json.WriteStartObject();
+        json.WriteStartObject("device");
+        json.WriteString("platform", Word(plan.Device.Platform));
+        json.WriteString("reason", plan.Device.Reason);
+        WriteOrNull("available_bytes", available);
+        json.WriteEndObject();
         json.WriteNumber("parameters", plan.Memory.Parameters);
         json.WriteNumber("trainable_parameters", plan.Memory.TrainableParameters);
         json.WriteStartObject("memory");

@@ -118,7 +118,7 @@ public sealed unsafe partial class CudaDevice
         }
     }
 
-    private static string LaunchShape(in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes) => string.Create(CultureInfo.InvariantCulture,
+    private static string LaunchedWith(in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes) => string.Create(CultureInfo.InvariantCulture,
         $"Launched with a grid of {grid.X} x {grid.Y} x {grid.Z} blocks of {block} threads and {sharedBytes} bytes of shared memory.");
 
     private static string ShapeOf(in GemmCall call) => string.Create(CultureInfo.InvariantCulture,
@@ -135,13 +135,13 @@ public sealed unsafe partial class CudaDevice
     private static void ThrowFault(CudaStatus status, CudaKernel kernel, in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes)
     {
         string name = CudaDriver.NameOf(status);
-        throw new CudaException($"The kernel {kernel.Title} of {kernel.File} failed with {name} ({CudaDriver.SentenceOf(status).TrimEnd('.', '\n')}). {LaunchShape(grid, block, sharedBytes)}", name, kernel.Name);
+        throw new CudaException($"The kernel {kernel.Title} of {kernel.File} failed with {name} ({CudaDriver.SentenceOf(status).TrimEnd('.', '\n')}). {LaunchedWith(grid, block, sharedBytes)}", name, kernel.Name);
     }
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void ThrowLaunch(CudaStatus status, CudaKernel kernel, in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes)
-        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", lastLaunch is null ? null : $"{lastLaunch}, then {kernel.Title}", LaunchShape(grid, block, sharedBytes));
+        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", lastLaunch is null ? null : $"{lastLaunch}, then {kernel.Title}", LaunchedWith(grid, block, sharedBytes));
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]

@@ -12,9 +12,9 @@ public sealed unsafe partial class CudaDevice
 
     private const string InstallDriver = "Install the NVIDIA driver (Debian, Ubuntu: apt install nvidia-driver), or start the container with the GPU (docker run --gpus all); then nvidia-smi must list it.";
 
-    private const string InstallCompiler = "Install it from NVIDIA's or the distribution's packages (apt install cuda-nvrtc-13-0, or libnvrtc12), with pip install nvidia-cuda-nvrtc, or use a container image nvidia/cuda:*-runtime-*; LT_CUDA_DIR names a folder of your own.";
+    private const string DriverCommand = "apt install nvidia-driver (Debian), ubuntu-drivers install (Ubuntu)";
 
-    private const string InstallBlas = "Install it from NVIDIA's or the distribution's packages (apt install libcublas-13-0, or libcublaslt12), with pip install nvidia-cublas, or use a container image nvidia/cuda:*-runtime-*; LT_CUDA_DIR names a folder of your own.";
+    private const string OutOfMemoryName = "CUDA_ERROR_OUT_OF_MEMORY";
 
     /// <summary>
     /// Opens the first GPU with memory of the planned size. Where there is none that can be used, or not enough memory, that is no exception but a
@@ -23,11 +23,22 @@ public sealed unsafe partial class CudaDevice
     /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
     /// <param name="device">Null on failure.</param>
     /// <param name="reason">Empty on success.</param>
-    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, new CudaDeviceOptions(), out device, out reason);
+    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, out device, out reason, out _);
 
-    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason)
+    /// <inheritdoc cref="TryOpen(long, out CudaDevice?, out string)"/>
+    /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
+    /// <param name="device">Null on failure.</param>
+    /// <param name="reason">Empty on success.</param>
+    /// <param name="isMemoryShort">The GPU can be used and has too little memory free: what needs less would run. The caller knows what that is.</param>
+    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort) =>
+        TryOpen(capacityBytes, new CudaDeviceOptions(), out device, out reason, out isMemoryShort);
+
+    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, options, out device, out reason, out _);
+
+    private static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort)
     {
         device = null;
+        isMemoryShort = false;
         CudaReport report = Describe(askFreeMemory: false, out int ordinal, out Nvrtc? nvrtc);
         if (!report.Available)
         {
@@ -41,7 +52,9 @@ public sealed unsafe partial class CudaDevice
         }
         catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or NotSupportedException)
         {
+            // On a full card not even a context can be made.
             reason = exception.Message;
+            isMemoryShort = exception is InsufficientMemoryException or CudaException { StatusName: OutOfMemoryName, Call: nameof(CudaDriver.cuDevicePrimaryCtxRetain) };
             return false;
         }
 
@@ -49,20 +62,56 @@ public sealed unsafe partial class CudaDevice
         return true;
     }
 
-    /// <summary>The GPU that <see cref="TryOpen(long, out CudaDevice?, out string)"/> would take; nothing is allocated on it.</summary>
+    /// <summary>
+    /// The GPU that <see cref="TryOpen(long, out CudaDevice?, out string)"/> would take. Nothing is made on it, not even a context, so free memory is
+    /// not told: <see cref="Describe()"/> tells it.
+    /// </summary>
     public static bool TryDescribe([NotNullWhen(true)] out CudaDeviceInfo? info, out string reason)
     {
-        CudaReport report = Describe();
+        CudaReport report = Describe(askFreeMemory: false, out _, out _);
         info = report.Available ? report.Device : null;
         reason = report.Reason;
         return report.Available;
     }
 
-    /// <summary>All that was found and all that is missing, for <c>doctor</c>.</summary>
+    /// <summary>All that was found and all that is missing, for <c>doctor</c> and <c>plan</c>. Makes a context for a moment, because the question for free memory needs one.</summary>
     public static CudaReport Describe() => Describe(askFreeMemory: true, out _, out _);
 
     /// <summary>What a machine without a driver is told.</summary>
-    internal static string NoDriver(LibrarySearch search) => $"There is no NVIDIA driver: {search.Tried()}. {InstallDriver}";
+    internal static string NoDriver(LibrarySearch search) => $"{DriverProblem(search)} {InstallDriver}";
+
+    /// <summary>How a library is installed that the driver can work with: one of its CUDA major version, or of the last known one before it.</summary>
+    /// <param name="library">The compiler or cuBLASLt.</param>
+    /// <param name="driverMajor">The CUDA major version that the driver serves, 0 if unknown.</param>
+    internal static string InstallCommand(CudaLibrary library, int driverMajor)
+    {
+        (string apt, string pip) = library == CudaLibrary.Compiler ? ("cuda-nvrtc", "nvidia-cuda-nvrtc") : ("libcublas", "nvidia-cublas");
+        string of12 = $"apt install {apt}-12-9, or pip install {pip}-cu12", of13 = $"apt install {apt}-13-0, or pip install {pip}";
+        return driverMajor switch
+        {
+            0 => $"{of13} ({apt}-12-9, {pip}-cu12 for a driver that serves CUDA 12)",
+            < 13 => of12,
+            _ => of13,
+        };
+    }
+
+    /// <summary>What is wrong with a library that was found, or null: one of a newer major version than the driver's makes nothing that loads.</summary>
+    /// <param name="library">The compiler or cuBLASLt.</param>
+    /// <param name="name">Its name for people.</param>
+    /// <param name="major">The CUDA major version that it belongs to.</param>
+    /// <param name="driver">The CUDA version that the driver serves, as in "12.8".</param>
+    internal static string? NewerThanDriver(CudaLibrary library, string name, int major, string driver)
+    {
+        int driverMajor = Version.Parse(driver).Major;
+        return major > driverMajor
+            ? string.Create(CultureInfo.InvariantCulture, $"{name} is of CUDA {major} and the driver serves {driver}: it will not work. Update the driver, or install one of CUDA {driverMajor}: {InstallCommand(library, driverMajor)}.")
+            : null;
+    }
+
+    private static string DriverProblem(LibrarySearch search) => $"There is no NVIDIA driver: {search.Tried()}.";
+
+    private static string Remedy(CudaLibrary library, int driverMajor) =>
+        $"Install it ({InstallCommand(library, driverMajor)}), or use a container image nvidia/cuda:*-runtime-*; LT_CUDA_DIR names a folder of your own.";
 
     private static CudaReport Describe(bool askFreeMemory, out int ordinal, out Nvrtc? nvrtc)
     {
@@ -70,36 +119,63 @@ public sealed unsafe partial class CudaDevice
         CudaDeviceInfo? info = null;
         int count = 0;
         ordinal = 0;
-        string reason = driver.Found
-            ? Look(askFreeMemory, out count, out ordinal, out info)
-            : NoDriver(driver);
+        int driverVersion = driver.Found && CudaDriver.cuDriverGetVersion(out int version) == CudaStatus.Success ? version : 0, driverMajor = driverVersion / 1000;
+        (string problem, string remedy) = driver.Found
+            ? (Look(askFreeMemory, out count, out ordinal, out info), "")
+            : (DriverProblem(driver), InstallDriver);
         nvrtc = null;
         if (compiler.Found && !Nvrtc.TryCreate(compiler, out nvrtc, out string broken))
         {
-            reason = reason.Length > 0 ? reason : $"The CUDA compiler NVRTC cannot be used: {broken}. {InstallCompiler}";
+            (problem, remedy) = problem.Length > 0 ? (problem, remedy) : ($"The CUDA compiler NVRTC cannot be used: {broken}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
-        else if (reason.Length == 0 && !compiler.Found)
+        else if (problem.Length == 0 && !compiler.Found)
         {
-            reason = $"The CUDA compiler NVRTC was not found: {compiler.Tried()}. {InstallCompiler}";
+            (problem, remedy) = ($"The CUDA compiler NVRTC was not found: {compiler.Tried()}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
 
-        if (reason.Length == 0 && !blas.Found)
+        if (problem.Length == 0 && !blas.Found)
         {
-            reason = $"cuBLASLt was not found: {blas.Tried()}. {InstallBlas}";
+            (problem, remedy) = ($"cuBLASLt was not found: {blas.Tried()}.", Remedy(CudaLibrary.Blas, driverMajor));
         }
 
+        nuint blasVersion = blas.Found ? CublasLt.cublasLtGetVersion() : 0;
         return new CudaReport
         {
             Libraries =
             [
-                LibraryInfo(driver, "libcuda", "driver", driver.Found && CudaDriver.cuDriverGetVersion(out int version) == CudaStatus.Success ? VersionText(version) : null, InstallDriver),
-                LibraryInfo(compiler, "libnvrtc", "compiles the kernels", nvrtc?.Version.ToString(), InstallCompiler),
-                LibraryInfo(blas, "libcublasLt", "matrix products", blas.Found ? BlasVersionText(CublasLt.cublasLtGetVersion()) : null, InstallBlas),
+                LibraryInfo(driver, "libcuda", "driver", driverVersion > 0 ? VersionText(driverVersion) : null, DriverCommand),
+                LibraryInfo(compiler, "libnvrtc", "compiles the kernels", nvrtc?.Version.ToString(), InstallCommand(CudaLibrary.Compiler, driverMajor)),
+                LibraryInfo(blas, "libcublasLt", "matrix products", blas.Found ? BlasVersionText(blasVersion) : null, InstallCommand(CudaLibrary.Blas, driverMajor)),
             ],
             Device = info,
             DeviceCount = count,
-            Reason = reason,
+            Problem = problem,
+            Remedy = remedy,
+            Warnings = [.. Warnings(driverVersion, nvrtc?.Version.Major ?? 0, (int)(blasVersion / 10000))],
         };
+    }
+
+    /// <summary>What does not keep a run from starting, and is not as it should be.</summary>
+    private static IEnumerable<string> Warnings(int driverVersion, int compilerMajor, int blasMajor)
+    {
+        if (CudaLibraries.Folder is { } folder && !Directory.Exists(folder))
+        {
+            yield return $"LT_CUDA_DIR names {folder}, and there is no such folder; the libraries were looked for elsewhere.";
+        }
+
+        if (driverVersion == 0)
+        {
+            yield break;
+        }
+
+        string driver = VersionText(driverVersion);
+        foreach (string? warning in (string?[])[NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", compilerMajor, driver), NewerThanDriver(CudaLibrary.Blas, "libcublasLt", blasMajor, driver)])
+        {
+            if (warning is not null)
+            {
+                yield return warning;
+            }
+        }
     }
 
     /// <summary>Asks the driver for the first GPU. Returns why it cannot be used, or nothing.</summary>

@@ -8,7 +8,8 @@ namespace LoraTrainer.Engine.Devices;
 
 /// <summary>
 /// An NVIDIA GPU: bf16 activations, kernels compiled on the spot, matrix products by cuBLASLt. All work goes through one stream, so it happens in
-/// the order in which it was asked for; only <see cref="Download"/> waits. May be used from any thread, by one at a time.
+/// the order in which it was asked for. <see cref="Download"/> and <see cref="Synchronize"/> wait for it, and <see cref="Upload"/> where the staging ring is
+/// full. May be used from any thread, by one at a time.
 /// </summary>
 public sealed unsafe partial class CudaDevice : Device
 {
@@ -154,7 +155,7 @@ public sealed unsafe partial class CudaDevice : Device
                 ? string.Create(CultureInfo.InvariantCulture, $"{freeBytes:N0} of {info.TotalMemoryBytes:N0} are free")
                 : string.Create(CultureInfo.InvariantCulture, $"it has {info.TotalMemoryBytes:N0}");
             throw new InsufficientMemoryException(string.Create(CultureInfo.InvariantCulture,
-                $"The plan needs {size:N0} bytes on {info.Name} and {free}. A smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora need less; other programs on this GPU take what they hold."));
+                $"The plan needs {size:N0} bytes on {info.Name} and {free}; other programs on this GPU take what they hold."));
         }
 
         if (status != CudaStatus.Success)

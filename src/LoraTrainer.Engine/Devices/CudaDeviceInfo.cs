@@ -19,7 +19,7 @@ public sealed record CudaDeviceInfo
 
     public required long TotalMemoryBytes { get; init; }
 
-    /// <summary>Null where the driver did not tell.</summary>
+    /// <summary>Null where the driver did not tell, or was not asked.</summary>
     public long? FreeMemoryBytes { get; init; }
 
     /// <summary>The newest CUDA version that the driver serves, for example "13.0".</summary>
@@ -38,7 +38,7 @@ public sealed record CudaDeviceInfo
 /// <param name="Path">The file that was taken; null where there is none.</param>
 /// <param name="Version">Its version, or null.</param>
 /// <param name="Attempts">The files that were tried before, each with the reason why it was not taken.</param>
-/// <param name="Install">What to do where it is missing.</param>
+/// <param name="Install">The commands that install it, one clause.</param>
 public sealed record CudaLibraryInfo(string Name, string Purpose, string? Path, string? Version, IReadOnlyList<(string Path, string Error)> Attempts, string Install);
 
 /// <summary>Everything that decides whether a run on a GPU is possible on this machine.</summary>
@@ -53,8 +53,17 @@ public sealed record CudaReport
     /// <summary>GPUs that the driver shows to this process.</summary>
     public int DeviceCount { get; init; }
 
-    /// <summary>Empty where a GPU run is possible; else one sentence: what is missing, what was tried, what to do.</summary>
-    public required string Reason { get; init; }
+    /// <summary>Empty where a GPU run is possible; else what is missing and what was tried.</summary>
+    public required string Problem { get; init; }
 
-    public bool Available => Reason.Length == 0;
+    /// <summary>What to do about it; empty where <see cref="Problem"/> says it.</summary>
+    public string Remedy { get; init; } = "";
+
+    /// <summary>What is not as it should be beside that, a sentence or two each.</summary>
+    public IReadOnlyList<string> Warnings { get; init; } = [];
+
+    /// <summary>Empty where a GPU run is possible; else what is missing, what was tried and what to do.</summary>
+    public string Reason => Remedy.Length == 0 ? Problem : $"{Problem} {Remedy}";
+
+    public bool Available => Problem.Length == 0;
 }

@@ -29,6 +29,7 @@ internal readonly struct GemmCall
     /// <summary>bf16, stored (K, N), or (N, K) where it is transposed.</summary>
     public required nint B { get; init; }
 
+    /// <summary>Elements from one stored row of B to the next.</summary>
     public required long LeadingB { get; init; }
 
     public bool TransposeB { get; init; }
@@ -36,6 +37,7 @@ internal readonly struct GemmCall
     /// <summary>(M, N); not read where beta is 0. May not overlap A or B.</summary>
     public required nint C { get; init; }
 
+    /// <summary>Elements from one row of C to the next.</summary>
     public required long LeadingC { get; init; }
 
     /// <summary>F32 or BF16.</summary>

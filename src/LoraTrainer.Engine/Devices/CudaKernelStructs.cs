@@ -11,6 +11,8 @@ internal struct AdamWSegment
 {
     /// <summary>First element in the flat buffers; a multiple of 256.</summary>
     public long Offset;
+
+    /// <summary>Elements; padding follows up to the next multiple of 256.</summary>
     public long Count;
 
     /// <summary>What weight decay leaves of a parameter: 1 - learning rate * decay.</summary>
@@ -30,6 +32,8 @@ internal struct AdamWConstants
 
     /// <summary>Square root of the second moment's bias correction.</summary>
     public float RootCorrection2;
+
+    /// <summary>Added to the root of the second moment.</summary>
     public float Epsilon;
 }
 
@@ -86,8 +90,14 @@ internal struct AttentionGradients
 
     /// <summary>(H, tokens) f32; scratch.</summary>
     public nint Delta;
+
+    /// <summary>(tokens, H*Dh) bf16, from the forward pass.</summary>
     public nint Q;
+
+    /// <summary>(tokens, Hkv*Dh) bf16, from the forward pass.</summary>
     public nint K;
+
+    /// <summary>(tokens, Hkv*Dh) bf16, from the forward pass.</summary>
     public nint V;
 
     /// <summary>(tokens) i32. Null: one document.</summary>

@@ -45,13 +45,13 @@ internal static class CudaKernels
 
     public static readonly CudaKernel CastToBf16 = Declare("elementwise.cu", "cast_to_bf16", Pointer("output"), Pointer("input"), Int64("count"));
 
-    public static readonly CudaKernel CastToFloat = Declare("elementwise.cu", "cast_to_float", Pointer("output"), Pointer("input"), Int64("count"));
-
     public static readonly CudaKernel DropoutApply = Declare("dropout.cu", "dropout_apply", Pointer("output"), Pointer("input"), Int64("count"), UInt64("first_element"), UInt64("keep_threshold"), Float32("scale"), UInt64("seed"), UInt32("stream"), UInt32("step"));
 
     public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Float32("gradient_scale"));
 
     public static readonly CudaKernel SumLosses = Declare("reductions.cu", "sum_losses", Pointer("total"), Pointer("losses"), Int32("count"));
+
+    public static readonly CudaKernel SumValues = Declare("reductions.cu", "sum_values", Pointer("total"), Pointer("values"), Int64("count"));
 
     public static readonly CudaKernel SumOfSquares = Declare("reductions.cu", "sum_of_squares", Pointer("partials"), Pointer("values"), Int64("count"));
 
@@ -64,8 +64,6 @@ internal static class CudaKernels
     public static readonly CudaKernel Nf4Dequantize = Declare("nf4.cu", "nf4_dequantize", Pointer("output"), Pointer("packed"), Pointer("absmax"), Int64("count"));
 
     public static readonly CudaKernel Nf4DequantizeDouble = Declare("nf4.cu", "nf4_dequantize_double", Pointer("output"), Pointer("packed"), Pointer("absmax_codes"), Pointer("nested_absmax"), Pointer("nested_map"), Float32("offset"), Int64("count"));
-
-    public static readonly CudaKernel SumInOrder = Declare("nf4.cu", "sum_in_order", Pointer("total"), Pointer("values"), Int64("count"));
 
     public static readonly CudaKernel QuantizeAbsmax = Declare("nf4.cu", "quantize_absmax", Pointer("codes"), Pointer("nested_absmax"), Pointer("absmax"), Pointer("nested_map"), Float32("offset"), Int64("blocks"));
 

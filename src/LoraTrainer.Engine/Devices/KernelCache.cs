@@ -4,7 +4,7 @@ using System.Text;
 namespace LoraTrainer.Engine.Devices;
 
 /// <summary>
-/// Compiled kernels on disk, so that the second start needs no compiler. An entry is named by the hash of everything that decides its content; it
+/// Compiled kernels on disk, so that the second start compiles nothing. An entry is named by the hash of everything that decides its content; it
 /// holds that name and its content's hash, so a file that is torn, changed or put there by something else is never used. A folder that
 /// cannot be read or written costs time, never a run.
 /// </summary>
@@ -21,12 +21,12 @@ internal sealed class KernelCache(string? folder)
 
     public string? Folder => folder;
 
-    /// <summary>LT_KERNEL_CACHE, else lora-trainer/kernels in the user's cache folder; null where that is "off", and for a user without a home.</summary>
+    /// <summary>LT_KERNEL_CACHE, else lora-trainer/kernels in the user's cache folder; null where that is "off" (in any case), and for a user without a home.</summary>
     public static string? DefaultFolder(Func<string, string?> environment)
     {
         if (environment(FolderVariable) is { Length: > 0 } given)
         {
-            return given == Off ? null : given;
+            return given.Equals(Off, StringComparison.OrdinalIgnoreCase) ? null : given;
         }
 
         // The specification of XDG_CACHE_HOME says that a relative path is to be ignored.

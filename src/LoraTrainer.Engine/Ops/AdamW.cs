@@ -1,4 +1,6 @@
+using System.Buffers;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
@@ -62,13 +64,18 @@ public static partial class AdamW
         Device device = parameters.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor table = device.Platform == DevicePlatform.Cuda ? SegmentTable(device, segments.Length) : Tensor.None;
+        AdamWSegment[] rented = ArrayPool<AdamWSegment>.Shared.Rent(segments.Length);
+        Span<AdamWSegment> factors = rented.AsSpan(0, segments.Length);
+        AdamWConstants constants = Factors(factors, segments, settings, step, learningRate);
         switch (device)
         {
             case CpuDevice cpu:
-                StepCpu(cpu, parameters, gradients, firstMoment, secondMoment, segments, settings, step, learningRate, report, maxGradientNorm);
+                StepCpu(cpu, parameters, gradients, firstMoment, secondMoment, factors, constants, report, maxGradientNorm);
                 break;
-            case CudaDevice cuda:
-                StepCuda(cuda, parameters, gradients, firstMoment, secondMoment, table, segments, settings, step, learningRate, report, maxGradientNorm);
+            case CudaDevice cuda when segments.Length > 0:
+                StepCuda(cuda, parameters, gradients, firstMoment, secondMoment, table, factors, constants, report, maxGradientNorm);
+                break;
+            case CudaDevice:
                 break;
             case MeasureDevice measure:
                 measure.Count(12.0 * count);
@@ -77,6 +84,34 @@ public static partial class AdamW
                 Contract.ThrowNoKernel(op, device);
                 break;
         }
+
+        ArrayPool<AdamWSegment>.Shared.Return(rented);
+    }
+
+    // The numbers of this step, in double and rounded once: those of each segment, and those of all.
+    private static AdamWConstants Factors(Span<AdamWSegment> factors, ReadOnlySpan<ParameterSegment> segments, in AdamWSettings settings, int step, double learningRate)
+    {
+        double correction1 = 1 - DeterministicMath.Pow(settings.Beta1, step), correction2 = 1 - DeterministicMath.Pow(settings.Beta2, step);
+        for (int i = 0; i < segments.Length; i++)
+        {
+            double rate = learningRate * segments[i].LearningRateScale;
+            factors[i] = new AdamWSegment
+            {
+                Offset = segments[i].Offset,
+                Count = segments[i].Count,
+                Keep = segments[i].Decays ? (float)(1 - rate * settings.WeightDecay) : 1,
+                StepSize = (float)(rate / correction1),
+            };
+        }
+
+        return new AdamWConstants
+        {
+            OneMinusBeta1 = (float)(1 - settings.Beta1),
+            Beta2 = (float)settings.Beta2,
+            OneMinusBeta2 = (float)(1 - settings.Beta2),
+            RootCorrection2 = (float)Math.Sqrt(correction2),
+            Epsilon = (float)settings.Epsilon,
+        };
     }
 
     private static void ThrowSegment(string op, ParameterSegment segment, long count) => throw new ShapeMismatchException(

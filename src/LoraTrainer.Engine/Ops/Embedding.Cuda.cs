@@ -11,7 +11,6 @@ public static partial class Embedding
 
     private static void ForwardCuda(CudaDevice cuda, Tensor output, Tensor tokens, Tensor table)
     {
-        Contract.Expect("Embedding.Forward", table, output.DType, table.Shape[0], table.Shape[1]);
         (int rows, int width) = ((int)output.Shape[0], (int)output.Shape[1]);
         cuda.Launch(CudaKernels.EmbeddingForward, LaunchShape.PerRow(rows, width), output, tokens, table, rows, width);
     }

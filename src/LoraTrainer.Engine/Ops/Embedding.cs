@@ -14,7 +14,7 @@ public static partial class Embedding
         const string op = "Embedding.Forward";
         (long n, long d) = Contract.ExpectActivations(op, output);
         (long v, long _) = Contract.ExpectMatrix(op, table, table.DType == DType.BF16 ? DType.BF16 : DType.F32);
-        Contract.Expect(op, table, table.DType, v, d);
+        Contract.Expect(op, table, output.Device.Platform == DevicePlatform.Cuda ? output.DType : table.DType, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
         Contract.ExpectSameDevice(op, output, tokens, table);
         switch (output.Device)

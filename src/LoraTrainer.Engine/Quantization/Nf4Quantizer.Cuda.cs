@@ -17,7 +17,7 @@ public sealed partial class Nf4Quantizer
     private float NestCuda(CudaDevice cuda)
     {
         long blocks = absmax.ElementCount;
-        cuda.Launch(CudaKernels.SumInOrder, LaunchShape.OneBlock, sum, absmax, blocks);
+        cuda.Launch(CudaKernels.SumValues, LaunchShape.OneBlock, sum, absmax, blocks);
         double total = 0;
         cuda.Download(sum, MemoryMarshal.AsBytes(new Span<double>(ref total)));
         float offset = (float)(total / blocks);

@@ -16,6 +16,9 @@ public static class Suggestions
             .FirstOrDefault();
     }
 
+    /// <summary>The nearest candidate as a question, or null.</summary>
+    internal static string? DidYouMean(string word, IEnumerable<string> candidates) => Nearest(word, candidates) is { } near ? $"Did you mean {near}?" : null;
+
     /// <summary>Says that the key is unknown, and what was meant: a key of another section with that very name, or the nearest name here.</summary>
     internal static void ReportUnknown(ConfigurationEntry entry, string path, IEnumerable<string> names, IssueCollector issues)
     {

@@ -141,6 +141,9 @@ internal sealed class Choice<T>(params (string Word, T Meaning)[] words) : Value
     /// <summary>Words that are understood but do not have to be shown in messages.</summary>
     public IReadOnlyList<string> Hidden { get; init; } = [];
 
+    /// <summary>The next step for a wrong word that people are known to write, in whole sentences; null for others.</summary>
+    public Func<string, string?>? Advice { get; init; }
+
     private string Shown => string.Join(", ", words.Select(word => word.Word).Where(word => word != "null" && !Hidden.Contains(word)));
 
     public override string TypeText => $"one of: {Shown}{(words.Any(word => word.Word == "null") ? ", or empty" : "")}";
@@ -157,8 +160,7 @@ internal sealed class Choice<T>(params (string Word, T Meaning)[] words) : Value
         }
 
         value = default;
-        string? near = node.Kind == NodeKind.Scalar ? Suggestions.Nearest(node.Text, words.Select(word => word.Word)) : null;
-        issues.MustBe(path, node, $"one of {Shown}", near is null ? hint : $"Did you mean {near}?");
+        issues.MustBe(path, node, $"one of {Shown}", (node.Kind == NodeKind.Scalar ? Advice?.Invoke(node.Text) ?? Suggestions.DidYouMean(node.Text, words.Select(word => word.Word)) : null) ?? hint);
         return false;
     }
 

@@ -72,12 +72,16 @@ public sealed class TextModel : IDisposable
 {
     private readonly Device device;
 
-    private TextModel(Device device, CausalLanguageModel model, Tokenizer tokenizer)
+    private TextModel(Device device, string deviceSentence, CausalLanguageModel model, Tokenizer tokenizer)
     {
         this.device = device;
+        DeviceSentence = deviceSentence;
         Model = model;
         Tokenizer = tokenizer;
     }
+
+    /// <summary>What computes, and why.</summary>
+    public string DeviceSentence { get; }
 
     public CausalLanguageModel Model { get; }
 
@@ -92,18 +96,21 @@ public sealed class TextModel : IDisposable
     /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
     /// <param name="promptTokens">The longest prompt.</param>
     /// <param name="maxNewTokens">The longest continuation.</param>
+    /// <param name="notice">Receives what the user should see but need not act on.</param>
     /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
-    public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens)
+    /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
+    public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
     {
         ModelConfig config = ModelConfig.Parse(source.BaseFolder);
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
         using MeasureDevice measure = selection.Measure();
         TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
-        Device device = selection.Open(measure.Arena.HighWaterBytes);
+        string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";
+        Device device = selection.Open(measure.Arena.HighWaterBytes, $"Less is needed with {fourBit}a lower --max-new-tokens or a shorter prompt.", notice);
         try
         {
-            return new TextModel(device, Build(config, weights, adapter, source.Format, device), tokenizer);
+            return new TextModel(device, selection.Describe(device), Build(config, weights, adapter, source.Format, device), tokenizer);
         }
         catch
         {

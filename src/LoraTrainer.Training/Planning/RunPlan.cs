@@ -9,13 +9,14 @@ using LoraTrainer.Training.Loop;
 namespace LoraTrainer.Training.Planning;
 
 /// <summary>What a run will need, known before it starts. No device is opened and no weight is read.</summary>
+/// <param name="Device">What it is planned for, and why.</param>
 /// <param name="Memory">Of the device, to the byte.</param>
 /// <param name="HostBytes">Buffers beside it, through which weights stream in.</param>
 /// <param name="MicroBatchTokens">N of the largest micro-batch that <paramref name="Memory"/> is for.</param>
 /// <param name="Tokens">That the run will train on, all epochs; null where data or tokenizer are not here.</param>
 /// <param name="Steps">Optimizer steps; null likewise, unless max_steps says it.</param>
 /// <param name="Notices">What is not known and why, a sentence each.</param>
-public sealed record RunPlan(MemoryPlan Memory, long HostBytes, int MicroBatchTokens, long? Tokens, int? Steps, IReadOnlyList<string> Notices)
+public sealed record RunPlan(DeviceSelection Device, MemoryPlan Memory, long HostBytes, int MicroBatchTokens, long? Tokens, int? Steps, IReadOnlyList<string> Notices)
 {
     /// <summary>Far more than any device holds; it keeps the plan itself small.</summary>
     private const int MostTokens = 1 << 26;
@@ -37,7 +38,7 @@ public sealed record RunPlan(MemoryPlan Memory, long HostBytes, int MicroBatchTo
         using ModelFolder? weights = HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null;
         MemoryPlan memory = MemoryPlan.Measure(config, shape, weights, selection, new PlannedPasses(tokens, data?.HeldOut ?? [], config.Data.SequenceLen));
         int? steps = data?.Order.TotalSteps ?? (config.Batch.MaxSteps > 0 ? config.Batch.MaxSteps : null);
-        return new RunPlan(memory, ModelLoader.HostBufferBytes, tokens, data is null ? null : TokensOf(data), steps, notices);
+        return new RunPlan(selection, memory, ModelLoader.HostBufferBytes, tokens, data is null ? null : TokensOf(data), steps, notices);
     }
 
     /// <summary>Without data every sequence may be full.</summary>

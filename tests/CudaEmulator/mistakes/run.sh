@@ -1,10 +1,18 @@
 #!/bin/bash
 # run.sh OUT_FOLDER [KERNELS_FOLDER] [self|gemm|misuse|planted|measure]: builds the stand-ins and their own tests in OUT_FOLDER and runs the
-# tests; all of them without a third argument. KERNELS_FOLDER is where port.cuh is. Exit 1 when a test fails or a planted mistake is not found.
+# tests; all of them where no part is named. KERNELS_FOLDER is where port.cuh is (the repository's kernels/). Exit 1 when a test fails or a
+# planted mistake is not found.
 set -euo pipefail
 [ $# -ge 1 ] || { echo "usage: run.sh OUT_FOLDER [KERNELS_FOLDER] [PART]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
-kernels=${2:-$here/../../../kernels}
+kernels=$here/../../../kernels
+part=
+for argument in "${@:2}"; do
+    case $argument in
+        self | gemm | misuse | planted | measure) part=$argument ;;
+        *) kernels=$argument; [ -f "$kernels/port.cuh" ] || { echo "$kernels is no folder with port.cuh, and no part (self, gemm, misuse, planted, measure)" >&2; exit 2; } ;;
+    esac
+done
 "$here/../build.sh" "$1" > /dev/null
 out=$(cd "$1" && pwd)
 program=$out/mistakes
@@ -17,7 +25,6 @@ if ! newest; then
     for pid in "${pids[@]}"; do wait "$pid"; done
     "${CXX:-g++}" "$out"/mistakes_*.o -o "$program" -L"$out" -l:libcuda.so.1 -lnvrtc -lcublasLt -Wl,-rpath,'$ORIGIN' -lpthread
 fi
-part=${3:-}
 # the checked build finds misaligned vectors and indices past static arrays; a kernel that does not end is given two seconds
 [ "$part" = measure ] || export LT_EMULATOR_CHECKED=1 LT_EMULATOR_TIMEOUT=2
 exec "$program" "$kernels" "$here" $part

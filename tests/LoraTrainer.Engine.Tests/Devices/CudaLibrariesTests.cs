@@ -90,6 +90,20 @@ public sealed class CudaLibrariesTests
             CudaDevice.NoDriver(search));
     }
 
+    [Theory]
+    [InlineData(12, "apt install cuda-nvrtc-12-9, or pip install nvidia-cuda-nvrtc-cu12", "apt install libcublas-12-9, or pip install nvidia-cublas-cu12")]
+    [InlineData(13, "apt install cuda-nvrtc-13-0, or pip install nvidia-cuda-nvrtc", "apt install libcublas-13-0, or pip install nvidia-cublas")]
+    [InlineData(14, "apt install cuda-nvrtc-13-0, or pip install nvidia-cuda-nvrtc", "apt install libcublas-13-0, or pip install nvidia-cublas")]
+    public void InstallCommand_IsOfTheMajorVersionOfTheDriver(int driver, string compiler, string blas) =>
+        Assert.Equal((compiler, blas), (CudaDevice.InstallCommand(CudaLibrary.Compiler, driver), CudaDevice.InstallCommand(CudaLibrary.Blas, driver)));
+
+    [Theory]
+    [InlineData(12, "12.8", null)]
+    [InlineData(12, "13.0", null)]
+    [InlineData(13, "12.8", "libnvrtc is of CUDA 13 and the driver serves 12.8: it will not work. Update the driver, or install one of CUDA 12: apt install cuda-nvrtc-12-9, or pip install nvidia-cuda-nvrtc-cu12.")]
+    public void NewerThanDriver_OfAnotherMajorVersion_IsAWarning(int major, string driver, string? warning) =>
+        Assert.Equal(warning, CudaDevice.NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", major, driver));
+
     [Fact]
     public void Nvrtc_FileIsMissing_SaysWhich()
     {

@@ -92,6 +92,7 @@ public sealed class KernelCacheTests
     [InlineData("", null, "/home/u", "/home/u/.cache/lora-trainer/kernels")]
     [InlineData(null, null, null, null)]
     [InlineData("off", "/xdg", "/home/u", null)]
+    [InlineData("OFF", "/xdg", "/home/u", null)]
     public void DefaultFolder_FollowsTheEnvironment(string? given, string? xdg, string? home, string? expected) =>
         Assert.Equal(expected, KernelCache.DefaultFolder(name => name switch { "LT_KERNEL_CACHE" => given, "XDG_CACHE_HOME" => xdg, "HOME" => home, _ => null }));
 }

@@ -21,7 +21,7 @@ public sealed class CheckpointStoreTests : IDisposable
         string files = folder.File("files");
         Directory.CreateDirectory(files);
         File.WriteAllText(Path.Combine(files, "state.json"), $"state of step {step}");
-        return await Store(epoch).SaveAsync(step, files, Cancellation);
+        return await Store(epoch).SaveAsync(step, files, cancellation: Cancellation);
     }
 
     private async Task<Checkpoint?> FindAsync()

@@ -158,7 +158,7 @@ public class TrainerTests
         string text = TinyRun.Config(folder.Path, changes);
         var run = new TrainingRun(ConfigurationLoader.LoadText(text, "tiny.yaml", []).Require(), SilentObserver.Instance, TimeProvider.System);
 
-        Assert.Equal(RunEnding.Finished, await run.RunAsync(resume: false, force: false, TestContext.Current.CancellationToken));
+        Assert.Equal(RunEnding.Finished, await run.RunAsync(resume: false, force: false, evenIfStopped: false, TestContext.Current.CancellationToken));
 
         Assert.True(run.Summary!.PlannedArenaBytes == run.Summary.ArenaBytes, $"planned {run.Summary.PlannedArenaBytes} bytes, used {run.Summary.ArenaBytes}\n{text}");
         Assert.Equal(run.Summary.ArenaBytes, run.Summary.ByKind.Values.Sum());

@@ -4,7 +4,7 @@ namespace LoraTrainer.Engine.Native.Cuda;
 
 /// <summary>
 /// The functions of the NVIDIA driver (libcuda) under their own names; where the driver has a second version of one, that is bound (the first
-/// are of the time of 32-bit device addresses). Each returns <see cref="CudaStatus"/>: Success, what its line lists, and any late error
+/// are of the time of 32-bit device addresses). Each returns <see cref="CudaStatus"/>: Success, what its line lists in cuda.h's words, and any late error
 /// (<see cref="CudaStatuses.IsLate"/>) of work that was given to the GPU before. No argument may be null unless its line says so.
 /// <see cref="CudaLibraries"/> finds the library; ask it first whether there is one.
 /// </summary>
@@ -13,7 +13,6 @@ internal static unsafe partial class CudaDriver
     private const string Library = CudaLibraries.DriverName;
 
     // Numbers of cuda.h.
-    public const int AttributeSharedBytesPerBlock = 8;
     public const int AttributeMultiprocessorCount = 16;
     public const int AttributeComputeCapabilityMajor = 75;
     public const int AttributeComputeCapabilityMinor = 76;

@@ -48,7 +48,6 @@ internal sealed record LibrarySearch(CudaLibrary Library, nint Handle, string? P
 internal static class CudaLibraries
 {
     internal const string DriverName = "cuda";
-    internal const string CompilerName = "nvrtc";
     internal const string BlasName = "cublasLt";
 
     /// <summary>The <see cref="LibraryAttempt.Error"/> of a file that is not there.</summary>
@@ -171,7 +170,6 @@ internal static class CudaLibraries
     private static nint Resolve(string name, Assembly assembly, DllImportSearchPath? searchPath) => name switch
     {
         DriverName => Find(CudaLibrary.Driver).Handle,
-        CompilerName => Find(CudaLibrary.Compiler).Handle,
         BlasName => Find(CudaLibrary.Blas).Handle,
         _ => 0,
     };

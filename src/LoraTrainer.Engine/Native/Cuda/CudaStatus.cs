@@ -4,29 +4,23 @@ namespace LoraTrainer.Engine.Native.Cuda;
 internal enum CudaStatus
 {
     Success = 0,
-    InvalidValue = 1,
     OutOfMemory = 2,
-    NotInitialized = 3,
     StubLibrary = 34,
     NoDevice = 100,
-    InvalidDevice = 101,
-    InvalidImage = 200,
-    InvalidContext = 201,
-    NoBinaryForGpu = 209,
     EccUncorrectable = 214,
-    InvalidPtx = 218,
-    UnsupportedPtxVersion = 222,
-    FileNotFound = 301,
-    NotFound = 500,
-    NotReady = 600,
+    NvlinkUncorrectable = 220,
     IllegalAddress = 700,
     LaunchTimeout = 702,
     ContextIsDestroyed = 709,
     Assert = 710,
+    HardwareStackError = 714,
+    IllegalInstruction = 715,
+    MisalignedAddress = 716,
+    InvalidAddressSpace = 717,
+    InvalidPc = 718,
     LaunchFailed = 719,
     SystemDriverMismatch = 803,
     CompatNotSupportedOnDevice = 804,
-    Unknown = 999,
 }
 
 internal static class CudaStatuses
@@ -35,5 +29,7 @@ internal static class CudaStatuses
     /// True for errors of work that runs on the GPU. They show up at whatever call comes next, and at every call after it: the context does not
     /// recover from them.
     /// </summary>
-    public static bool IsLate(this CudaStatus status) => (int)status is 214 or 220 or 700 or 702 or 709 or 710 or (>= 714 and <= 719);
+    public static bool IsLate(this CudaStatus status) => status is CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.IllegalAddress
+        or CudaStatus.LaunchTimeout or CudaStatus.ContextIsDestroyed or CudaStatus.Assert or CudaStatus.HardwareStackError or CudaStatus.IllegalInstruction
+        or CudaStatus.MisalignedAddress or CudaStatus.InvalidAddressSpace or CudaStatus.InvalidPc or CudaStatus.LaunchFailed;
 }

@@ -1,0 +1,82 @@
+using System.Globalization;
+using System.Text.Json;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>What <c>plan</c>, <c>train</c> and <c>generate</c> say about the GPU that they take: the stand-in's.</summary>
+[Trait("Category", "Emulator")]
+public sealed class VerbsCudaTests
+{
+    // A tiny run needs more than this, and the stand-in's own use of its memory is nothing.
+    private const int ShortBytes = 100_000;
+
+    [Theory]
+    [InlineData("auto", "device: auto took the GPU")]
+    [InlineData("cuda", "as the configuration says")]
+    public async Task Plan_ForAGpu_IsComparedWithItsFreeMemory(string device, string reason)
+    {
+        using var folder = new TinyFolder();
+        Ending enough = await folder.RunAsync(["plan", "tiny.yaml", "--set", $"device={device}"], environment: Environment());
+        Ending tooLittle = await folder.RunAsync(["plan", "tiny.yaml", "--set", $"device={device}"], environment: Environment(ShortBytes));
+        Ending json = await folder.RunAsync(["plan", "tiny.yaml", "--json", "--set", $"device={device}"], environment: Environment(ShortBytes));
+
+        Assert.True(enough.ExitCode == 0, enough.ToString());
+        Assert.Matches($"device +cuda \\({reason}", enough.Output);
+        Assert.Matches("this machine +fits: .+ of the GPU are free\n", enough.Output);
+        Assert.Matches("this machine +too small: 97\\.7 KiB of the GPU are free", tooLittle.Output);
+        using JsonDocument planned = JsonDocument.Parse(json.Output);
+        JsonElement element = planned.RootElement.GetProperty("device");
+        Assert.Equal("cuda", element.GetProperty("platform").GetString());
+        Assert.Equal(device == "auto", element.GetProperty("reason").ValueKind == JsonValueKind.String);
+        Assert.Equal(ShortBytes, element.GetProperty("available_bytes").GetInt64());
+    }
+
+    [Theory]
+    [InlineData("auto", "device: auto took the GPU Emulated device (CPU), and does not turn to the CPU for want of memory; device: cpu computes there.")]
+    [InlineData("cuda", "device: cpu computes on the processor.")]
+    public async Task Train_WithTooLittleGpuMemory_SaysWhatNeedsLess(string device, string end)
+    {
+        using var folder = new TinyFolder();
+        Ending train = await folder.RunAsync(["train", "tiny.yaml", "--set", $"device={device}"], environment: Environment(ShortBytes));
+
+        Assert.True(train.ExitCode == 2, train.ToString());
+        Assert.Contains("gradient_checkpointing: true", train.Error, StringComparison.Ordinal);
+        Assert.EndsWith(end, train.Error.TrimEnd(), StringComparison.Ordinal);
+        Assert.False(Directory.Exists(folder.Out));
+    }
+
+    [Fact]
+    public async Task Generate_WithTooLittleGpuMemory_AdvisesWhatItHas()
+    {
+        using var folder = new TinyFolder();
+        Ending generate = await folder.RunAsync(["generate", "base", "--prompt", "abc"], environment: Environment(ShortBytes));
+
+        Assert.True(generate.ExitCode == 2, generate.ToString());
+        Assert.Contains("--load-in-4bit, a lower --max-new-tokens", generate.Error, StringComparison.Ordinal);
+        Assert.Contains("--device cpu", generate.Error, StringComparison.Ordinal);
+        Assert.DoesNotContain("micro_batch_size", generate.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Generate_OnAGpu_SaysSo()
+    {
+        using var folder = new TinyFolder();
+        Ending generate = await folder.RunAsync(["generate", "base", "--prompt", "abc", "--max-new-tokens", "2"], environment: Environment());
+
+        Assert.True(generate.ExitCode == 0, generate.ToString());
+        Assert.Matches("note: Device: Emulated device .+ \\(--device auto took the GPU Emulated device \\(CPU\\)\\)\\.\n", generate.Error);
+    }
+
+    private static Dictionary<string, string> Environment(int? memoryBytes = null)
+    {
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = CudaStandin.Folder };
+        if (memoryBytes is { } bytes)
+        {
+            environment["LT_EMULATOR_MEMORY"] = bytes.ToString(CultureInfo.InvariantCulture);
+        }
+
+        return environment;
+    }
+}
