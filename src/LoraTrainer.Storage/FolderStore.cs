@@ -167,6 +167,15 @@ public sealed class FolderStore : IObjectStore
                     removed++;
                 }
             }
+
+            // Made for an object that never came.
+            foreach (string inner in Directory.EnumerateDirectories(folder, "*", SearchOption.AllDirectories).OrderByDescending(path => path.Length))
+            {
+                if (Path.GetRelativePath(root, inner).StartsWith(prefix, StringComparison.Ordinal))
+                {
+                    TryRemoveEmpty(inner);
+                }
+            }
         }
 
         return Task.FromResult(removed);

@@ -176,7 +176,7 @@ public sealed partial class RunFolder
             {
                 byte[] yaml = await new CheckpointStore(store, name, TimeProvider.System).ReadConfigAsync(cancellation).ConfigureAwait(false)
                     ?? throw new TrainingSetupException($"{store.Location} holds no run {name}: there is no {name}/{CheckpointFiles.ConfigName}. Give checkpoint.uri and, behind it, the run_name.");
-                TrainingConfig stored = ConfigurationLoader.LoadText($"{store.Location}/{name}/{CheckpointFiles.ConfigName}", Encoding.UTF8.GetString(yaml), settings).Require();
+                TrainingConfig stored = ConfigurationLoader.LoadText(Encoding.UTF8.GetString(yaml), $"{store.Location}/{name}/{CheckpointFiles.ConfigName}", settings).Require();
                 return stored with { Checkpoint = stored.Checkpoint with { Uri = root } };
             }
         }
@@ -222,7 +222,7 @@ public sealed partial class RunFolder
         string file = Path.Combine(config.OutputDir, CheckpointFiles.ConfigName);
         return File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require()
             : besideCheckpoints is null ? null
-            : ConfigurationLoader.LoadText($"{CheckpointRoot}/{config.RunName}/{CheckpointFiles.ConfigName}", Encoding.UTF8.GetString(besideCheckpoints), []).Require();
+            : ConfigurationLoader.LoadText(Encoding.UTF8.GetString(besideCheckpoints), $"{CheckpointRoot}/{config.RunName}/{CheckpointFiles.ConfigName}", []).Require();
     }
 
     /// <summary>Where the log of the steps lies.</summary>

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
@@ -77,7 +78,7 @@ internal sealed class Session
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
-        writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, Pulse.Saved);
+        writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
         state = new TrainerState
         {
             Step = 0,
@@ -90,6 +91,13 @@ internal sealed class Session
             Losses = [],
         };
         Pulse.Opened(Device.Description, trainer.TotalSteps);
+    }
+
+    /// <summary>Called behind the training.</summary>
+    private void OnSafe(int step, TimeSpan time)
+    {
+        Pulse.Saved(step);
+        Observer.OnNotice(string.Create(CultureInfo.InvariantCulture, $"The checkpoint of step {step} is safe, after {time.TotalSeconds:0.0} s."));
     }
 
     /// <summary>Goes on from the newest intact checkpoint, if there is one.</summary>
@@ -149,6 +157,11 @@ internal sealed class Session
             }
 
             return EndingOfAStop();
+        }
+        finally
+        {
+            // Whatever ended the steps: what they handed over before is worth keeping.
+            await writer.FlushAsync().ConfigureAwait(false);
         }
     }
 

@@ -83,6 +83,22 @@ internal sealed class TinyFolder : IDisposable
 
     public Task<Ending> RunAsync(params string[] arguments) => RunAsync(arguments, null);
 
+    /// <summary>Starts a process and kills it as soon as the condition holds, which is looked at all the time; or lets it end before.</summary>
+    public async Task<Ending> KillWhenAsync(Func<bool> condition, string[] arguments, IReadOnlyDictionary<string, string>? environment = null)
+    {
+        using Process process = Start(arguments, environment);
+        Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        while (!process.HasExited && !condition())
+        {
+            Thread.Sleep(0);
+        }
+
+        _ = SendSignal(process.Id, SignalKill);
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return new Ending(process.ExitCode, await output, await error);
+    }
+
     /// <summary>Starts a process and kills it after some time, wherever it is then.</summary>
     public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments)
     {

@@ -6,12 +6,13 @@ namespace LoraTrainer.Training.Checkpoints;
 /// Saves checkpoints behind the training: it takes a folder that the training has written and puts it into the store while the steps go on. One is
 /// under way at a time; one waits, and a newer one takes its place.
 /// </summary>
-internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<string> onWarning, Action<int> onSafe) : IProgress<long>
+internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<string> onWarning, Action<int, TimeSpan> onSafe) : IProgress<long>
 {
     private readonly Lock gate = new();
     private readonly List<double> commitSeconds = [];
     private (int Step, StagingFolder Folder)? queued;
     private Task worker = Task.CompletedTask;
+    private bool isDraining;
     private long arrivedBytes;
     private long totalBytes;
 
@@ -44,8 +45,9 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
         {
             queued?.Folder.Dispose();
             queued = (step, folder);
-            if (worker.IsCompleted)
+            if (!isDraining)
             {
+                isDraining = true;
                 worker = Task.Run(DrainAsync);
             }
         }
@@ -59,7 +61,7 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
             Task current;
             lock (gate)
             {
-                if (queued is null && worker.IsCompleted)
+                if (!isDraining)
                 {
                     return;
                 }
@@ -89,6 +91,8 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
             {
                 if (queued is null)
                 {
+                    // Under the lock, so that what is handed over next starts another round.
+                    isDraining = false;
                     return;
                 }
 
@@ -115,7 +119,7 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
 
             Committed = saved;
             Failure = null;
-            onSafe(step);
+            onSafe(step, Stopwatch.GetElapsedTime(start));
             await store.ApplyRetentionAsync(keep, saved).ConfigureAwait(false);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
