@@ -79,6 +79,8 @@ internal sealed class AwsMetadata(MetadataClient client, Uri endpoint, WatchTimi
 /// <summary>The two minutes' notice of a spot instance.</summary>
 internal sealed class AwsSpotSource(AwsMetadata metadata, WatchTimings timings, TimeSpan grace, TimeProvider time) : NoticeSource(time)
 {
+    private static readonly TimeSpan LongestNotice = TimeSpan.FromSeconds(ProviderInfo.AwsGrace);
+
     public override string Name => "AWS spot";
 
     public override TimeSpan Pause => timings.Aws;
@@ -111,7 +113,7 @@ internal sealed class AwsSpotSource(AwsMetadata metadata, WatchTimings timings, 
                     _ => "AWS takes this machine back",
                 },
                 Deadline = isAtOnce ? null : deadline,
-                TimeLeftAtReceipt = isAtOnce ? TimeSpan.Zero : TimeLeft(deadline, answer.Date, grace),
+                TimeLeftAtReceipt = isAtOnce ? TimeSpan.Zero : TimeLeft(deadline, answer.Date, grace, LongestNotice),
                 Grace = isAtOnce ? TimeSpan.Zero : grace,
                 Key = Name,
                 Origin = this,

@@ -15,6 +15,9 @@ internal sealed class AzureEventsSource(MetadataClient client, Uri endpoint, Wat
     // Reboots and redeployments are announced a quarter of an hour ahead.
     private static readonly TimeSpan LongestNotice = TimeSpan.FromMinutes(15);
 
+    // Evictions at least half a minute ahead, and hardly more.
+    private static readonly TimeSpan LongestEviction = TimeSpan.FromMinutes(2);
+
     private string? machine;
     private bool hasAnswered;
 
@@ -71,13 +74,13 @@ internal sealed class AzureEventsSource(MetadataClient client, Uri endpoint, Wat
     /// <summary>Null for what is over, and for kinds that do not touch the machine.</summary>
     private InterruptionNotice? Read(JsonElement scheduled, DateTimeOffset? now)
     {
-        (NoticeKind Kind, string What, TimeSpan Window)? read = TextOf(scheduled, "EventType") switch
+        (NoticeKind Kind, string What, TimeSpan Usual, TimeSpan Longest)? read = TextOf(scheduled, "EventType") switch
         {
-            "Preempt" => (NoticeKind.Stop, "Azure takes this machine back", grace),
-            "Terminate" => (NoticeKind.Stop, "Azure deletes this machine", LongestNotice),
-            "Reboot" => (NoticeKind.Stop, "Azure restarts this machine", LongestNotice),
-            "Redeploy" => (NoticeKind.Stop, "Azure moves this machine to another host", LongestNotice),
-            "Freeze" => (NoticeKind.Save, "Azure pauses this machine for some seconds", LongestNotice),
+            "Preempt" => (NoticeKind.Stop, "Azure takes this machine back", grace, LongestEviction),
+            "Terminate" => (NoticeKind.Stop, "Azure deletes this machine", LongestNotice, LongestNotice),
+            "Reboot" => (NoticeKind.Stop, "Azure restarts this machine", LongestNotice, LongestNotice),
+            "Redeploy" => (NoticeKind.Stop, "Azure moves this machine to another host", LongestNotice, LongestNotice),
+            "Freeze" => (NoticeKind.Save, "Azure pauses this machine for some seconds", LongestNotice, LongestNotice),
             _ => null,
         };
         string status = TextOf(scheduled, "EventStatus") ?? "Scheduled";
@@ -93,8 +96,8 @@ internal sealed class AzureEventsSource(MetadataClient client, Uri endpoint, Wat
             Kind = known.Kind,
             Event = known.What,
             Deadline = deadline,
-            TimeLeftAtReceipt = status == "Started" ? TimeSpan.Zero : TimeLeft(deadline, now, known.Window),
-            Grace = known.Window,
+            TimeLeftAtReceipt = status == "Started" ? TimeSpan.Zero : TimeLeft(deadline, now, known.Usual, known.Longest),
+            Grace = known.Usual,
             Key = $"{Name} {id}",
             Origin = this,
         };

@@ -64,7 +64,7 @@ internal sealed class GcpPreemptionSource(GcpMetadata metadata, WatchTimings tim
                 Source = Name,
                 Kind = NoticeKind.Stop,
                 Event = "Google Cloud takes this machine back",
-                TimeLeftAtReceipt = waited ? grace : TimeLeft(null, null, grace),
+                TimeLeftAtReceipt = waited ? grace : TimeLeft(null, null, grace, grace),
                 Grace = grace,
                 Key = Name,
                 Origin = this,

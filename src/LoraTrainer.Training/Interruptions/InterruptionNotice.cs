@@ -39,7 +39,7 @@ public sealed record InterruptionNotice
     /// <summary>What was left when the notice was received; null if that is not known.</summary>
     public TimeSpan? TimeLeftAtReceipt { get; init; }
 
-    /// <summary>How long ahead this source announces at best; null if that is not known.</summary>
+    /// <summary>How long ahead this source usually announces, or what the configuration says; null if that is not known.</summary>
     public TimeSpan? Grace { get; init; }
 
     /// <summary>What is left now, counted by the monotonic clock, so that a wrong or corrected wall clock does no harm; never below zero. Null if not known.</summary>

@@ -65,20 +65,21 @@ internal abstract class NoticeSource(TimeProvider time)
     /// </summary>
     /// <param name="deadline">As the source said it; null: it did not.</param>
     /// <param name="sourceNow">The source's time, or null.</param>
-    /// <param name="window">How long ahead it announces at most.</param>
-    protected TimeSpan? TimeLeft(DateTimeOffset? deadline, DateTimeOffset? sourceNow, TimeSpan window)
+    /// <param name="grace">The usual notice.</param>
+    /// <param name="longest">How long ahead it announces at most.</param>
+    protected TimeSpan? TimeLeft(DateTimeOffset? deadline, DateTimeOffset? sourceNow, TimeSpan grace, TimeSpan longest)
     {
         if (deadline is { } end)
         {
             TimeSpan left = end - (sourceNow ?? time.GetUtcNow());
-            if (left > TimeSpan.Zero && left <= window + ClockSlack)
+            if (left > TimeSpan.Zero && left <= longest + ClockSlack)
             {
                 return left;
             }
         }
 
         TimeSpan? since = quietAt is { } quiet ? time.GetElapsedTime(quiet) : null;
-        return since is { } age ? (age < window ? window - age : TimeSpan.Zero) : null;
+        return since is { } age ? (age < grace ? grace - age : TimeSpan.Zero) : null;
     }
 
     /// <summary>Reads an answer that ought to be a JSON object.</summary>

@@ -45,7 +45,9 @@ public sealed class InterruptionWatcherTests
         Assert.Contains(server.Address, Assert.Single(run.Warnings), StringComparison.Ordinal);
         Assert.Empty(run.Notices);
         Assert.Empty(elsewhere.Requests);
-        Assert.InRange(server.Requests.Count, 3, 12);
+
+        // Two sources at most, three questions each; the HTTP client itself asks again when a connection is closed without a word.
+        Assert.InRange(server.Requests.Count, 3, failure == "closed" ? 24 : 6);
     }
 
     [Fact]
@@ -59,11 +61,11 @@ public sealed class InterruptionWatcherTests
             AwsEndpoint = server.Address,
             GcpEndpoint = server.Address,
             AzureEndpoint = server.Address,
-        }))
+        }, WatchedRun.Quick with { Answer = TimeSpan.FromSeconds(30) }))
         {
-            Assert.InRange(waited.ElapsedMilliseconds, 0, 300);
+            Assert.InRange(waited.ElapsedMilliseconds, 0, 2000);
             await run.Watcher.FirstRoundAsync();
-            Assert.InRange(waited.ElapsedMilliseconds, 350, 1400);
+            Assert.InRange(waited.ElapsedMilliseconds, 350, 5000);
             waited.Restart();
         }
 
