@@ -27,7 +27,7 @@ public sealed class InterruptionWatcherTests
     public async Task Source_Fails_IsWarnedOfOnceAndAskedRarely(string cloud, string failure)
     {
         await using MetadataServer elsewhere = new(_ => new MetadataReply(200, "TRUE", ("Metadata-Flavor", "Google")));
-        string huge = new(' ', 1 << 19);
+        string huge = "TRUE" + new string(' ', 1 << 19);
         await using MetadataServer server = new(_ => failure switch
         {
             "500" => new MetadataReply(500, "Internal Server Error"),
