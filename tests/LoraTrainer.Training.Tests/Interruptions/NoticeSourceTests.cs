@@ -403,7 +403,7 @@ public sealed class NoticeSourceTests
     public async Task File_Appears_StopsTheRunOnce()
     {
         using var folder = new TemporaryFolder();
-        await using WatchedRun run = new(new InterruptionOptions { File = folder.File("stop") });
+        await using WatchedRun run = new(new InterruptionOptions { Sources = InterruptionSources.File, File = folder.File("stop") });
         await run.Watcher.FirstRoundAsync();
         Assert.Null(run.Watcher.Pending);
         File.WriteAllText(folder.File("stop"), "");
