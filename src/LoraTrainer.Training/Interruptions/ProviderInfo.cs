@@ -51,7 +51,9 @@ public sealed record ProviderInfo(string Name, double? GraceSeconds, string HowI
 
     internal static ProviderInfo Detect(InterruptionOptions options, MachineTraits traits)
     {
-        ProviderInfo? cloud = traits.Cloud switch
+        // A container may not see the firmware; then the one cloud that the configuration names is believed.
+        InterruptionSources named = options.Sources & (InterruptionSources.Aws | InterruptionSources.Gcp | InterruptionSources.Azure);
+        ProviderInfo? cloud = (traits.Cloud == InterruptionSources.None ? named : traits.Cloud) switch
         {
             InterruptionSources.Aws => new("AWS", AwsGrace, "in the instance metadata, two minutes ahead"),
             InterruptionSources.Gcp => new("Google Cloud", GcpGrace, "in the instance metadata, half a minute ahead"),

@@ -98,6 +98,12 @@ public sealed class InterruptionPolicyTests
         Assert.Equal(7.5, ProviderInfo.Detect(new InterruptionOptions { GraceSeconds = 7.5 }, traits).GraceSeconds);
     }
 
+    [Theory]
+    [InlineData(InterruptionSources.Gcp | InterruptionSources.Signals, "Google Cloud")]
+    [InlineData(InterruptionSources.Gcp | InterruptionSources.Aws, "an unknown provider")]
+    public void Provider_WithoutFirmware_IsTheOneThatIsNamed(InterruptionSources sources, string name) =>
+        Assert.Equal(name, ProviderInfo.Detect(new InterruptionOptions { Sources = sources }, new MachineTraits(_ => null, _ => null)).Name);
+
     [Fact]
     public void Cloud_OfAnyOtherHyperV_IsNotAzure()
     {
