@@ -14,6 +14,7 @@ internal static class ConfigurationKeys
     private static readonly Text Any = new();
     private static readonly Text FieldName = new("field name", "a field name", value => value.Length > 0);
     private static readonly Text PathText = new("path", "a path", value => value.Trim().Length > 0);
+    private static readonly Text HttpAddress = new("http address", "an address that starts with http:// or https://", IsHttpAddress);
 
     private static readonly RecordOf<CustomFormat> CustomBlock = new(
         new CustomFormat(),
@@ -55,6 +56,15 @@ internal static class ConfigurationKeys
     private static readonly RecordOf<FinishOptions> Finish = new(
         new FinishOptions(),
         Key<FinishOptions, string?>("command", new OptionalReference<string>(new Text("command", "a command for the shell", value => value.Trim().Length > 0)), c => c.Command, (c, v) => c with { Command = v }, "Given to the shell (`sh -c`), in the current directory. A failure is told and changes nothing.", "sudo shutdown -h now", defaultText: "none"));
+
+    private static readonly RecordOf<InterruptionOptions> Interruption = new(
+        new InterruptionOptions(),
+        Key<InterruptionOptions, InterruptionSources>("sources", new SourcesValue(), c => c.Sources, (c, v) => c with { Sources = v }, "What is watched besides SIGTERM. `auto`: the cloud that this machine is in, the file if one is named, and the signals of schedulers (SIGUSR1, SIGUSR2, SIGHUP). `none`: nothing.", "[aws, signals]"),
+        Key<InterruptionOptions, string?>("file", new OptionalReference<string>(PathText), c => c.File, (c, v) => c with { File = v }, "The run saves and stops when this file appears. The environment variable LT_INTERRUPT_FILE goes before it.", "/tmp/stop-training", defaultText: "none"),
+        Key<InterruptionOptions, double?>("grace_seconds", new Optional<double>(NotNegative), c => c.GraceSeconds, (c, v) => c with { GraceSeconds = v }, "Seconds between a notice and the end of the machine, where the notice does not say it; on Kubernetes terminationGracePeriodSeconds.", "30", defaultText: "as is known of the provider"),
+        Key<InterruptionOptions, string?>("aws_endpoint", new OptionalReference<string>(HttpAddress), c => c.AwsEndpoint, (c, v) => c with { AwsEndpoint = v }, "The address of AWS's instance metadata.", "http://169.254.169.254", defaultText: "the usual one"),
+        Key<InterruptionOptions, string?>("gcp_endpoint", new OptionalReference<string>(HttpAddress), c => c.GcpEndpoint, (c, v) => c with { GcpEndpoint = v }, "The address of Google Cloud's instance metadata.", "http://metadata.google.internal", defaultText: "the usual one"),
+        Key<InterruptionOptions, string?>("azure_endpoint", new OptionalReference<string>(HttpAddress), c => c.AzureEndpoint, (c, v) => c with { AzureEndpoint = v }, "The address of Azure's instance metadata.", "http://169.254.169.254", defaultText: "the usual one"));
 
     private static readonly RecordOf<CostOptions> Cost = new(
         new CostOptions(),
@@ -125,6 +135,7 @@ internal static class ConfigurationKeys
         Key("lm_head", new Choice<LmHeadFormat>(("bf16", LmHeadFormat.Bf16), ("int8", LmHeadFormat.EightBit)), c => c.Device.LmHead, (c, v) => c with { Device = c.Device with { LmHead = v } }, "How the frozen output head is kept.", "int8"),
         Key("logging_steps", new WholeNumber(1), c => c.LoggingSteps, (c, v) => c with { LoggingSteps = (int)v }, "One line of progress each so many steps.", "10"),
         Key("checkpoint", Checkpoint, c => c.Checkpoint, (c, v) => c with { Checkpoint = v }, "When the whole state is saved, and where.", "{every_steps: 100}"),
+        Key("interruption", Interruption, c => c.Interruption, (c, v) => c with { Interruption = v }, "How the run learns that its machine is about to be taken away.", "{sources: auto, file: /tmp/stop-training}"),
         Key("resume", new Choice<ResumeMode>(("never", ResumeMode.Never), ("auto", ResumeMode.Auto), ("must", ResumeMode.Must)), c => c.Resume, (c, v) => c with { Resume = v }, "What `train` does when the run exists: `never` says so and stops, `auto` goes on with it, `must` insists that there is one.", "auto"),
         Key("resume_from_checkpoint", new OptionalReference<string>(PathText), c => c.ResumeFromCheckpoint, (c, v) => c with { ResumeFromCheckpoint = v }, "Go on from this one checkpoint.", "outputs/invoices/checkpoints/invoices/step-00000200-1-0a1b2c3d", defaultText: "none"),
         Key("on_nonfinite", new Choice<NonFiniteAction>(("stop", NonFiniteAction.Stop), ("rollback", NonFiniteAction.Rollback)), c => c.OnNonFinite, (c, v) => c with { OnNonFinite = v }, "What happens when the loss or a gradient is not a finite number.", "stop"),
@@ -142,6 +153,9 @@ internal static class ConfigurationKeys
 
     private static bool IsRunName(string name) => name.Length is > 0 and <= 128 && char.IsAsciiLetterOrDigit(name[0])
         && name.All(character => char.IsAsciiLetterOrDigit(character) || character is '.' or '-' or '_');
+
+    private static bool IsHttpAddress(string text) =>
+        Uri.TryCreate(text, UriKind.Absolute, out Uri? uri) && uri is { Scheme: "http" or "https", Host.Length: > 0, Query.Length: 0, Fragment.Length: 0 };
 
     private static EquatableList<KeyValuePair<string, long>> Widen(EquatableList<KeyValuePair<string, int>> pairs) =>
         [.. pairs.Select(pair => KeyValuePair.Create(pair.Key, (long)pair.Value))];

@@ -21,6 +21,7 @@ internal static class ContradictionRules
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
+        TouchFileIsNamedAndWatched(config, issues);
     }
 
     private static void BaseModelIsGiven(TrainingConfig config, IssueCollector issues)
@@ -185,6 +186,21 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("resume_from_checkpoint");
             issues.Wrong("resume_from_checkpoint", where, $"resume ({issues.Where("resume")}) and resume_from_checkpoint ({where}) both say where to go on. Keep one.");
+        }
+    }
+
+    private static void TouchFileIsNamedAndWatched(TrainingConfig config, IssueCollector issues)
+    {
+        InterruptionSources sources = config.Interruption.Sources;
+        if (config.Interruption.File is not null && (sources & (InterruptionSources.File | InterruptionSources.Auto)) == 0)
+        {
+            ConfigurationLocation where = issues.Where("interruption.file");
+            issues.Wrong("interruption.file", where, $"interruption.file ({where}) is given, but interruption.sources ({issues.Where("interruption.sources")}) does not watch it. Add file to the sources, or remove interruption.file.");
+        }
+        else if (config.Interruption.File is null && sources.HasFlag(InterruptionSources.File) && !issues.IsGiven("interruption.file"))
+        {
+            ConfigurationLocation where = issues.Where("interruption.sources");
+            issues.Wrong("interruption.sources", where, $"interruption.sources ({where}) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.");
         }
     }
 }

@@ -33,6 +33,8 @@ public sealed partial record TrainingConfig
 
     public CheckpointOptions Checkpoint { get; init; } = new();
 
+    public InterruptionOptions Interruption { get; init; } = new();
+
     public CostOptions Cost { get; init; } = new();
 
     /// <summary>What <c>train</c> does when the run exists already.</summary>
@@ -417,6 +419,50 @@ public enum CheckpointErrorAction
 
     /// <summary>The run ends with an error.</summary>
     Stop,
+}
+
+/// <summary>What is watched for the notice that the machine goes away.</summary>
+[Flags]
+public enum InterruptionSources
+{
+    None = 0,
+
+    /// <summary>AWS's instance metadata: spot interruptions and rebalance recommendations.</summary>
+    Aws = 1,
+
+    /// <summary>Google Cloud's instance metadata: preemption and host maintenance.</summary>
+    Gcp = 2,
+
+    /// <summary>Azure's scheduled events.</summary>
+    Azure = 4,
+
+    /// <summary>The file <see cref="InterruptionOptions.File"/>.</summary>
+    File = 8,
+
+    /// <summary>What schedulers send besides SIGTERM: SIGUSR1, SIGUSR2, SIGHUP.</summary>
+    Signals = 16,
+
+    /// <summary>The signals, the file if one is named, and the cloud that this machine is in.</summary>
+    Auto = 32,
+}
+
+/// <summary>How the run learns that its machine is about to be taken away. SIGTERM and Ctrl-C always count.</summary>
+public sealed record InterruptionOptions
+{
+    public InterruptionSources Sources { get; init; } = InterruptionSources.Auto;
+
+    /// <summary>The run stops in good order when this file is there; null: no file.</summary>
+    public string? File { get; init; }
+
+    /// <summary>Seconds between a notice and the end; null: what is known of the provider.</summary>
+    public double? GraceSeconds { get; init; }
+
+    /// <summary>Null: the usual address. The same goes for the other two.</summary>
+    public string? AwsEndpoint { get; init; }
+
+    public string? GcpEndpoint { get; init; }
+
+    public string? AzureEndpoint { get; init; }
 }
 
 public enum RateUnit

@@ -424,6 +424,46 @@ internal sealed class TargetsValue : ValueKind<(EquatableList<string> Names, str
         : ConfigurationNode.Scalar("null", plain: true);
 }
 
+/// <summary>What is watched: auto, none, or a list of sources.</summary>
+internal sealed class SourcesValue : ValueKind<InterruptionSources>
+{
+    private static readonly Choice<InterruptionSources> Alone = new(("auto", InterruptionSources.Auto), ("none", InterruptionSources.None));
+
+    private static readonly Choice<InterruptionSources> Listed = new(
+        ("aws", InterruptionSources.Aws),
+        ("gcp", InterruptionSources.Gcp),
+        ("azure", InterruptionSources.Azure),
+        ("file", InterruptionSources.File),
+        ("signals", InterruptionSources.Signals));
+
+    private static readonly ListOf<InterruptionSources> Several = new(Listed, "sources");
+
+    public override string TypeText => "auto, none, or a list of: aws, gcp, azure, file, signals";
+
+    public override bool TryRead(ConfigurationNode node, string path, string hint, IssueCollector issues, out InterruptionSources value)
+    {
+        if (node.Kind == NodeKind.Sequence)
+        {
+            bool read = Several.TryRead(node, path, hint, issues, out EquatableList<InterruptionSources> listed);
+            value = listed.Aggregate(InterruptionSources.None, (all, one) => all | one);
+            return read;
+        }
+
+        IssueCollector unused = new();
+        if (Alone.TryRead(node, path, hint, unused, out value) || Listed.TryRead(node, path, hint, unused, out value))
+        {
+            return true;
+        }
+
+        issues.MustBe(path, node, "auto, none, or a list of aws, gcp, azure, file, signals", hint);
+        return false;
+    }
+
+    public override ConfigurationNode Write(InterruptionSources value) => value is InterruptionSources.Auto or InterruptionSources.None
+        ? Alone.Write(value)
+        : Several.Write([.. Enum.GetValues<InterruptionSources>().Where(source => source is not InterruptionSources.None && value.HasFlag(source))]);
+}
+
 /// <summary>YAML's numbers, strictly: what one reader takes for a number and another for text is refused.</summary>
 internal static partial class Numbers
 {

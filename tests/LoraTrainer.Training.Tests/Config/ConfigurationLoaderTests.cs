@@ -75,6 +75,9 @@ public sealed class ConfigurationLoaderTests
     [InlineData("lora_target_modules: '('", "lora_target_modules must be a list of module names or a valid regular expression, got the text \"(\" (tiny.yaml:6). Invalid pattern '(' at offset 1. Not enough )'s. Example: [q_proj, v_proj].")]
     [InlineData("lora_target_modules: q_proj,v_proj", "lora_target_modules must be a list of module names, or a regular expression for a whole path, got q_proj,v_proj (tiny.yaml:6). Write [q_proj, v_proj].")]
     [InlineData("lora_target_modules: [q_proj, [v_proj]]", "lora_target_modules[1] must be a module name, got a list (tiny.yaml:6). Example: [q_proj, k_proj, v_proj, o_proj].")]
+    [InlineData("interruption: {sources: [aws, ec2]}", "interruption.sources[1] must be one of aws, gcp, azure, file, signals, got ec2 (tiny.yaml:6).")]
+    [InlineData("interruption: {sources: spot}", "interruption.sources must be auto, none, or a list of aws, gcp, azure, file, signals, got spot (tiny.yaml:6).")]
+    [InlineData("interruption: {aws_endpoint: 169.254.169.254}", "interruption.aws_endpoint must be an address that starts with http:// or https://, got 169.254.169.254 (tiny.yaml:6).")]
     public void Load_WrongValue_SaysWhatWhereAndWhatNext(string line, string message) => Assert.Equal([message], Errors(Tiny + line));
 
     [Theory]
@@ -85,6 +88,8 @@ public sealed class ConfigurationLoaderTests
     [InlineData("val_set_size: 0.1\ntest_datasets: [{path: a, type: alpaca}]", "val_set_size (tiny.yaml:6) and test_datasets (tiny.yaml:7) both name a held-out set. Keep one.")]
     [InlineData("test_datasets: [{path: a}]", "test_datasets[0].type is missing (tiny.yaml:6). Say what a row looks like: alpaca, completion, or a block such as {field_instruction: question, field_output: answer}.")]
     [InlineData("test_datasets: [{path: a, type: alpaca, field: b}]", "test_datasets[0].field belongs to type: completion only (tiny.yaml:6). Name the fields in a block under type, or remove it.")]
+    [InlineData("interruption: {sources: [aws], file: stop}", "interruption.file (tiny.yaml:6) is given, but interruption.sources (tiny.yaml:6) does not watch it. Add file to the sources, or remove interruption.file.")]
+    [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 
     [Theory]

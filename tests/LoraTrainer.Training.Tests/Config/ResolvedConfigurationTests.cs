@@ -28,6 +28,7 @@ public sealed class ResolvedConfigurationTests
         seed: 9007199254740993
         threads: 2
         checkpoint: {every_steps: 7, every_minutes: 0.5, uri: /mnt/x}
+        interruption: {sources: [file, aws], file: /tmp/stop, grace_seconds: 2.5, aws_endpoint: "http://[fd00:ec2::254]"}
         cost: {rate: 1.10, budget: 25, tags: {team: nlp, "a b": "yes"}, max_hours: 0.1}
         """;
 
@@ -36,6 +37,8 @@ public sealed class ResolvedConfigurationTests
         ConfigurationLoaderTests.Tiny,
         ConfigurationLoaderTests.Tiny + "lora_target_modules: '.*\\.(q|v)_proj'",
         ConfigurationLoaderTests.Tiny + "checkpoint: {interval: auto}",
+        ConfigurationLoaderTests.Tiny + "interruption: {sources: none}",
+        ConfigurationLoaderTests.Tiny + "interruption: {sources: signals}",
         "base_model: m\nlearning_rate: 1e-5\ndatasets: [{path: a, type: alpaca}]");
 
     private static TrainingConfig Load(string text, params string[] settings)
@@ -105,6 +108,7 @@ public sealed class ResolvedConfigurationTests
     [InlineData("logging_steps=5")]
     [InlineData("checkpoint.every_steps=5")]
     [InlineData("cost.rate=1")]
+    [InlineData("interruption.sources=none")]
     [InlineData("resume=auto")]
     [InlineData("device=cpu")]
     [InlineData("gradient_checkpointing=true")]
