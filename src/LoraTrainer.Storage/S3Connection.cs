@@ -11,8 +11,9 @@ namespace LoraTrainer.Storage;
 
 /// <summary>What is being done, for messages.</summary>
 /// <param name="Permission">The permission that it takes, as policies name it.</param>
-/// <param name="FullKey">The object, or null for the bucket or a prefix.</param>
-internal readonly record struct S3Action(string Permission, string? FullKey);
+/// <param name="FullKey">The object, or a prefix.</param>
+/// <param name="Stores">It makes an object appear, which may have happened although it seems to have failed.</param>
+internal readonly record struct S3Action(string Permission, string FullKey, bool Stores = false);
 
 /// <summary>
 /// The SDK's client with everything around a request: settings, time-outs, trying again, and errors as sentences. Trying again is done here and nowhere

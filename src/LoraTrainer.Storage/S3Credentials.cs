@@ -46,13 +46,13 @@ internal sealed class S3Credentials(IClientConfig config, string? profile, TimeP
     }
 
     private string Nothing(Exception exception) => exception is ProcessAWSCredentialException
-        ? $"The credential_process of {Named()} did not give credentials. Run its command by hand to see why."
+        ? $"The credential_process of the {Named()} did not give credentials. Run its command by hand to see why."
         : profile is not null
-            ? $"{Named()} gives no credentials: it must be in ~/.aws/credentials or ~/.aws/config (or in the files that AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name)."
+            ? $"The {Named()} gives no credentials: it must be in ~/.aws/credentials or ~/.aws/config (or in the files that AWS_SHARED_CREDENTIALS_FILE and AWS_CONFIG_FILE name)."
             : "There are no credentials for S3. They are looked for in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, in a web identity (AWS_WEB_IDENTITY_TOKEN_FILE), in the profile "
               + $"{Environment.GetEnvironmentVariable("AWS_PROFILE") ?? "default"} of ~/.aws/credentials and ~/.aws/config, and in the role of the container or instance.";
 
-    private string Named() => $"The profile {profile ?? Environment.GetEnvironmentVariable("AWS_PROFILE") ?? "default"}";
+    private string Named() => $"profile {profile ?? Environment.GetEnvironmentVariable("AWS_PROFILE") ?? "default"}";
 
     /// <summary>The profile's own settings; null where there is none.</summary>
     public static CredentialProfile? ProfileSettings(string? name)

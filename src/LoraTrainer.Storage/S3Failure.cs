@@ -98,7 +98,7 @@ internal static class S3Failure
         }
 
         string reason = Inner<TimeoutException>(failure)?.Message ?? (innermost.Message.Length > 0 ? innermost.Message : innermost.GetType().Name);
-        string known = action.Permission == "s3:PutObject" ? " Whether it was stored is not known." : string.Empty;
+        string known = action.Stores && call.MayHaveBeenDone ? " Whether it was stored is not known." : string.Empty;
         string advice = Inner<SocketException>(failure)?.SocketErrorCode switch
         {
             SocketError.ConnectionRefused => "Nothing listens there: is the server running, and are endpoint= and its port right?",

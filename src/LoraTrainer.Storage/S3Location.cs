@@ -145,7 +145,7 @@ public sealed partial record S3Location
     }
 
     /// <summary>The URI without options, for messages about single objects.</summary>
-    internal string PathOf(string? fullKey) => $"{Scheme}{Bucket}/{fullKey ?? Prefix}";
+    internal string PathOf(string fullKey) => $"{Scheme}{Bucket}/{fullKey}";
 
     /// <summary>The URI; holds no secret, because none can be in it.</summary>
     public override string ToString()

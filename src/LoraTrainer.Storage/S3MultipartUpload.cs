@@ -140,7 +140,7 @@ internal sealed class S3MultipartUpload(S3Connection connection, S3Source source
     {
         var request = new CompleteMultipartUploadRequest { BucketName = Bucket, Key = fullKey, UploadId = uploadId, PartETags = [.. arrived.Select(part => part!)] };
         string version = await connection.CallAsync(
-            action,
+            action with { Stores = true },
             source.Length,
             async (call, watch) =>
             {

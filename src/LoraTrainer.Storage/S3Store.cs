@@ -215,7 +215,7 @@ public sealed class S3Store : IObjectStore
 
     private Task<string?> PutWholeAsync(string fullKey, S3Source source, S3Marks marks, PutCondition condition, CancellationToken cancellation)
         => connection.CallAsync(
-            new S3Action("s3:PutObject", fullKey),
+            new S3Action("s3:PutObject", fullKey, Stores: true),
             source.Length,
             async (call, watch) =>
             {

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using Amazon.S3;
 using LoraTrainer.TestSupport;
 using Xunit;
@@ -6,9 +7,12 @@ namespace LoraTrainer.Storage.Tests;
 
 /// <summary>The tests that share the real S3 server; one after the other.</summary>
 [CollectionDefinition(Name)]
-public sealed class S3Tests : ICollectionFixture<S3Server>
+public sealed class S3Tests : ICollectionFixture<S3Server>, ICollectionFixture<S3FaultTable>
 {
     public const string Name = "S3";
+
+    [ModuleInitializer]
+    internal static void WriteProfiles() => S3Profiles.Write();
 }
 
 [Collection(S3Tests.Name)]

@@ -122,9 +122,13 @@ public sealed class FaultProxy : IAsyncDisposable
 
     public async ValueTask DisposeAsync()
     {
-        await stop.CancelAsync();
-        listener.Stop();
-        await accepting;
+        if (!stop.IsCancellationRequested)
+        {
+            await stop.CancelAsync();
+            listener.Stop();
+            await accepting;
+        }
+
         stop.Dispose();
     }
 

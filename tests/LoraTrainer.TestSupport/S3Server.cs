@@ -9,37 +9,19 @@ namespace LoraTrainer.TestSupport;
 
 /// <summary>
 /// A real S3 server for the tests of one collection: Ceph's RADOS Gateway on loopback, started by scripts/s3-server.sh and stopped at the end. Where its
-/// packages are not there its tests are skipped with that reason, or fail under CI=true. Accounts are profiles of a file of its own, which
-/// the environment of this process and of its children names.
+/// packages are not there its tests are skipped with that reason, or fail under CI=true. Its accounts are those of <see cref="S3Profiles"/>.
 /// </summary>
 public sealed class S3Server : IAsyncLifetime
 {
-    /// <summary>The profile that owns the bucket.</summary>
-    public const string Owner = "tester";
-
-    /// <summary>A second account, which may nothing in the owner's bucket.</summary>
-    public const string Stranger = "stranger";
-
-    /// <summary>The owner's access key with another secret.</summary>
-    public const string WrongSecret = "wrong-secret";
-
-    /// <summary>An access key that the server does not know.</summary>
-    public const string Unknown = "unknown";
-
-    /// <summary>An account with a bucket of its own, <see cref="SmallBucket"/>, and a quota of <see cref="SmallBytes"/>.</summary>
-    public const string Limited = "limited";
-
     public const string Bucket = "lora-runs";
     public const string SmallBucket = "lora-small";
-    public const long SmallBytes = 2 << 20;
 
-    private const string OwnerKey = "LTOWNERKEY";
-    private const string OwnerSecret = "owner/secret+of=tests";
+    /// <summary>What the account <see cref="S3Profiles.Limited"/> may store, in <see cref="SmallBucket"/>.</summary>
+    public const long SmallBytes = 2 << 20;
 
     private static readonly string Script = Path.Combine(Fixtures.RepositoryRoot, "scripts", "s3-server.sh");
     private static readonly string[] Programs = ["radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool"];
 
-    private readonly string profiles = Directory.CreateTempSubdirectory("lt-s3-").FullName;
     private string? missing;
     private string? failure;
 
@@ -49,15 +31,7 @@ public sealed class S3Server : IAsyncLifetime
     public string Folder { get; } = Path.Combine("/tmp", "lt" + Guid.NewGuid().ToString("N")[..8]);
 
     /// <summary>What a child process needs to find the accounts.</summary>
-    public IReadOnlyDictionary<string, string> Variables => new Dictionary<string, string>(StringComparer.Ordinal)
-    {
-        ["AWS_SHARED_CREDENTIALS_FILE"] = Path.Combine(profiles, "credentials"),
-        ["AWS_CONFIG_FILE"] = Path.Combine(profiles, "config"),
-        ["AWS_EC2_METADATA_DISABLED"] = "true",
-    };
-
-    /// <summary>The file of <c>AWS_CONFIG_FILE</c>; tests may add profiles.</summary>
-    public string ConfigFile => Path.Combine(profiles, "config");
+    public static IReadOnlyDictionary<string, string> Variables => S3Profiles.Variables;
 
     public async ValueTask InitializeAsync()
     {
@@ -68,21 +42,21 @@ public sealed class S3Server : IAsyncLifetime
             return;
         }
 
-        WriteProfiles();
+        S3Profiles.Write();
         Port = FreePorts();
-        (int code, string output) = Tool.Run(Script, "start", Folder, $"{Port}", OwnerKey, OwnerSecret);
+        (int code, string output) = Tool.Run(Script, "start", Folder, $"{Port}", S3Profiles.Key(S3Profiles.Owner), S3Profiles.Secret(S3Profiles.Owner));
         if (code == 0)
         {
             // As children of one: each takes a second.
             (int Code, string Output)[] users = await Task.WhenAll(
-                Task.Run(() => Tool.Run(Script, "user", Folder, Stranger, "LTSTRANGERKEY", "strangersecret")),
-                Task.Run(() => Tool.Run(Script, "user", Folder, Limited, "LTLIMITEDKEY", "limitedsecret")));
+                Task.Run(() => AddUser(S3Profiles.Stranger)),
+                Task.Run(() => AddUser(S3Profiles.Limited)));
             (code, output) = users.FirstOrDefault(user => user.Code != 0);
         }
 
         if (code == 0)
         {
-            (code, output) = Tool.Run(Script, "quota", Folder, Limited, $"{SmallBytes}");
+            (code, output) = Tool.Run(Script, "quota", Folder, S3Profiles.Limited, $"{SmallBytes}");
         }
 
         if (code != 0)
@@ -91,8 +65,8 @@ public sealed class S3Server : IAsyncLifetime
             return;
         }
 
-        using AmazonS3Client owner = Client(OwnerKey, OwnerSecret);
-        using AmazonS3Client limited = Client("LTLIMITEDKEY", "limitedsecret");
+        using AmazonS3Client owner = Client();
+        using AmazonS3Client limited = Client(S3Profiles.Limited);
         await owner.PutBucketAsync(new PutBucketRequest { BucketName = Bucket });
         await limited.PutBucketAsync(new PutBucketRequest { BucketName = SmallBucket });
     }
@@ -104,7 +78,6 @@ public sealed class S3Server : IAsyncLifetime
             Tool.Run(Script, "stop", Folder);
         }
 
-        Directory.Delete(profiles, recursive: true);
         return ValueTask.CompletedTask;
     }
 
@@ -121,37 +94,12 @@ public sealed class S3Server : IAsyncLifetime
     }
 
     /// <summary>A URI of the bucket. <paramref name="options"/> follow: <c>&amp;name=value</c>.</summary>
-    public string Uri(string prefix, string options = "", int? port = null, string profile = Owner, string bucket = Bucket)
+    public string Uri(string prefix, string options = "", int? port = null, string profile = S3Profiles.Owner, string bucket = Bucket)
         => $"s3://{bucket}/{prefix}?endpoint=http://127.0.0.1:{port ?? Port}&profile={profile}{options}";
 
-    /// <summary>The SDK's own client, as the owner: to look at what the store did.</summary>
-    public AmazonS3Client Client() => Client(OwnerKey, OwnerSecret);
-
-    /// <summary>kill -9 of these, or of all.</summary>
-    public void Kill(params string[] daemons) => Ran("kill", [Folder, .. daemons]);
-
-    /// <summary>Starts what does not run.</summary>
-    public void Again() => Ran("again", Folder, $"{Port}");
-
-    /// <summary>Adds a profile whose credentials a program prints.</summary>
-    public void AddProcessProfile(string name, string command) => File.AppendAllText(ConfigFile, $"[profile {name}]\ncredential_process = {command}\n\n");
-
-    /// <summary>Credentials as a program of a profile prints them, of the owner or such as are not valid any more.</summary>
-    public static string ProcessOutput(DateTimeOffset expiration, bool valid)
-        => $$"""{"Version":1,"AccessKeyId":"{{(valid ? OwnerKey : "LTOLDKEY")}}","SecretAccessKey":"{{OwnerSecret}}","Expiration":"{{expiration.UtcDateTime:yyyy-MM-ddTHH:mm:ssZ}}"}""";
-
-    /// <summary>True where the text holds a secret of an account.</summary>
-    public static bool HoldsSecret(string text)
-        => new[] { OwnerSecret, OwnerKey, "strangersecret", "limitedsecret", "Signature=", "Authorization" }.Any(secret => text.Contains(secret, StringComparison.Ordinal));
-
-    private static void Ran(string action, params string[] arguments)
-    {
-        (int code, string output) = Tool.Run(Script, [action, .. arguments]);
-        Assert.True(code == 0, $"{Script} {action} failed with {code}: {output}");
-    }
-
-    private AmazonS3Client Client(string key, string secret) => new(
-        new BasicAWSCredentials(key, secret),
+    /// <summary>The SDK's own client: to look at what the store did.</summary>
+    public AmazonS3Client Client(string profile = S3Profiles.Owner) => new(
+        new BasicAWSCredentials(S3Profiles.Key(profile), S3Profiles.Secret(profile)),
         new AmazonS3Config
         {
             ServiceURL = $"http://127.0.0.1:{Port}",
@@ -161,19 +109,19 @@ public sealed class S3Server : IAsyncLifetime
             ResponseChecksumValidation = ResponseChecksumValidation.WHEN_REQUIRED,
         });
 
-    private void WriteProfiles()
+    /// <summary>kill -9 of these, or of all.</summary>
+    public void Kill(params string[] daemons) => Ran("kill", [Folder, .. daemons]);
+
+    /// <summary>Starts what does not run.</summary>
+    public void Again() => Ran("again", Folder, $"{Port}");
+
+    private static void Ran(string action, params string[] arguments)
     {
-        (string Name, string Key, string Secret)[] accounts =
-        [
-            (Owner, OwnerKey, OwnerSecret), (Stranger, "LTSTRANGERKEY", "strangersecret"), (WrongSecret, OwnerKey, "another"), (Unknown, "LTUNKNOWNKEY", "any"), (Limited, "LTLIMITEDKEY", "limitedsecret"),
-        ];
-        File.WriteAllText(Variables["AWS_SHARED_CREDENTIALS_FILE"], string.Concat(accounts.Select(account => $"[{account.Name}]\naws_access_key_id = {account.Key}\naws_secret_access_key = {account.Secret}\n\n")));
-        File.WriteAllText(ConfigFile, string.Empty);
-        foreach ((string name, string value) in Variables)
-        {
-            Environment.SetEnvironmentVariable(name, value);
-        }
+        (int code, string output) = Tool.Run(Script, [action, .. arguments]);
+        Assert.True(code == 0, $"{Script} {action} failed with {code}: {output}");
     }
+
+    private (int Code, string Output) AddUser(string profile) => Tool.Run(Script, "user", Folder, profile, S3Profiles.Key(profile), S3Profiles.Secret(profile));
 
     // Three in a row: the gateway's and two of the monitor.
     private static int FreePorts()
