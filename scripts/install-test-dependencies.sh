@@ -6,6 +6,7 @@
 #   g++          the emulator that runs the GPU's kernels on the processor
 #   clang-19     a second compiler that reads the kernels
 #   xz-utils     unpacks NVIDIA's compiler, where it is kept beside the repository
+#   radosgw, ceph-mon, ceph-osd, ceph-common   the S3 server of the tests; 266 MB, so only under CI=true
 set -euo pipefail
 
 missing=()
@@ -15,6 +16,12 @@ command -v python3 > /dev/null || missing+=(python3)
 command -v g++ > /dev/null || missing+=(g++)
 command -v clang-19 > /dev/null || missing+=(clang-19)
 command -v xz > /dev/null || missing+=(xz-utils)
+if [ "${CI:-}" = true ]; then
+  command -v radosgw > /dev/null || missing+=(radosgw)
+  command -v ceph-mon > /dev/null || missing+=(ceph-mon)
+  command -v ceph-osd > /dev/null || missing+=(ceph-osd)
+  { command -v ceph && command -v radosgw-admin; } > /dev/null || missing+=(ceph-common)
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then

@@ -79,21 +79,25 @@ public static class ObjectKey
     /// <exception cref="ArgumentException">the key is empty, absolute, leaves the store, or holds what some store does not take</exception>
     public static void Validate(string key)
     {
-        string? wrong = key switch
-        {
-            "" => "is empty",
-            _ when key.Length > MaximumLength => $"has {key.Length} characters; at most {MaximumLength} are accepted",
-            _ when key[0] == '/' => "is absolute; it must be relative to the store",
-            _ when key.Contains('\\', StringComparison.Ordinal) => "holds a backslash; parts are separated by '/'",
-            _ when key.Any(char.IsControl) => "holds a control character",
-            _ when key.Split('/').Any(part => part.Length == 0) => "has an empty part",
-            _ when key.Split('/').Any(part => part[0] == '.') => "has a part that starts with a dot; '..' would leave the store, and the others are for files being written",
-            _ when key.Split('/').Any(part => System.Text.Encoding.UTF8.GetByteCount(part) > MaximumPartBytes) => $"has a part of more than {MaximumPartBytes} bytes",
-            _ => null,
-        };
-        if (wrong is not null)
+        if (Wrong(key) is { } wrong)
         {
             throw new ArgumentException($"the key '{key}' {wrong}", nameof(key));
         }
     }
+
+    /// <summary>True for a key that every store takes.</summary>
+    public static bool IsValid(string key) => Wrong(key) is null;
+
+    private static string? Wrong(string key) => key switch
+    {
+        "" => "is empty",
+        _ when key.Length > MaximumLength => $"has {key.Length} characters; at most {MaximumLength} are accepted",
+        _ when key[0] == '/' => "is absolute; it must be relative to the store",
+        _ when key.Contains('\\', StringComparison.Ordinal) => "holds a backslash; parts are separated by '/'",
+        _ when key.Any(char.IsControl) => "holds a control character",
+        _ when key.Split('/').Any(part => part.Length == 0) => "has an empty part",
+        _ when key.Split('/').Any(part => part[0] == '.') => "has a part that starts with a dot; '..' would leave the store, and the others are for files being written",
+        _ when key.Split('/').Any(part => System.Text.Encoding.UTF8.GetByteCount(part) > MaximumPartBytes) => $"has a part of more than {MaximumPartBytes} bytes",
+        _ => null,
+    };
 }

@@ -1,4 +1,5 @@
 using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Interruptions;
 
 namespace LoraTrainer.Training;
 
@@ -37,17 +38,17 @@ internal sealed class RunControl : IDisposable
     /// <summary>Of the first that asked; null while nobody has.</summary>
     public StopReason? Reason { get; private set; }
 
-    /// <summary>When the machine goes away, on the monotonic clock; null where that is not known.</summary>
-    public long? Deadline { get; private set; }
+    /// <summary>The notice that says when the machine goes away; null where there is none.</summary>
+    public InterruptionNotice? Notice { get; private set; }
 
     /// <param name="reason">Who asks.</param>
-    /// <param name="deadline">A timestamp of <see cref="TimeProvider.GetTimestamp"/>.</param>
-    public void RequestStop(StopReason reason, long? deadline = null)
+    /// <param name="notice">Where a notice does; the first stays.</param>
+    public void RequestStop(StopReason reason, InterruptionNotice? notice = null)
     {
         lock (gate)
         {
             Reason ??= reason;
-            Deadline = Deadline is { } known && deadline is { } other ? Math.Min(known, other) : Deadline ?? deadline;
+            Notice ??= notice;
         }
 
         stop.Cancel();

@@ -8,6 +8,7 @@ using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
+using LoraTrainer.Training.Interruptions;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
@@ -26,6 +27,10 @@ internal sealed class Session
     private TrainerState state = null!;
     private long lastCheckpoint = Stopwatch.GetTimestamp();
     private int lastCheckpointStep = -1;
+    private bool isJudged;
+
+    // The longest that a save has kept the steps waiting.
+    private TimeSpan stall;
 
     public required TrainingConfig Config { get; init; }
 
@@ -46,10 +51,13 @@ internal sealed class Session
 
     public required RunControl Control { get; init; }
 
+    /// <summary>Who runs this machine, and how long ahead it says that it takes it back.</summary>
+    public required ProviderInfo Provider { get; init; }
+
     public required TimeProvider Time { get; init; }
 
     /// <summary>Processes that worked on the run, this one included.</summary>
-    public required int Attempts { get; init; }
+    public required IReadOnlyList<AttemptRecord> Attempts { get; init; }
 
     public required ModelConfig Shape { get; init; }
 
@@ -87,7 +95,7 @@ internal sealed class Session
             ConfigHash = Config.Hash,
             BaseHash = BaseHash,
             DataHash = Data.Train.ContentHash,
-            Attempts = Attempts,
+            Attempts = Attempts.Count,
             Losses = [],
         };
         Pulse.Opened(Device.Description, trainer.TotalSteps);
@@ -98,6 +106,12 @@ internal sealed class Session
     {
         Pulse.Saved(step);
         Observer.OnNotice(string.Create(CultureInfo.InvariantCulture, $"The checkpoint of step {step} is safe, after {time.TotalSeconds:0.0} s."));
+        if (!isJudged && Provider.Judge(time) is { } judgement)
+        {
+            Observer.OnNotice(judgement);
+        }
+
+        isJudged = true;
     }
 
     /// <summary>Goes on from the newest intact checkpoint, if there is one.</summary>
@@ -118,7 +132,7 @@ internal sealed class Session
         losses.AddRange(saved.Losses);
         trainer.CompletedSteps = saved.Step;
         lastCheckpointStep = saved.Step;
-        state = saved with { Attempts = Math.Max(Attempts, saved.Attempts + 1), Losses = [] };
+        state = saved with { Attempts = Math.Max(Attempts.Count, saved.Attempts + 1), Losses = [] };
         Checkpoints.ContinueFrom(newest);
         Pulse.StartsAfter(saved.Step);
 
@@ -228,9 +242,31 @@ internal sealed class Session
         });
     }
 
-    private bool IsCheckpointDue(int step) =>
-        (Config.Checkpoint.EverySteps > 0 && step % Config.Checkpoint.EverySteps == 0)
-        || (Config.Checkpoint.EveryMinutes > 0 && Stopwatch.GetElapsedTime(lastCheckpoint).TotalMinutes >= Config.Checkpoint.EveryMinutes);
+    private bool IsCheckpointDue(int step)
+    {
+        TimeSpan since = Stopwatch.GetElapsedTime(lastCheckpoint);
+        CheckpointOptions options = Config.Checkpoint;
+        bool isDue = options.Interval == CheckpointInterval.Fixed
+            && ((options.EverySteps > 0 && step % options.EverySteps == 0) || (options.EveryMinutes > 0 && since.TotalMinutes >= options.EveryMinutes));
+
+        // Where a save does not fit into the notice, what was computed since the last one is lost each time: then too the interval is the one that loses least.
+        bool mustBeOften = Provider.Grace is { } grace && writer.CommitTime is { } commit && !DeadlinePolicy.CanCommit(grace, commit);
+        return isDue || ((options.Interval == CheckpointInterval.Auto || mustBeOften) && since >= BestInterval());
+    }
+
+    /// <summary>By Daly's formula, from what a save costs the steps and how often runs like this were interrupted; never before the last one can be safe.</summary>
+    private TimeSpan BestInterval()
+    {
+        if (writer.CommitTime is not { } commit)
+        {
+            return FirstAutomaticSave;
+        }
+
+        double hours = Attempts.Sum(attempt => attempt.Seconds) / 3600 + Stopwatch.GetElapsedTime(Started).TotalHours;
+        int interruptions = Attempts.Count(attempt => attempt.Epoch != Lease.Epoch && attempt.Ended is null or "interrupted");
+        TimeSpan best = SaveIntervals.Daly(stall, SaveIntervals.MeanBetweenInterruptions(hours, interruptions));
+        return best > commit ? best : commit;
+    }
 
     private EvaluationResult? Evaluate(bool wanted)
     {
@@ -247,6 +283,7 @@ internal sealed class Session
     /// <summary>Writes the state down and hands it over: the training waits for no store.</summary>
     private void Save()
     {
+        long start = Stopwatch.GetTimestamp();
         Phases.Enter(TrainingPhase.Saving);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Saving, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
         StagingFolder staging = Folder.Stage();
@@ -263,6 +300,8 @@ internal sealed class Session
         }
 
         writer.Enqueue(trainer.CompletedSteps, staging);
+        TimeSpan took = Stopwatch.GetElapsedTime(start);
+        stall = took > stall ? took : stall;
         lastCheckpoint = Stopwatch.GetTimestamp();
         lastCheckpointStep = trainer.CompletedSteps;
     }
@@ -277,6 +316,13 @@ internal sealed class Session
 
         if (lastCheckpointStep != trainer.CompletedSteps)
         {
+            if (Control.Notice?.TimeLeft is { } left && !DeadlinePolicy.CanCommit(left, writer.CommitTime))
+            {
+                Observer.OnWarning(string.Create(CultureInfo.InvariantCulture,
+                    $"{left.TotalSeconds:0} s are left and a checkpoint takes {writer.CommitTime!.Value.TotalSeconds:0.0} s: none is begun. {(writer.Committed is { } last ? $"The run goes on from step {last.Step}." : "The run goes on from where this process began.")}"));
+                return;
+            }
+
             Save();
         }
 

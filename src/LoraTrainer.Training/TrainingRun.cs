@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Runtime.CompilerServices;
 using System.Security.Cryptography;
 using System.Text;
 using LoraTrainer.Data.Tokenizers;
@@ -8,6 +9,7 @@ using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Interruptions;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
@@ -70,13 +72,33 @@ public sealed class TrainingRun
     {
         observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Starting });
         using var control = new RunControl(signal);
+        InterruptionWatcher watcher = InterruptionWatcher.Start(config.Interruption, notice => OnInterruption(control, notice), observer.OnWarning, time);
+        await using ConfiguredAsyncDisposable watching = watcher.ConfigureAwait(false);
+        await watcher.FirstRoundAsync().ConfigureAwait(false);
+        if (watcher.Pending is { Kind: NoticeKind.Stop })
+        {
+            // A run that is not begun needs no saving, and another machine need not wait for it.
+            return RunEnding.Interrupted;
+        }
+
+        if (watcher.Provider.Judge(save: null) is { } judgement)
+        {
+            observer.OnNotice(judgement);
+        }
+
         IObjectStore store = ObjectStore.Open(folder.CheckpointRoot);
         await using (store.ConfigureAwait(false))
         {
             var checkpoints = new CheckpointStore(store, config.RunName, time);
             try
             {
-                return await ClaimAsync(store, checkpoints, control, resume, force, evenIfStopped).ConfigureAwait(false);
+                RunEnding ending = await ClaimAsync(store, checkpoints, control, watcher.Provider, resume, force, evenIfStopped).ConfigureAwait(false);
+                if (control.Notice is { } notice)
+                {
+                    await InterruptionWatcher.AcknowledgeAsync(notice, CancellationToken.None).ConfigureAwait(false);
+                }
+
+                return ending;
             }
             catch (OperationCanceledException) when (control.Stop.IsCancellationRequested)
             {
@@ -85,8 +107,22 @@ public sealed class TrainingRun
         }
     }
 
+    /// <summary>Called from any thread.</summary>
+    private void OnInterruption(RunControl control, InterruptionNotice notice)
+    {
+        observer.OnWarning(notice.Sentence);
+        if (notice.Kind == NoticeKind.Stop)
+        {
+            control.RequestStop(StopReason.Notice, notice);
+        }
+        else
+        {
+            control.RequestSave(null);
+        }
+    }
+
     /// <summary>Sees that the run may start, makes it this process's, and gives it back at the end.</summary>
-    private async Task<RunEnding> ClaimAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, bool resume, bool force, bool evenIfStopped)
+    private async Task<RunEnding> ClaimAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, ProviderInfo provider, bool resume, bool force, bool evenIfStopped)
     {
         CancellationToken stop = control.Stop;
         byte[]? stored = await checkpoints.ReadConfigAsync(stop).ConfigureAwait(false);
@@ -109,7 +145,7 @@ public sealed class TrainingRun
             Task listener = ListenAsync(store, checkpoints, control, listening.Token);
             try
             {
-                RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, resume, force, differences).ConfigureAwait(false);
+                RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, provider, resume, force, differences).ConfigureAwait(false);
                 await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
                 return ending;
             }
@@ -129,7 +165,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Everything that happens under the lease.</summary>
-    private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, bool resume, bool force, IReadOnlyList<string> differences)
+    private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, bool resume, bool force, IReadOnlyList<string> differences)
     {
         // Another process may have made the run, or gone on with it, since the first look.
         byte[]? stored = await checkpoints.ReadConfigAsync(control.Stop).ConfigureAwait(false);
@@ -155,8 +191,8 @@ public sealed class TrainingRun
             }
 
             await checkpoints.WriteAttemptAsync(pulse.Take(), control.Stop).ConfigureAwait(false);
-            int attempts = (await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false)).Count;
-            session = Prepare(checkpoints, lease, pulse, control, attempts);
+            IReadOnlyList<AttemptRecord> attempts = await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false);
+            session = Prepare(checkpoints, lease, pulse, control, provider, attempts);
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
@@ -314,7 +350,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Data, plan, base: everything before the first computation.</summary>
-    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, int attempts)
+    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, IReadOnlyList<AttemptRecord> attempts)
     {
         CancellationToken stop = control.Stop;
         ModelFolder.RequireFolder(config.BaseModel);
@@ -352,6 +388,7 @@ public sealed class TrainingRun
                 Lease = lease,
                 Pulse = pulse,
                 Control = control,
+                Provider = provider,
                 Time = time,
                 Attempts = attempts,
                 Shape = shape,

@@ -17,7 +17,7 @@ public sealed partial class HouseTests
         ["Models"] = (["Engine", "Storage"], []),
         ["Data"] = (["Storage"], []),
         ["Engine"] = ([], []),
-        ["Storage"] = ([], []),
+        ["Storage"] = ([], ["AWSSDK.S3", "Polly.Core"]),
     };
 
     [Fact]

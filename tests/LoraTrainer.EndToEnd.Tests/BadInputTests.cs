@@ -171,7 +171,7 @@ public sealed class BadInputTests
     [InlineData(300, "stop")]
     public async Task Train_DiskFull_LeavesARunThatCanBeResumed(int kibibytes, string onError)
     {
-        using var folder = new TinyFolder(rows: 12, changes: ("checkpoint.on_error", onError));
+        using var folder = new TinyFolder(rows: 12, changes: ("checkpoint", $"{{every_steps: 2, keep: 2, on_error: {onError}}}"));
 
         // In a mount namespace of its own: the small disk vanishes with the process.
         string script = $"""
