@@ -90,18 +90,18 @@ public sealed class S3FaultTests : IAsyncLifetime
     });
 
     [Fact]
-    public Task SlowDown_ThreeTimes_IsTriedAgain() => table.Row("503 SlowDown, 3 times", async () =>
+    public Task SlowDown_ThreeTimes_IsTriedAgain() => table.Row("503 SlowDown, 3 times (answered by the proxy)", async () =>
     {
-        Fault fault = Proxy.Set(new Fault(FaultKind.SlowDown) { Times = 3 })!;
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Times = 3 })!;
         await PutAndCompare("a", small);
         Assert.Equal(3, fault.Hits);
         return Success;
     });
 
     [Fact]
-    public Task SlowDown_ForEver_IsSaid() => table.Error("503 SlowDown for ever", StoreProblem.Unreachable, ["503 SlowDown", "retry_seconds="], async () =>
+    public Task SlowDown_ForEver_IsSaid() => table.Error("503 SlowDown for ever (answered by the proxy)", StoreProblem.Unreachable, ["503 SlowDown", "retry_seconds="], async () =>
     {
-        Fault fault = Proxy.Set(new Fault(FaultKind.SlowDown) { Times = int.MaxValue })!;
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Times = int.MaxValue })!;
         await using IObjectStore store = Behind("&retry_seconds=1");
         try
         {
@@ -110,6 +110,43 @@ public sealed class S3FaultTests : IAsyncLifetime
         finally
         {
             Assert.InRange(fault.Hits, 2, 100);
+        }
+    });
+
+    [Fact]
+    public Task Conflict_IsTriedAgain() => table.Row("409 ConditionalRequestConflict, once (answered by the proxy)", async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = 409, Code = "ConditionalRequestConflict" })!;
+        Assert.NotNull(await ObjectStoreContract.Put(Through, "a", "x", PutCondition.IfAbsent));
+        Assert.Equal(1, fault.Hits);
+        return Success;
+    });
+
+    [Fact]
+    public Task ExpiredToken_Once_IsRenewed() => table.Row("400 ExpiredToken, once (answered by the proxy)", async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = 400, Code = "ExpiredToken" })!;
+        await PutAndCompare("a", small);
+        Assert.Equal(1, fault.Hits);
+        return "success: the credentials are read again";
+    });
+
+    [Theory]
+    [InlineData(400, "ExpiredToken", StoreProblem.Credentials, "has expired")]
+    [InlineData(400, "KMS.DisabledException", StoreProblem.Denied, "kms_key=")]
+    [InlineData(507, "InsufficientStorage", StoreProblem.Full, "space is used up")]
+    [InlineData(301, "PermanentRedirect", StoreProblem.Unsupported, "region=")]
+    [InlineData(403, "InvalidObjectState", StoreProblem.Unsupported, "restored")]
+    public Task Answer_ForEver_IsSaid(int status, string code, StoreProblem problem, string words) => table.Error($"{status} {code} (answered by the proxy)", problem, [words], async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = status, Code = code, Times = int.MaxValue })!;
+        try
+        {
+            await ObjectStoreContract.Put(Through, "a", "x");
+        }
+        finally
+        {
+            Assert.InRange(fault.Hits, 1, 2);
         }
     });
 
