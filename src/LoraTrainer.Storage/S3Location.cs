@@ -271,7 +271,7 @@ public sealed partial record S3Location
     [GeneratedRegex("%(?![0-9A-Fa-f]{2})")]
     private static partial Regex BadEscape();
 
-    [GeneratedRegex("[%?#&+ ]")]
+    [GeneratedRegex("[%?#&+@ ]")]
     private static partial Regex Reserved();
 
     /// <summary>How each option is read and written; the only list of them.</summary>

@@ -133,6 +133,7 @@ internal sealed class S3MultipartUpload(S3Connection connection, S3Source source
         lock (reporting)
         {
             arrivedBytes = Enumerable.Range(0, arrived.Length).Where(index => arrived[index] is not null).Sum(SizeOf);
+            progress?.Report(arrivedBytes);
         }
     }
 

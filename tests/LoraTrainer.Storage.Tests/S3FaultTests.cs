@@ -219,10 +219,16 @@ public sealed class S3FaultTests : IAsyncLifetime
     [Fact]
     public Task LoseAnswer_OfAPart_IsNotSentAgain() => table.Row("answer lost: a part", async () =>
     {
-        // Counted from when the upload is begun: the first answer after it is a part's.
+        // Set when the first part has arrived: the next answer is another part's.
         Fault? fault = null;
-        await PutAndCompare("a", large, new Told(told => fault ??= Proxy.Set(new Fault(FaultKind.LoseAnswer))));
+        long last = 0;
+        await PutAndCompare("a", large, new Told(told =>
+        {
+            last = told;
+            fault ??= Proxy.Set(new Fault(FaultKind.LoseAnswer));
+        }));
         Assert.Equal(1, fault!.Hits);
+        Assert.Equal(LargeBytes, last);
         Assert.InRange(Proxy.BytesUp, LargeBytes, LargeBytes + Mib);
         return "success, the part was not sent again";
     });

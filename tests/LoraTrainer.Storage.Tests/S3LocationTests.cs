@@ -43,6 +43,8 @@ public sealed class S3LocationTests
         Assert.Equal("s3://bucket/a/run-1/x?profile=p", location.Append("run-1/x").ToString());
         Assert.Equal("s3://bucket/other?profile=p", location.WithKey("other").ToString());
         Assert.Equal("s3://bucket/x?profile=p", location.WithKey("").Append("x").ToString());
+        Assert.Equal("s3://bucket/a/me%40home?profile=p", location.Append("me@home").ToString());
+        Assert.Equal("a/me@home", S3Location.Parse(location.Append("me@home").ToString()).Prefix);
         Assert.Throws<ArgumentException>(() => location.Append("../x"));
     }
 
