@@ -41,6 +41,7 @@ internal static class CommandLine
         GenerateVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,
+        PricesVerb.Create,
         DoctorVerb.Create,
     ];
 

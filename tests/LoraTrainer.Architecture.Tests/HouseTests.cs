@@ -12,7 +12,7 @@ public sealed partial class HouseTests
     /// <summary>Every project of the product: the projects and the packages that it may use. Arrows point down only.</summary>
     private static readonly Dictionary<string, (string[] Projects, string[] Packages)> House = new(StringComparer.Ordinal)
     {
-        ["Cli"] = (["Training", "Models", "Data", "Engine", "Storage"], ["System.CommandLine", "Spectre.Console"]),
+        ["Cli"] = (["Training", "Models", "Data", "Engine", "Storage", "Costs"], ["System.CommandLine", "Spectre.Console"]),
         ["Training"] = (["Engine", "Storage", "Data", "Models"], ["YamlDotNet"]),
         ["Models"] = (["Engine", "Storage"], []),
         ["Data"] = (["Storage"], []),
