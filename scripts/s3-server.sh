@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A real S3 server for tests: Ceph's RADOS Gateway with the monitor and the object store it needs, all on 127.0.0.1, all in one folder.
-#   s3-server.sh start DIR PORT [ACCESS SECRET]   makes the server anew in DIR; S3 is on PORT, the monitor on PORT+1 and PORT+2
+#   s3-server.sh start DIR PORT [ACCESS SECRET [PID]]   makes the server anew in DIR; S3 is on PORT, the monitor on PORT+1 and PORT+2; an account with
+#                                                 these keys; it stops by itself when the process PID ends, however it ends
 #   s3-server.sh user  DIR NAME ACCESS SECRET     adds an account
 #   s3-server.sh quota DIR NAME BYTES             limits what an account may store
 #   s3-server.sh kill  DIR [DAEMON...]            kill -9, all three where none is named: client.rgw osd.0 mon.a
@@ -48,6 +49,10 @@ run_all() {
 admin() { timeout 30 radosgw-admin "${conf[@]}" "$@" > /dev/null 2> "$dir/run/admin.err" || { cat "$dir/run/admin.err" >&2; return 1; }; }
 
 add_user() { admin user create --uid="$1" --display-name="$1" --access-key="$2" --secret-key="$3"; }
+
+stop_with() {
+  setsid bash -c 'while [ -e "/proc/$1" ]; do sleep 1; done; [ ! -e "$2" ] || exec "$3" stop "$2"' watch "$1" "$dir" "$(realpath "$0")" > /dev/null 2>&1 < /dev/null &
+}
 
 new_key() { ceph-authtool "$dir/keyring" --gen-key -n "$@" > /dev/null; }
 
@@ -130,6 +135,7 @@ case $action in
   start)
     make_server "${1:?a port}"
     [ $# -lt 3 ] || add_user tester "$2" "$3"
+    [ $# -lt 4 ] || stop_with "$4"
     ;;
   user) add_user "$@" ;;
   quota)

@@ -1,5 +1,6 @@
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -45,6 +46,7 @@ internal static class Failure
         NonFiniteException or CudaException or KernelCompilationException => (ExitCode.Failed, [exception.Message]),
         OperationCanceledException when stopRequested => (ExitCode.Interrupted, ["Stopped as requested."]),
         _ when IsFormat(exception) => (ExitCode.WrongInput, [Sentence(exception.Message)]),
+        StoreException { Problem: not (StoreProblem.Unreachable or StoreProblem.Full) } => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         FileNotFoundException or DirectoryNotFoundException => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         UnauthorizedAccessException => (ExitCode.Failed, [$"{Sentence(exception.Message)} Check the owner and the permissions."]),
         IOException { HResult: NoSpace or QuotaLinux or QuotaMac or DiskFullWindows } => (ExitCode.Failed, [$"The disk is full: {Sentence(exception.Message)}{(exception.Message.Contains("Free space", StringComparison.Ordinal) ? "" : " Free some space, or put output_dir on another disk.")}"]),

@@ -123,7 +123,7 @@ internal static class S3Failure
             "AuthorizationHeaderMalformed" or "PermanentRedirect" or "IllegalLocationConstraintException" => (StoreProblem.Unsupported, $"The bucket {bucket} is in another region.{told} Set region= in the URI."),
             "UserSuspended" or "AccountProblem" => (StoreProblem.Denied, $"The account is suspended ({action.Permission} on {what})."),
             "EntityTooLarge" => (StoreProblem.Unsupported, $"{what} is larger than the server takes in one piece. A smaller part_mib= helps where objects are sent in parts."),
-            "XAmzContentSHA256Mismatch" or "NotImplemented" when action.Permission == "s3:PutObject" => (StoreProblem.Unsupported, $"The server does not take the form in which {what} was sent ({code}). If it is not AWS, set checksums=required in the URI.{told}"),
+            "XAmzContentSHA256Mismatch" or "NotImplemented" when action.Permission == "s3:PutObject" => (StoreProblem.Unsupported, $"The server does not take the form in which {what} was sent ({code}). If it is not AWS, set checksums=required in the URI; if that does not help, chunk_encoding=false.{told}"),
             "InvalidObjectState" => (StoreProblem.Unsupported, $"{what} is archived and must be restored before it can be read."),
             "InvalidStorageClass" => (StoreProblem.Unsupported, $"The server does not know the storage class {connection.Location.StorageClass}. Change storage_class= in the URI."),
             _ when FullCodes.Contains(code) || (int)answer.StatusCode == 507 => (StoreProblem.Full, $"{what} could not be stored: the server's quota or space is used up ({code}). Delete old runs, or have the quota raised."),

@@ -50,6 +50,9 @@ public sealed partial record S3Location
     /// <summary>Null for what fits the server.</summary>
     public S3Checksums? Checksums { get; private init; }
 
+    /// <summary>What is sent is signed in chunks; servers that do not know this take it signed as a whole, which means that each part is read twice.</summary>
+    public bool ChunkEncoding { get; private init; } = true;
+
     /// <summary><c>AES256</c> or <c>aws:kms</c>; null for the bucket's own setting.</summary>
     public string? Encryption { get; private init; }
 
@@ -268,7 +271,7 @@ public sealed partial record S3Location
     [GeneratedRegex("%(?![0-9A-Fa-f]{2})")]
     private static partial Regex BadEscape();
 
-    [GeneratedRegex("[%?#&+ ]")]
+    [GeneratedRegex("[%?#&+@ ]")]
     private static partial Regex Reserved();
 
     /// <summary>How each option is read and written; the only list of them.</summary>
@@ -285,6 +288,9 @@ public sealed partial record S3Location
             ["checksums"] = new(
                 (to, value) => to with { Checksums = value switch { "supported" => S3Checksums.Supported, "required" => S3Checksums.Required, _ => throw NotOne("checksums", value, "supported or required") } },
                 from => from.Checksums switch { S3Checksums.Supported => "supported", S3Checksums.Required => "required", _ => null }),
+            ["chunk_encoding"] = new(
+                (to, value) => to with { ChunkEncoding = value switch { "true" => true, "false" => false, _ => throw NotOne("chunk_encoding", value, "true or false") } },
+                from => from.ChunkEncoding ? null : "false"),
             ["encryption"] = new((to, value) => to with { Encryption = value is "AES256" or "aws:kms" ? value : throw NotOne("encryption", value, "AES256 or aws:kms") }, from => from.Encryption),
             ["kms_key"] = new((to, value) => to with { KmsKey = Matching("kms_key", value, AnyText(), "the id or ARN of a key") }, from => from.KmsKey),
             ["storage_class"] = new(

@@ -19,6 +19,7 @@ internal sealed record S3Marks(string Sha256, string Put)
 
     public PutObjectRequest Mark(PutObjectRequest request, S3Location location)
     {
+        request.UseChunkEncoding = location.ChunkEncoding;
         request.ContentType = "application/octet-stream";
         request.Metadata[Sha256Name] = Sha256;
         request.Metadata[PutName] = Put;

@@ -83,7 +83,16 @@ internal sealed class S3MultipartUpload(S3Connection connection, S3Source source
     private async Task<PartETag> SendPartAsync(int index, S3Watch watch)
     {
         using Stream content = source.Window(index * partBytes, SizeOf(index), watch);
-        var request = new UploadPartRequest { BucketName = Bucket, Key = fullKey, UploadId = uploadId, PartNumber = index + 1, PartSize = SizeOf(index), InputStream = content };
+        var request = new UploadPartRequest
+        {
+            BucketName = Bucket,
+            Key = fullKey,
+            UploadId = uploadId,
+            PartNumber = index + 1,
+            PartSize = SizeOf(index),
+            InputStream = content,
+            UseChunkEncoding = connection.Location.ChunkEncoding,
+        };
         return new PartETag(await connection.Client.UploadPartAsync(request, watch.Token).ConfigureAwait(false));
     }
 
@@ -124,6 +133,7 @@ internal sealed class S3MultipartUpload(S3Connection connection, S3Source source
         lock (reporting)
         {
             arrivedBytes = Enumerable.Range(0, arrived.Length).Where(index => arrived[index] is not null).Sum(SizeOf);
+            progress?.Report(arrivedBytes);
         }
     }
 

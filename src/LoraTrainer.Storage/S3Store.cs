@@ -251,6 +251,12 @@ public sealed class S3Store : IObjectStore
                     {
                         return S3Marks.Bare((await connection.Client.PutObjectAsync(request, watch.Token).ConfigureAwait(false)).ETag);
                     }
+                    catch (AmazonS3Exception exception) when (condition != default && S3Failure.IsStatus(exception, HttpStatusCode.NotImplemented))
+                    {
+                        throw new StoreException(
+                            StoreProblem.Unsupported,
+                            $"The server does not put {Where.PathOf(fullKey)} on a condition: it has no {(condition.MustBeAbsent ? "If-None-Match" : "If-Match")} for that ({exception.ErrorCode}).");
+                    }
                     catch (AmazonS3Exception exception) when (condition != default
                         && (S3Failure.IsStatus(exception, HttpStatusCode.PreconditionFailed) || (condition.Version is not null && S3Failure.IsNoObject(exception))))
                     {

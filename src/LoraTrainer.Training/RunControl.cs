@@ -29,6 +29,7 @@ internal sealed class RunControl : IDisposable
     private readonly CancellationTokenRegistration signal;
     private readonly Lock gate = new();
     private readonly List<RunRequest> toSave = [];
+    private readonly HashSet<string> seen = new(StringComparer.Ordinal);
     private bool savesNow;
 
     public RunControl(CancellationToken signal) => this.signal = signal.Register(() => RequestStop(StopReason.Signal));
@@ -55,15 +56,15 @@ internal sealed class RunControl : IDisposable
     }
 
     /// <summary>Asks for a checkpoint now.</summary>
-    /// <param name="request">To be answered when it is safe; null where nobody waits.</param>
+    /// <param name="request">To be answered when it is safe, and looked at once however often it is seen; null where nobody waits.</param>
     public void RequestSave(RunRequest? request)
     {
         lock (gate)
         {
-            savesNow = true;
-            if (request is not null && !toSave.Contains(request))
+            if (request is null || seen.Add(request.Name))
             {
-                toSave.Add(request);
+                savesNow = true;
+                toSave.AddRange(request is null ? [] : [request]);
             }
         }
     }
@@ -77,6 +78,15 @@ internal sealed class RunControl : IDisposable
             toSave.Clear();
             (bool wanted, savesNow) = (savesNow, false);
             return wanted;
+        }
+    }
+
+    /// <summary>A request that could not be answered is looked at again.</summary>
+    public void Forget(RunRequest request)
+    {
+        lock (gate)
+        {
+            seen.Remove(request.Name);
         }
     }
 

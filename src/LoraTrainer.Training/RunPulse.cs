@@ -18,6 +18,7 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
     private int totalSteps;
     private int? savedStep;
     private long tokens;
+    private TimeSpan stalled;
 
     public void Opened(string description, int total)
     {
@@ -42,6 +43,15 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
         {
             last = step;
             tokens += step.Tokens;
+        }
+    }
+
+    /// <summary>A save kept the steps waiting for so long.</summary>
+    public void Stalled(TimeSpan time)
+    {
+        lock (gate)
+        {
+            stalled += time;
         }
     }
 
@@ -76,6 +86,7 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
                 Tokens = tokens,
                 Loss = last.Seconds > 0 ? last.Loss : null,
                 TokensPerSecond = last.Seconds > 0 ? last.Tokens / last.Seconds : null,
+                StallSeconds = stalled.TotalSeconds,
                 Rate = cost.Rate,
                 Currency = cost.Currency,
                 Ended = ended,

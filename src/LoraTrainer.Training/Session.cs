@@ -302,6 +302,7 @@ internal sealed class Session
         writer.Enqueue(trainer.CompletedSteps, staging);
         TimeSpan took = Stopwatch.GetElapsedTime(start);
         stall = took > stall ? took : stall;
+        Pulse.Stalled(took);
         lastCheckpoint = Stopwatch.GetTimestamp();
         lastCheckpointStep = trainer.CompletedSteps;
     }
@@ -319,7 +320,7 @@ internal sealed class Session
             if (Control.Notice?.TimeLeft is { } left && !DeadlinePolicy.CanCommit(left, writer.CommitTime))
             {
                 Observer.OnWarning(string.Create(CultureInfo.InvariantCulture,
-                    $"{left.TotalSeconds:0} s are left and a checkpoint takes {writer.CommitTime!.Value.TotalSeconds:0.0} s: none is begun. {(writer.Committed is { } last ? $"The run goes on from step {last.Step}." : "The run goes on from where this process began.")}"));
+                    $"{left.TotalSeconds:0} s are left{(writer.CommitTime is { } commit ? $" and a checkpoint takes {commit.TotalSeconds:0.0} s" : string.Empty)}: none is begun. {(writer.Committed is { } last ? $"The run goes on from step {last.Step}." : "The run goes on from where this process began.")}"));
                 return;
             }
 
@@ -362,6 +363,7 @@ internal sealed class Session
                 catch (IOException)
                 {
                     // It stays, and is done once more.
+                    Control.Forget(request);
                 }
             }
         }

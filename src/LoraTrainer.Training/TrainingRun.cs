@@ -134,10 +134,22 @@ public sealed class TrainingRun
         }
 
         using RunLock claimed = folder.Claim();
-        RunLease lease = await AcquireAsync(store, checkpoints, waits: resume, stop).ConfigureAwait(false);
+        StoreAbilities abilities;
+        RunLease lease;
+        try
+        {
+            abilities = await RequireAbilitiesAsync(store, stop).ConfigureAwait(false);
+            lease = await AcquireAsync(store, checkpoints, abilities, waits: resume, stop).ConfigureAwait(false);
+        }
+        catch when (!folder.HoldsRun)
+        {
+            folder.Withdraw();
+            throw;
+        }
+
         await using (lease.ConfigureAwait(false))
         {
-            checkpoints.WriteUnder(lease);
+            checkpoints.WriteUnder(lease, abilities);
             var pulse = new RunPulse(lease, config.Cost, phases, time);
             lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
             lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));
@@ -235,7 +247,8 @@ public sealed class TrainingRun
         }
     }
 
-    private async Task<RunLease> AcquireAsync(IObjectStore store, CheckpointStore checkpoints, bool waits, CancellationToken stop)
+    /// <summary>Without compare-and-swap nothing keeps two machines apart: the user has to say that he does.</summary>
+    private async Task<StoreAbilities> RequireAbilitiesAsync(IObjectStore store, CancellationToken stop)
     {
         StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/probe", stop).ConfigureAwait(false);
         if (abilities.Lacking is { } lacking)
@@ -249,7 +262,11 @@ public sealed class TrainingRun
             observer.OnNotice(abilities.CompareAndSwap ? lacking : $"{lacking} As checkpoint.single_writer says, nothing keeps a second machine away from this run.");
         }
 
-        return await RunLease.AcquireAsync(
+        return abilities;
+    }
+
+    private async Task<RunLease> AcquireAsync(IObjectStore store, CheckpointStore checkpoints, StoreAbilities abilities, bool waits, CancellationToken stop) =>
+        await RunLease.AcquireAsync(
             store,
             config.RunName,
             new LeaseRequest
@@ -263,7 +280,6 @@ public sealed class TrainingRun
                 OnWarning = observer.OnWarning,
             },
             stop).ConfigureAwait(false);
-    }
 
     /// <summary>Looks for requests of other terminals until it is cancelled; often where that costs nothing.</summary>
     private async Task ListenAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, CancellationToken cancellation)

@@ -18,6 +18,7 @@ public sealed partial class HouseTests
         ["Data"] = (["Storage"], []),
         ["Engine"] = ([], []),
         ["Storage"] = ([], ["AWSSDK.S3", "Polly.Core"]),
+        ["Costs"] = ([], []),
     };
 
     [Fact]

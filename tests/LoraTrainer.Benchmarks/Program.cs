@@ -22,5 +22,6 @@ bool complete = GemmBenchmarks.Run(report);
 StepBenchmarks.Run(report);
 MemoryBenchmarks.Run(report);
 RunBenchmarks.Run(report);
+CheckpointBenchmarks.Run(report);
 CudaBenchmarks.Run(report, shrink);
 return report.RowsWritten > 0 && (complete || !report.IsFiltered) ? 0 : 1;

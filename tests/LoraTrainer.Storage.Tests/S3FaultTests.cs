@@ -90,18 +90,18 @@ public sealed class S3FaultTests : IAsyncLifetime
     });
 
     [Fact]
-    public Task SlowDown_ThreeTimes_IsTriedAgain() => table.Row("503 SlowDown, 3 times", async () =>
+    public Task SlowDown_ThreeTimes_IsTriedAgain() => table.Row("503 SlowDown, 3 times (answered by the proxy)", async () =>
     {
-        Fault fault = Proxy.Set(new Fault(FaultKind.SlowDown) { Times = 3 })!;
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Times = 3 })!;
         await PutAndCompare("a", small);
         Assert.Equal(3, fault.Hits);
         return Success;
     });
 
     [Fact]
-    public Task SlowDown_ForEver_IsSaid() => table.Error("503 SlowDown for ever", StoreProblem.Unreachable, ["503 SlowDown", "retry_seconds="], async () =>
+    public Task SlowDown_ForEver_IsSaid() => table.Error("503 SlowDown for ever (answered by the proxy)", StoreProblem.Unreachable, ["503 SlowDown", "retry_seconds="], async () =>
     {
-        Fault fault = Proxy.Set(new Fault(FaultKind.SlowDown) { Times = int.MaxValue })!;
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Times = int.MaxValue })!;
         await using IObjectStore store = Behind("&retry_seconds=1");
         try
         {
@@ -110,6 +110,43 @@ public sealed class S3FaultTests : IAsyncLifetime
         finally
         {
             Assert.InRange(fault.Hits, 2, 100);
+        }
+    });
+
+    [Fact]
+    public Task Conflict_IsTriedAgain() => table.Row("409 ConditionalRequestConflict, once (answered by the proxy)", async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = 409, Code = "ConditionalRequestConflict" })!;
+        Assert.NotNull(await ObjectStoreContract.Put(Through, "a", "x", PutCondition.IfAbsent));
+        Assert.Equal(1, fault.Hits);
+        return Success;
+    });
+
+    [Fact]
+    public Task ExpiredToken_Once_IsRenewed() => table.Row("400 ExpiredToken, once (answered by the proxy)", async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = 400, Code = "ExpiredToken" })!;
+        await PutAndCompare("a", small);
+        Assert.Equal(1, fault.Hits);
+        return "success: the credentials are read again";
+    });
+
+    [Theory]
+    [InlineData(400, "ExpiredToken", StoreProblem.Credentials, "has expired")]
+    [InlineData(400, "KMS.DisabledException", StoreProblem.Denied, "kms_key=")]
+    [InlineData(507, "InsufficientStorage", StoreProblem.Full, "space is used up")]
+    [InlineData(301, "PermanentRedirect", StoreProblem.Unsupported, "region=")]
+    [InlineData(403, "InvalidObjectState", StoreProblem.Unsupported, "restored")]
+    public Task Answer_ForEver_IsSaid(int status, string code, StoreProblem problem, string words) => table.Error($"{status} {code} (answered by the proxy)", problem, [words], async () =>
+    {
+        Fault fault = Proxy.Set(new Fault(FaultKind.Answer) { Status = status, Code = code, Times = int.MaxValue })!;
+        try
+        {
+            await ObjectStoreContract.Put(Through, "a", "x");
+        }
+        finally
+        {
+            Assert.InRange(fault.Hits, 1, 2);
         }
     });
 
@@ -182,10 +219,16 @@ public sealed class S3FaultTests : IAsyncLifetime
     [Fact]
     public Task LoseAnswer_OfAPart_IsNotSentAgain() => table.Row("answer lost: a part", async () =>
     {
-        // Counted from when the upload is begun: the first answer after it is a part's.
+        // Set when the first part has arrived: the next answer is another part's.
         Fault? fault = null;
-        await PutAndCompare("a", large, new Told(told => fault ??= Proxy.Set(new Fault(FaultKind.LoseAnswer))));
+        long last = 0;
+        await PutAndCompare("a", large, new Told(told =>
+        {
+            last = told;
+            fault ??= Proxy.Set(new Fault(FaultKind.LoseAnswer));
+        }));
         Assert.Equal(1, fault!.Hits);
+        Assert.Equal(LargeBytes, last);
         Assert.InRange(Proxy.BytesUp, LargeBytes, LargeBytes + Mib);
         return "success, the part was not sent again";
     });
@@ -367,7 +410,7 @@ public sealed class S3FaultTests : IAsyncLifetime
     {
         await KillInAnUpload(["client.rgw"], Through, restart: true);
         await Compare(Direct, "a", large);
-        return "success, only the missing parts were sent again";
+        return "success, and the old object until then";
     });
 
     [Fact]
@@ -375,7 +418,7 @@ public sealed class S3FaultTests : IAsyncLifetime
     {
         await KillInAnUpload([], Through, restart: true);
         await Compare(Direct, "a", large);
-        return "success, only the missing parts were sent again";
+        return "success, and the old object until then";
     });
 
     [Fact]
@@ -406,7 +449,11 @@ public sealed class S3FaultTests : IAsyncLifetime
         {
             await Task.Delay(500, Cancellation);
             await Task.Run(server.Again, Cancellation);
-            Assert.Equal("old", await ObjectStoreContract.Get(Direct, "a"));
+
+            // The put goes on at its own time: the object is the old one or already the new one, and nothing between.
+            await using StoredContent stored = (await Direct.GetAsync("a", Cancellation))!;
+            byte[] seen = await SHA256.HashDataAsync(stored.Content, Cancellation);
+            Assert.Contains(seen, new[] { SHA256.HashData("old"u8), SHA256.HashData(large) });
         }
 
         Assert.NotNull(await put);

@@ -25,7 +25,7 @@ public sealed class S3StoreContractTests : ObjectStoreContract
     public S3StoreContractTests(S3Server server)
     {
         this.server = server;
-        server.Require();
+        server.Require(ownServer: false);
     }
 
     protected override IObjectStore Open() => ObjectStore.Open(server.Uri(prefix, "&part_mib=5"));

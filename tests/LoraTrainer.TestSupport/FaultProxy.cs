@@ -10,8 +10,8 @@ public enum FaultKind
     /// <summary>The connection is reset as soon as it is made.</summary>
     Refuse,
 
-    /// <summary>The server is said to be busy, in S3's words, before it gets the request.</summary>
-    SlowDown,
+    /// <summary>The proxy answers itself with an error of S3's, and the server does not get the request.</summary>
+    Answer,
 
     /// <summary>The connection is reset on the way up.</summary>
     CutUp,
@@ -59,13 +59,19 @@ public sealed class Fault(FaultKind kind)
     /// <summary>Of <see cref="FaultKind.Slow"/>.</summary>
     public int BytesPerSecond { get; init; } = 1 << 20;
 
+    /// <summary>The code of <see cref="FaultKind.Answer"/>.</summary>
+    public string Code { get; init; } = "SlowDown";
+
+    /// <summary>The status of <see cref="FaultKind.Answer"/>.</summary>
+    public int Status { get; init; } = 503;
+
     /// <summary>How many connections have met it.</summary>
     public int Hits => Math.Min(Volatile.Read(ref hits), Times);
 
     /// <summary>Done when the first connection has met it.</summary>
     public Task Reached => reached.Task;
 
-    internal bool IsOfUp => Kind is FaultKind.CutUp or FaultKind.StallUp or FaultKind.FlipUp or FaultKind.HoldUp or FaultKind.SlowDown or FaultKind.Slow;
+    internal bool IsOfUp => Kind is FaultKind.CutUp or FaultKind.StallUp or FaultKind.FlipUp or FaultKind.HoldUp or FaultKind.Answer or FaultKind.Slow;
 
     internal Task Released => released.Task;
 
@@ -248,8 +254,8 @@ public sealed class FaultProxy : IAsyncDisposable
                 case FaultKind.Slow:
                     await Task.Delay(TimeSpan.FromSeconds((double)bytes.Length / met.BytesPerSecond), stop.Token);
                     break;
-                case FaultKind.SlowDown:
-                    await AnswerBusyAsync(from);
+                case FaultKind.Answer:
+                    await AnswerAsync(from, met);
                     throw new IOException("answered here");
                 case FaultKind.LoseAnswer:
                     throw new IOException("the answer is lost");
@@ -272,12 +278,12 @@ public sealed class FaultProxy : IAsyncDisposable
     // Before the answer proper a server may say that the content is to be sent.
     private static bool IsThere(Fault fault, Memory<byte> bytes) => fault.Kind != FaultKind.LoseAnswer || !bytes.Span.StartsWith("HTTP/1.1 100"u8) || bytes.Span.IndexOf("\r\n\r\nHTTP/1.1 "u8) >= 0;
 
-    private async Task AnswerBusyAsync(TcpClient client)
+    private async Task AnswerAsync(TcpClient client, Fault answer)
     {
-        const string body = "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
+        string body = $"<?xml version=\"1.0\"?><Error><Code>{answer.Code}</Code><Message>Said by the proxy.</Message></Error>";
         NetworkStream stream = client.GetStream();
         await stream.WriteAsync(
-            Encoding.ASCII.GetBytes($"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {body.Length}\r\nConnection: close\r\n\r\n{body}"),
+            Encoding.ASCII.GetBytes($"HTTP/1.1 {answer.Status} Error\r\nContent-Type: application/xml\r\nContent-Length: {body.Length}\r\nConnection: close\r\n\r\n{body}"),
             stop.Token);
 
         // A reset would take the answer away from a client that is still sending.

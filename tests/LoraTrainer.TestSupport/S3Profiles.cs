@@ -25,7 +25,7 @@ public static class S3Profiles
 
     private static readonly Dictionary<string, (string Key, string Secret)> Accounts = new(StringComparer.Ordinal)
     {
-        [Owner] = ("LTOWNERKEY", "owner/secret+of=tests"),
+        [Owner] = (Environment.GetEnvironmentVariable("LT_S3_ACCESS_KEY") ?? "LTOWNERKEY", Environment.GetEnvironmentVariable("LT_S3_SECRET_KEY") ?? "owner/secret+of=tests"),
         [Stranger] = ("LTSTRANGERKEY", "stranger/secret+of=tests"),
         [WrongSecret] = ("LTOWNERKEY", "wrong/secret+of=tests"),
         [Unknown] = ("LTUNKNOWNKEY", "unknown/secret+of=tests"),

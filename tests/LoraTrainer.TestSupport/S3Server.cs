@@ -10,6 +10,7 @@ namespace LoraTrainer.TestSupport;
 /// <summary>
 /// A real S3 server for the tests of one collection: Ceph's RADOS Gateway on loopback, started by scripts/s3-server.sh and stopped at the end. Where its
 /// packages are not there its tests are skipped with that reason, or fail under CI=true. Its accounts are those of <see cref="S3Profiles"/>.
+/// LT_S3_ENDPOINT names another server instead, with LT_S3_ACCESS_KEY, LT_S3_SECRET_KEY and LT_S3_OPTIONS (<c>&amp;name=value</c>): what can run there runs.
 /// </summary>
 public sealed class S3Server : IAsyncLifetime
 {
@@ -22,6 +23,8 @@ public sealed class S3Server : IAsyncLifetime
     private static readonly string Script = Path.Combine(Fixtures.RepositoryRoot, "scripts", "s3-server.sh");
     private static readonly string[] Programs = ["radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph-authtool", "monmaptool"];
 
+    private static readonly string? Another = Environment.GetEnvironmentVariable("LT_S3_ENDPOINT");
+
     private string? missing;
     private string? failure;
 
@@ -33,8 +36,17 @@ public sealed class S3Server : IAsyncLifetime
     /// <summary>What a child process needs to find the accounts.</summary>
     public static IReadOnlyDictionary<string, string> Variables => S3Profiles.Variables;
 
+    private string Endpoint => Another ?? $"http://127.0.0.1:{Port}";
+
     public async ValueTask InitializeAsync()
     {
+        if (Another is not null)
+        {
+            using AmazonS3Client client = Client();
+            await client.PutBucketAsync(new PutBucketRequest { BucketName = Bucket });
+            return;
+        }
+
         string[] absent = [.. Programs.Where(program => Tool.Run("bash", "-c", $"command -v {program}").ExitCode != 0)];
         if (absent.Length > 0)
         {
@@ -44,7 +56,7 @@ public sealed class S3Server : IAsyncLifetime
 
         S3Profiles.Write();
         Port = FreePorts();
-        (int code, string output) = Tool.Run(Script, "start", Folder, $"{Port}", S3Profiles.Key(S3Profiles.Owner), S3Profiles.Secret(S3Profiles.Owner));
+        (int code, string output) = Tool.Run(Script, "start", Folder, $"{Port}", S3Profiles.Key(S3Profiles.Owner), S3Profiles.Secret(S3Profiles.Owner), $"{Environment.ProcessId}");
         if (code == 0)
         {
             // As children of one: each takes a second.
@@ -82,8 +94,10 @@ public sealed class S3Server : IAsyncLifetime
     }
 
     /// <summary>Skips the running test where there is no server, or fails it under CI=true.</summary>
-    public void Require()
+    /// <param name="ownServer">The test does something to the server, or knows its accounts: another one does not do.</param>
+    public void Require(bool ownServer = true)
     {
+        Assert.SkipWhen(ownServer && Another is not null, "LT_S3_ENDPOINT names another server");
         Assert.True(failure is null, failure);
         if (missing is not null && Fixtures.IsContinuousIntegration)
         {
@@ -95,14 +109,14 @@ public sealed class S3Server : IAsyncLifetime
 
     /// <summary>A URI of the bucket. <paramref name="options"/> follow: <c>&amp;name=value</c>.</summary>
     public string Uri(string prefix, string options = "", int? port = null, string profile = S3Profiles.Owner, string bucket = Bucket)
-        => $"s3://{bucket}/{prefix}?endpoint=http://127.0.0.1:{port ?? Port}&profile={profile}{options}";
+        => $"s3://{bucket}/{prefix}?endpoint={(port is null ? Endpoint : $"http://127.0.0.1:{port}")}&profile={profile}{options}{Environment.GetEnvironmentVariable("LT_S3_OPTIONS")}";
 
     /// <summary>The SDK's own client: to look at what the store did.</summary>
     public AmazonS3Client Client(string profile = S3Profiles.Owner) => new(
         new BasicAWSCredentials(S3Profiles.Key(profile), S3Profiles.Secret(profile)),
         new AmazonS3Config
         {
-            ServiceURL = $"http://127.0.0.1:{Port}",
+            ServiceURL = Endpoint,
             ForcePathStyle = true,
             AuthenticationRegion = "us-east-1",
             RequestChecksumCalculation = RequestChecksumCalculation.WHEN_REQUIRED,

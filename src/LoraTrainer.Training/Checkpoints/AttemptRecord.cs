@@ -53,6 +53,9 @@ public sealed record AttemptRecord
 
     public double? TokensPerSecond { get; init; }
 
+    /// <summary>How long its saves have kept the steps waiting, all together.</summary>
+    public double StallSeconds { get; init; }
+
     /// <summary>Price of an hour; null where it is not known.</summary>
     public decimal? Rate { get; init; }
 
@@ -85,6 +88,7 @@ public sealed record AttemptRecord
                 Tokens = root.GetProperty("tokens").GetInt64(),
                 Loss = Number(root, "loss"),
                 TokensPerSecond = Number(root, "tokens_per_second"),
+                StallSeconds = root.GetProperty("stall_seconds").GetDouble(),
                 Rate = root.GetProperty("rate") is { ValueKind: JsonValueKind.String } rate ? decimal.Parse(rate.GetString()!, CultureInfo.InvariantCulture) : null,
                 Currency = root.GetProperty("currency").GetString()!,
                 Ended = root.GetProperty("ended").GetString(),
@@ -133,6 +137,7 @@ public sealed record AttemptRecord
             json.WriteNumber("tokens", Tokens);
             WriteNumber("loss", Loss);
             WriteNumber("tokens_per_second", TokensPerSecond);
+            json.WriteNumber("stall_seconds", Math.Round(StallSeconds, 4));
             if (Rate is { } rate)
             {
                 // Numbers of money are strings: no reader may turn them into binary fractions.

@@ -38,6 +38,7 @@ public sealed class CheckpointStore
     private readonly HashSet<string> damaged = new(StringComparer.Ordinal);
     private int epoch = 1;
     private RunLease? lease;
+    private PutCondition manifestCondition = PutCondition.IfAbsent;
     private IReadOnlyList<LineageEntry> ancestors = [];
 
     /// <param name="store">Where the checkpoints of one or more runs lie.</param>
@@ -58,10 +59,13 @@ public sealed class CheckpointStore
     public string Location => $"{store.Location.TrimEnd('/')}/{runName}";
 
     /// <summary>From now on everything is written under this lease, and only while it is held.</summary>
-    public void WriteUnder(RunLease held)
+    /// <param name="held">The run's.</param>
+    /// <param name="abilities">What the store was found to be able to do.</param>
+    public void WriteUnder(RunLease held, StoreAbilities abilities)
     {
         lease = held;
         epoch = held.Epoch;
+        manifestCondition = abilities.PutIfAbsent ? PutCondition.IfAbsent : default;
     }
 
     /// <summary>What is saved from now on goes on from <paramref name="origin"/>: of its epoch only the steps up to it belong to the run.</summary>
@@ -181,7 +185,7 @@ public sealed class CheckpointStore
         var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]);
         lease?.RequireHeld();
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
-        if (await store.PutAsync(Key(name, ManifestName), manifest, PutCondition.IfAbsent, cancellation: cancellation).ConfigureAwait(false) is null)
+        if (await store.PutAsync(Key(name, ManifestName), manifest, manifestCondition, cancellation: cancellation).ConfigureAwait(false) is null)
         {
             throw new IOException($"The checkpoint {runName}/{name} exists already, though its name was made up just now. Is something else writing to this store?");
         }

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using LoraTrainer.Training.Interruptions;
 
 namespace LoraTrainer.Training.Checkpoints;
 
@@ -9,7 +10,7 @@ namespace LoraTrainer.Training.Checkpoints;
 internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<string> onWarning, Action<int, TimeSpan> onSafe) : IProgress<long>
 {
     private readonly Lock gate = new();
-    private readonly List<double> commitSeconds = [];
+    private readonly List<TimeSpan> commitTimes = [];
     private (int Step, StagingFolder Folder)? queued;
     private Task worker = Task.CompletedTask;
     private bool isDraining;
@@ -32,8 +33,7 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
         {
             lock (gate)
             {
-                double[] sorted = [.. commitSeconds.Order()];
-                return sorted.Length == 0 ? null : TimeSpan.FromSeconds(sorted[(int)Math.Ceiling(0.95 * sorted.Length) - 1]);
+                return DeadlinePolicy.Percentile95(commitTimes);
             }
         }
     }
@@ -112,14 +112,15 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
         {
             Interlocked.Exchange(ref totalBytes, Directory.EnumerateFiles(folder.Path).Sum(file => new FileInfo(file).Length));
             Checkpoint saved = await store.SaveAsync(step, folder.Path, this).ConfigureAwait(false);
+            TimeSpan took = Stopwatch.GetElapsedTime(start);
             lock (gate)
             {
-                commitSeconds.Add(Stopwatch.GetElapsedTime(start).TotalSeconds);
+                commitTimes.Add(took);
             }
 
             Committed = saved;
             Failure = null;
-            onSafe(step, Stopwatch.GetElapsedTime(start));
+            onSafe(step, took);
             await store.ApplyRetentionAsync(keep, saved).ConfigureAwait(false);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
