@@ -1,3 +1,4 @@
+using System.Diagnostics;
 using System.Runtime.InteropServices;
 
 namespace LoraTrainer.Cli;
@@ -8,10 +9,14 @@ namespace LoraTrainer.Cli;
 /// </summary>
 internal sealed class StopSignals(Terminal terminal) : IDisposable
 {
+    // Who stops a machine may signal a process and its group: that is one stop, not an impatient second one.
+    private static readonly TimeSpan OneStop = TimeSpan.FromSeconds(1);
+
     private readonly CancellationTokenSource stop = new();
     private readonly TaskCompletionSource aborted = new(TaskCreationOptions.RunContinuationsAsynchronously);
     private readonly List<PosixSignalRegistration> registrations = [];
     private int received;
+    private long first;
 
     /// <summary>Completes with the second signal.</summary>
     public Task Aborted => aborted.Task;
@@ -26,8 +31,14 @@ internal sealed class StopSignals(Terminal terminal) : IDisposable
             registrations.Add(PosixSignalRegistration.Create(signal, context =>
             {
                 context.Cancel = true;
+                if (signal == PosixSignal.SIGTERM && received > 0 && Stopwatch.GetElapsedTime(first) < OneStop)
+                {
+                    return;
+                }
+
                 if (Interlocked.Increment(ref received) == 1)
                 {
+                    first = Stopwatch.GetTimestamp();
                     terminal.Warn($"Stop requested. {whatHappensNow} Press Ctrl-C again to abort at once.");
                     stop.Cancel();
                 }

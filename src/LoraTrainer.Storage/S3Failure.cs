@@ -132,7 +132,7 @@ internal static class S3Failure
             _ when KindOf(answer) == S3FailureKind.Passing => (StoreProblem.Unreachable, $"{action.Permission} on {what} did not succeed in {Tries(call)}: the server answered {(int)answer.StatusCode} {code}.{told} Try again later; retry_seconds= sets how long it is tried."),
             _ => (StoreProblem.Unsupported, $"The server refused {action.Permission} on {what}: {(int)answer.StatusCode} {code}.{told}"),
         };
-        string request = string.IsNullOrEmpty(answer.RequestId) ? string.Empty : $" (request {answer.RequestId})";
+        string request = string.IsNullOrEmpty(answer.RequestId) ? string.Empty : $" Request {answer.RequestId}.";
 
         // The SDK's exception stays out: it keeps the server's answer, which repeats the signed headers of a request whose signature is wrong.
         return new StoreException(problem, sentence + request);

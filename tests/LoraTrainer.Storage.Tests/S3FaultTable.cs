@@ -54,6 +54,6 @@ public sealed class S3FaultTable : IDisposable
     {
         string text = System.Text.RegularExpressions.Regex.Replace(message, @"127\.0\.0\.1:\d+", "127.0.0.1:PORT");
         text = System.Text.RegularExpressions.Regex.Replace(text, @"faults/[0-9a-f]{32}", "faults");
-        return System.Text.RegularExpressions.Regex.Replace(text, @" \(request [^)]*\)", "");
+        return System.Text.RegularExpressions.Regex.Replace(text, @" Request [^ ]+\.", "");
     }
 }

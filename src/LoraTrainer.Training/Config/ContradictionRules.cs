@@ -1,3 +1,5 @@
+using LoraTrainer.Storage;
+
 namespace LoraTrainer.Training.Config;
 
 /// <summary>What no key can check alone. One method each, named for what must hold.</summary>
@@ -21,7 +23,22 @@ internal static class ContradictionRules
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
+        CheckpointPlaceIsWrittenRight(config, issues);
         TouchFileIsNamedAndWatched(config, issues);
+    }
+
+    /// <summary>The store itself is not asked: a config can be checked anywhere.</summary>
+    private static void CheckpointPlaceIsWrittenRight(TrainingConfig config, IssueCollector issues)
+    {
+        try
+        {
+            _ = config.Checkpoint.Uri is { } uri ? ObjectStore.Open(uri) : null;
+        }
+        catch (StoreException exception)
+        {
+            ConfigurationLocation where = issues.Where("checkpoint.uri");
+            issues.Wrong("checkpoint.uri", where, $"checkpoint.uri ({where}): {exception.Message}");
+        }
     }
 
     private static void BaseModelIsGiven(TrainingConfig config, IssueCollector issues)
