@@ -37,6 +37,9 @@ internal static class CommandLine
     [
         TrainVerb.Create,
         ResumeVerb.Create,
+        StatusVerb.Create,
+        RequestVerbs.CreateSave,
+        RequestVerbs.CreateStop,
         PlanVerb.Create,
         GenerateVerb.Create,
         ValidateVerb.Create,
