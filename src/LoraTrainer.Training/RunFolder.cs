@@ -20,8 +20,8 @@ namespace LoraTrainer.Training;
 /// </summary>
 public sealed partial class RunFolder
 {
-    private const string LogName = "log.jsonl";
-    private const string SummaryName = "summary.json";
+    internal const string LogName = "log.jsonl";
+    internal const string SummaryName = "summary.json";
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
 

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using LoraTrainer.Training;
+using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -35,17 +36,16 @@ internal static class RequestVerbs
     {
         Argument<string> run = new("RUN") { Description = "The output_dir of the run, or its place among the checkpoints." };
         Option<double?> timeout = new("--timeout") { Description = "Wait at most so many seconds; without it, as long as it takes.", HelpName = "seconds" };
-        timeout.Validators.Add(result =>
-        {
-            if (result.GetValueOrDefault<double?>() is { } seconds && !(seconds is > 0 and <= 1e6))
-            {
-                result.AddError("--timeout must be more than 0 seconds.");
-            }
-        });
         verb.Add(run);
         verb.Add(timeout);
         return verb.WithWork(async context =>
         {
+            double? longest = context.Arguments.GetValue(timeout);
+            if (longest is not (null or (> 0 and <= 1e6)))
+            {
+                throw new TrainingSetupException("--timeout must be more than 0 seconds.");
+            }
+
             CancellationToken stop = context.Signals.Listen("The request is withdrawn.");
             RequestOutcome outcome;
             try
@@ -53,7 +53,7 @@ internal static class RequestVerbs
                 RunRequests requests = await RunRequests.OpenAsync(context.Arguments.GetRequiredValue(run), TimeProvider.System, context.Terminal.Say, stop);
                 await using (requests)
                 {
-                    outcome = await ask(requests, context.Arguments.GetValue(timeout) is { } seconds ? TimeSpan.FromSeconds(seconds) : null, stop);
+                    outcome = await ask(requests, longest is { } seconds ? TimeSpan.FromSeconds(seconds) : null, stop);
                 }
             }
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
