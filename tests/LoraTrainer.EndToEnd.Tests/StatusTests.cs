@@ -10,6 +10,9 @@ public sealed class StatusTests : IDisposable
     private const int SignalStop = 19;
     private const int SignalContinue = 18;
 
+    // Guards against a hang, not a measure of speed.
+    private static readonly TimeSpan Longest = TimeSpan.FromMinutes(2);
+
     private static readonly string[] Train = ["train", "tiny.yaml"];
 
     // Many steps: the run goes on until the test ends it.
@@ -239,24 +242,28 @@ public sealed class StatusTests : IDisposable
     public async Task Stop_DuringARun_EndsItWith0_AndItStaysStopped()
     {
         (Process process, Task<string> error) = await StartAsync(TrainLong);
+        Process? waiter = null;
         try
         {
             // Another one waits for it, as a restarted machine would.
-            (Process waiter, Task<string> waiterError) = await StartAsync(["train", "tiny.yaml", .. TrainLong[2..], "--set", "resume=auto", "--set", "checkpoint.uri=out/checkpoints", "--set", "output_dir=second"], "starting");
+            (waiter, Task<string> waiterError) = await StartAsync(["train", "tiny.yaml", .. TrainLong[2..], "--set", "resume=auto", "--set", "checkpoint.uri=out/checkpoints", "--set", "output_dir=second"], "starting");
             Ending stop = await run.RunAsync("stop", "out");
-            await process.WaitForExitAsync(Cancellation);
+            await process.WaitForExitAsync(Cancellation).WaitAsync(Longest, Cancellation);
 
             Assert.True(stop.ExitCode == 0, stop.ToString());
             Assert.Matches("^Asked process [0-9]+ on .* to save and stop. Waiting until it has.\nThe run tiny has stopped, with a checkpoint of step [0-9]+. ", stop.Output);
             Assert.True(process.ExitCode == 0, await error);
-            await waiter.WaitForExitAsync(Cancellation);
+            await waiter.WaitForExitAsync(Cancellation).WaitAsync(Longest, Cancellation);
             Assert.True(waiter.ExitCode == 0, await waiterError);
             Assert.Contains("was stopped by request and is left alone", await waiterError, StringComparison.Ordinal);
-            waiter.Dispose();
         }
         finally
         {
             Kill(process);
+            if (waiter is not null)
+            {
+                Kill(waiter);
+            }
         }
 
         Assert.Equal("stopped", State(await StatusAsync()));
