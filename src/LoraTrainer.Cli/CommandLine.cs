@@ -16,6 +16,7 @@ internal static class CommandLine
         Examples:
           lora-trainer train configs/quickstart.yaml           fine-tune the tiny model that comes along
           lora-trainer resume outputs/quickstart               go on with a run that was interrupted
+          lora-trainer status outputs/quickstart               how a run stands, here or on another machine
           lora-trainer plan my.yaml                            what a run will need, before it starts
           lora-trainer generate outputs/quickstart             answer with what was trained
           lora-trainer doctor                                  what this machine has
@@ -37,6 +38,10 @@ internal static class CommandLine
     [
         TrainVerb.Create,
         ResumeVerb.Create,
+        StatusVerb.Create,
+        RequestVerbs.CreateSave,
+        RequestVerbs.CreateStop,
+        VerifyResumeVerb.Create,
         PlanVerb.Create,
         GenerateVerb.Create,
         ValidateVerb.Create,

@@ -20,8 +20,8 @@ namespace LoraTrainer.Training;
 /// </summary>
 public sealed partial class RunFolder
 {
-    private const string LogName = "log.jsonl";
-    private const string SummaryName = "summary.json";
+    internal const string LogName = "log.jsonl";
+    internal const string SummaryName = "summary.json";
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
 
@@ -209,12 +209,26 @@ public sealed partial class RunFolder
         }
 
         bool isOutputGiven = settings.Any(setting => setting.StartsWith("output_dir=", StringComparison.Ordinal));
-        return !isOutputGiven ? config with { OutputDir = place }
+        return !isOutputGiven ? (IsCheckpointPlaceGiven() ? config : AsSeenFrom(config, full)) with { OutputDir = place }
             : config.Checkpoint.Uri is null ? WithCheckpointsAt(Path.Combine(full, CheckpointsName))
             : config;
 
+        bool IsCheckpointPlaceGiven() => settings.Any(setting => setting.StartsWith("checkpoint.uri=", StringComparison.Ordinal));
+
         TrainingConfig WithCheckpointsAt(string root) =>
             root == Path.GetFullPath(config.Checkpoint.Uri ?? Path.Combine(output, CheckpointsName)) ? config : config with { Checkpoint = config.Checkpoint with { Uri = root } };
+    }
+
+    /// <summary>
+    /// The config of the run in <paramref name="full"/> where the current folder is not the one it was started in: a relative place of its checkpoints
+    /// means what it meant there, if its output_dir tells where that was.
+    /// </summary>
+    private static TrainingConfig AsSeenFrom(TrainingConfig config, string full)
+    {
+        string written = Path.TrimEndingDirectorySeparator(config.OutputDir);
+        return config.Checkpoint.Uri is { } uri && !ObjectStore.IsUri(uri) && !Path.IsPathRooted(uri) && !Path.IsPathRooted(written) && full.EndsWith(Path.DirectorySeparatorChar + written, StringComparison.Ordinal)
+            ? config with { Checkpoint = config.Checkpoint with { Uri = Path.Combine(full[..^written.Length], uri) } }
+            : config;
     }
 
     private TrainingConfig? StoredConfig(byte[]? besideCheckpoints)

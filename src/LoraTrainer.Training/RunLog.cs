@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json;
 using LoraTrainer.Training.Loop;
 
@@ -6,6 +7,8 @@ namespace LoraTrainer.Training;
 /// <summary>log.jsonl: one JSON object for each logged step, appended and flushed as the steps are done.</summary>
 public sealed class RunLog : IDisposable
 {
+    private const int LongestLine = 4096;
+
     private readonly FileStream stream;
     private readonly MemoryStream line = new();
     private readonly Utf8JsonWriter json;
@@ -23,6 +26,32 @@ public sealed class RunLog : IDisposable
         stream.SetLength(EndOfStep(stream, completedSteps));
         stream.Seek(0, SeekOrigin.End);
         return new RunLog(stream);
+    }
+
+    /// <summary>Step and loss of the last whole line; null where there is none, or the log was not written after that moment. Only looks.</summary>
+    internal static (int Step, double? Loss)? LastStep(string path, DateTimeOffset after)
+    {
+        if (!File.Exists(path) || File.GetLastWriteTimeUtc(path) < after.UtcDateTime)
+        {
+            return null;
+        }
+
+        using var stream = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
+        stream.Seek(-Math.Min(stream.Length, LongestLine), SeekOrigin.End);
+        byte[] end = new byte[LongestLine];
+        int length = stream.ReadAtLeast(end, end.Length, throwOnEndOfStream: false);
+        string[] lines = Encoding.UTF8.GetString(end, 0, length).Split('\n');
+        try
+        {
+            // Behind the last line break there is nothing, or a line that is being written.
+            using JsonDocument document = JsonDocument.Parse(lines.Length > 1 ? lines[^2] : string.Empty);
+            JsonElement loss = document.RootElement.GetProperty("loss");
+            return (document.RootElement.GetProperty("step").GetInt32(), loss.ValueKind == JsonValueKind.Number ? loss.GetDouble() : null);
+        }
+        catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
+        {
+            return null;
+        }
     }
 
     /// <param name="step">That was done.</param>

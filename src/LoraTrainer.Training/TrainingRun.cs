@@ -129,8 +129,7 @@ public sealed class TrainingRun
         IReadOnlyList<string> differences = folder.Check(stored, resume, force);
         if (resume && !evenIfStopped && await RunLease.ReadAsync(store, config.RunName, stop).ConfigureAwait(false) is { State: LeaseState.Stopped })
         {
-            observer.OnNotice($"The run {config.RunName} was stopped by request and is left alone. Go on with: lora-trainer resume {config.OutputDir}");
-            return RunEnding.Stopped;
+            return LeftAlone();
         }
 
         using RunLock claimed = folder.Claim();
@@ -149,7 +148,19 @@ public sealed class TrainingRun
 
         await using (lease.ConfigureAwait(false))
         {
+            if (resume && !evenIfStopped && lease.Previous?.State == LeaseState.Stopped)
+            {
+                // It was stopped while this process waited for it.
+                await lease.ReleaseAsync(LeaseState.Stopped).ConfigureAwait(false);
+                return LeftAlone();
+            }
+
             checkpoints.WriteUnder(lease, abilities);
+            if (evenIfStopped)
+            {
+                await ForgetStopsAsync(checkpoints, stop).ConfigureAwait(false);
+            }
+
             var pulse = new RunPulse(lease, config.Cost, phases, time);
             lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
             lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));
@@ -174,6 +185,24 @@ public sealed class TrainingRun
                 await listener.ConfigureAwait(false);
             }
         }
+    }
+
+    /// <summary>An explicit resume overrides who asked for a stop before it, and whose terminal may have died since.</summary>
+    private static async Task ForgetStopsAsync(CheckpointStore checkpoints, CancellationToken stop)
+    {
+        foreach (RunRequest request in await checkpoints.RequestsAsync(stop).ConfigureAwait(false))
+        {
+            if (request.Kind == RunRequestKind.Stop)
+            {
+                await checkpoints.RemoveRequestAsync(request, stop).ConfigureAwait(false);
+            }
+        }
+    }
+
+    private RunEnding LeftAlone()
+    {
+        observer.OnNotice($"The run {config.RunName} was stopped by request and is left alone. Go on with: lora-trainer resume {config.OutputDir}");
+        return RunEnding.Stopped;
     }
 
     /// <summary>Everything that happens under the lease.</summary>

@@ -74,18 +74,22 @@ public sealed class CliTests : IDisposable
     [InlineData("generate", "models/tiny", "--prompt", "x")]
     [InlineData("doctor")]
     [InlineData("random-model", "config.json", "out")]
+    [InlineData("status", "out")]
+    [InlineData("save", "out")]
+    [InlineData("stop", "out")]
     public async Task Set_OnAVerbThatReadsNoConfiguration_IsRefused(params string[] arguments)
     {
         Ending run = await RunAsync([.. arguments, "--set", "seed=7"]);
 
         Assert.Equal((2, ""), (run.ExitCode, run.Output));
-        Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, plan, validate have it.\n", run.Error, StringComparison.Ordinal);
+        Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, verify-resume, plan, validate have it.\n", run.Error, StringComparison.Ordinal);
         Assert.DoesNotContain("--set", (await RunAsync(arguments[0], "--help")).Output, StringComparison.Ordinal);
     }
 
     [Theory]
     [InlineData("train")]
     [InlineData("resume")]
+    [InlineData("verify-resume")]
     [InlineData("plan")]
     [InlineData("validate")]
     public async Task Set_OnAVerbThatReadsAConfiguration_IsInItsHelp(string verb) =>

@@ -19,8 +19,10 @@ public static class CheckpointFiles
     private const string FirstMoment = "exp_avg.";
     private const string SecondMoment = "exp_avg_sq.";
     private const string OptimizerName = "optimizer.safetensors";
-    private const string StateName = "trainer_state.json";
     private const string ChoicesName = "device_choices.txt";
+
+    /// <summary>All that is no tensor; see <see cref="TrainerState"/>.</summary>
+    public const string StateName = "trainer_state.json";
 
     /// <summary>The log of the steps so far, so that a machine that has no other part of the run has it whole.</summary>
     public const string LogName = "log.jsonl";

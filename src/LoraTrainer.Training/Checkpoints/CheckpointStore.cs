@@ -11,7 +11,11 @@ namespace LoraTrainer.Training.Checkpoints;
 /// <param name="Epoch">Of the lease it was written under.</param>
 /// <param name="Files">Name, size and SHA-256 of each file.</param>
 /// <param name="Lineage">Which checkpoints of earlier epochs belong to the run.</param>
-public sealed record Checkpoint(string Name, int Step, int Epoch, IReadOnlyList<CheckpointFile> Files, IReadOnlyList<LineageEntry> Lineage);
+public sealed record Checkpoint(string Name, int Step, int Epoch, IReadOnlyList<CheckpointFile> Files, IReadOnlyList<LineageEntry> Lineage)
+{
+    /// <summary>By the clock of the machine that wrote it; null where the manifest does not say.</summary>
+    public DateTimeOffset? Created { get; init; }
+}
 
 /// <summary>One file of a checkpoint.</summary>
 public readonly record struct CheckpointFile(string Name, long SizeBytes, string Sha256);
@@ -182,7 +186,7 @@ public sealed class CheckpointStore
             }
         }
 
-        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]);
+        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]) { Created = time.GetUtcNow() };
         lease?.RequireHeld();
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
         if (await store.PutAsync(Key(name, ManifestName), manifest, manifestCondition, cancellation: cancellation).ConfigureAwait(false) is null)
@@ -240,6 +244,9 @@ public sealed class CheckpointStore
             }
         }
     }
+
+    /// <summary>One small file of a checkpoint; null where it has none of that name.</summary>
+    public Task<byte[]?> ReadFileAsync(Checkpoint checkpoint, string file, CancellationToken cancellation = default) => ReadAsync($"{checkpoint.Name}/{file}", cancellation);
 
     /// <summary>
     /// Deletes all but the newest <paramref name="keep"/> checkpoints. Manifests go first, so that a half-deleted one does not exist. Those that were
@@ -345,7 +352,7 @@ public sealed class CheckpointStore
             json.WriteString("run_name", runName);
             json.WriteNumber("step", checkpoint.Step);
             json.WriteNumber("epoch", checkpoint.Epoch);
-            json.WriteString("created", time.GetUtcNow().ToString("O", CultureInfo.InvariantCulture));
+            json.WriteString("created", checkpoint.Created?.ToString("O", CultureInfo.InvariantCulture));
             json.WriteStartArray("lineage");
             foreach (LineageEntry entry in checkpoint.Lineage)
             {
@@ -400,7 +407,10 @@ public sealed class CheckpointStore
                     file.GetProperty("name").GetString() ?? string.Empty, file.GetProperty("size").GetInt64(), file.GetProperty("sha256").GetString() ?? string.Empty))],
                 [.. root.GetProperty("lineage").EnumerateArray().Select(entry => new LineageEntry(
                     entry.GetProperty("epoch").GetInt32(),
-                    entry.GetProperty("up_to_step") is { ValueKind: JsonValueKind.Number } last ? last.GetInt32() : null))]);
+                    entry.GetProperty("up_to_step") is { ValueKind: JsonValueKind.Number } last ? last.GetInt32() : null))])
+            {
+                Created = root.TryGetProperty("created", out JsonElement created) && created.ValueKind == JsonValueKind.String && created.TryGetDateTimeOffset(out DateTimeOffset when) ? when : null,
+            };
             RefuseHostile(checkpoint);
             return checkpoint;
         }

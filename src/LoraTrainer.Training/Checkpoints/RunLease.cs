@@ -74,7 +74,7 @@ public sealed class RunLease : IAsyncDisposable
     {
         string key = $"{runName}/{FileName}";
         TimeProvider time = request.Time;
-        (string Nonce, long Since) seen = (string.Empty, 0);
+        (string Nonce, long Since) seen = request.Seen;
         bool toldWaiting = false;
         while (true)
         {
@@ -314,6 +314,9 @@ public sealed record LeaseRequest
 
     /// <summary>Wait for a holder; otherwise a holder is an error.</summary>
     public required bool Waits { get; init; }
+
+    /// <summary>A lease that has been looked at before: its nonce, and since when it has been so, by <see cref="Time"/>.</summary>
+    public (string Nonce, long Since) Seen { get; init; } = (string.Empty, 0);
 
     /// <summary>The store has compare-and-swap; without it nothing keeps two machines apart.</summary>
     public required bool IsSwapped { get; init; }

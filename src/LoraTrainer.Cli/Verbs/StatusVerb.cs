@@ -1,0 +1,88 @@
+using System.CommandLine;
+using System.Globalization;
+using LoraTrainer.Training;
+using LoraTrainer.Training.Checkpoints;
+
+namespace LoraTrainer.Cli.Verbs;
+
+/// <summary>Says how a run stands, wherever it runs.</summary>
+internal static class StatusVerb
+{
+    private const string Examples = """
+        Examples:
+          lora-trainer status outputs/my-run
+          lora-trainer status s3://my-bucket/runs/my-run
+          lora-trainer status outputs/my-run --json | jq -r .state
+
+        RUN is the output_dir of a run, or its place among the checkpoints (checkpoint.uri/run_name, a folder or s3://). Nothing is written and nobody
+        waits for it. A process on another machine tells how it gets on three times in checkpoint.lease_seconds; the numbers are as old as that.
+        States: training, silent (somebody has the run and gives no sign of life), released (whoever comes goes on), stopped (by request), finished,
+        waiting (nobody has begun).
+        """;
+
+    public static Verb Create()
+    {
+        Argument<string> run = new("RUN") { Description = "The output_dir of the run, or its place among the checkpoints." };
+        return new Verb("status", "Say how a run stands, here or on another machine.", Examples) { run }.WithWork(async context =>
+        {
+            RunStatus status = await RunStatus.ReadAsync(context.Arguments.GetRequiredValue(run), TimeProvider.System, context.Terminal.Note);
+            context.Terminal.Result(Words(status));
+            context.Terminal.Json(status.Write);
+            return ExitCode.Done;
+        });
+    }
+
+    internal static string Words(RunStatus status)
+    {
+        CultureInfo culture = CultureInfo.InvariantCulture;
+        var lines = new List<string> { $"run:         {status.RunName}", $"state:       {State(status)}" };
+        string total = status.TotalSteps is { } steps ? string.Create(culture, $" of {steps} ({100.0 * status.Step / Math.Max(1, steps):0} %)") : "";
+        lines.Add(string.Create(culture, $"step:        {status.Step}{total}"));
+        if (status.Loss is { } loss)
+        {
+            lines.Add(string.Create(culture, $"loss:        {loss:0.0000}"));
+        }
+
+        if (status.TokensPerSecond is { } speed)
+        {
+            lines.Add(string.Create(culture, $"speed:       {speed:#,0} tokens/s{(status.State == RunState.Training ? "" : ", at its last step")}"));
+        }
+
+        if (status.Device is { } device)
+        {
+            lines.Add($"device:      {device}");
+        }
+
+        lines.Add(status.SafeCheckpoint is { } safe
+            ? string.Create(culture, $"checkpoint:  step {safe.Step}, {(safe.Created is { } created ? $"{Time(created)}, " : "")}{Quantities.Bytes(safe.Files.Sum(file => file.SizeBytes))}, {status.Location}/{safe.Name}")
+            : "checkpoint:  none is safe yet");
+        lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted, {status.Hours:0.00} hours in all"));
+        if (status.Requests.Count > 0)
+        {
+            lines.Add($"asked for:   {string.Join(", ", status.Requests.Select(request => request.Kind.ToString().ToLowerInvariant()))}");
+        }
+
+        if (status.State is RunState.Silent or RunState.Released or RunState.Stopped or RunState.Waiting)
+        {
+            lines.Add($"go on with:  lora-trainer resume {status.OutputDir}");
+        }
+
+        return string.Join(Environment.NewLine, lines);
+    }
+
+    private static string State(RunStatus status) => status.State switch
+    {
+        RunState.Training => $"{Doing(status)} on {Who(status.Holder)}{(status.Since is { } since ? $" since {Time(since)}" : "")}",
+        RunState.Silent => $"no sign of life{(status.LastSeen is { } seen ? $" since {Time(seen)}" : "")} of {Who(status.Holder)}{(status.Holder?.IsProvablyDead == true ? ": it has ended" : "")}",
+        RunState.Released => "released: nobody works on it, and whoever comes goes on",
+        RunState.Stopped => "stopped by request: only an explicit resume goes on",
+        RunState.Finished => "finished",
+        _ => "waiting: nobody has begun with it",
+    };
+
+    private static string Doing(RunStatus status) => status.Phase?.ToString().ToLowerInvariant() ?? "starting";
+
+    private static string Who(LeaseHolder? holder) => holder is null ? "an unknown machine" : string.Create(CultureInfo.InvariantCulture, $"{holder.Host} (process {holder.ProcessId})");
+
+    private static string Time(DateTimeOffset when) => when.ToUniversalTime().ToString("yyyy-MM-dd HH:mm:ss 'UTC'", CultureInfo.InvariantCulture);
+}
