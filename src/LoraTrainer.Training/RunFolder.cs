@@ -176,7 +176,7 @@ public sealed partial class RunFolder
             {
                 byte[] yaml = await new CheckpointStore(store, name, TimeProvider.System).ReadConfigAsync(cancellation).ConfigureAwait(false)
                     ?? throw new TrainingSetupException($"{store.Location} holds no run {name}: there is no {name}/{CheckpointFiles.ConfigName}. Give checkpoint.uri and, behind it, the run_name.");
-                TrainingConfig stored = ConfigurationLoader.LoadText(Encoding.UTF8.GetString(yaml), $"{store.Location}/{name}/{CheckpointFiles.ConfigName}", settings).Require();
+                TrainingConfig stored = ConfigurationLoader.LoadText(Encoding.UTF8.GetString(yaml), ObjectStore.Append(place, CheckpointFiles.ConfigName), settings).Require();
                 return stored with { Checkpoint = stored.Checkpoint with { Uri = root } };
             }
         }

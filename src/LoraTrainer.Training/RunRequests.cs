@@ -95,7 +95,7 @@ public sealed class RunRequests : IAsyncDisposable
             {
                 RequestOutcome done = await OutcomeAsync(
                     RequestResult.Done, now,
-                    newest => newest is null ? "" : $"The checkpoint of step {newest.Step} is safe: {checkpoints.Location}/{newest.Name}", cancellation).ConfigureAwait(false);
+                    newest => newest is null ? "" : $"The checkpoint of step {newest.Step} is safe: {ObjectStore.Append(checkpoints.Location, newest.Name)}", cancellation).ConfigureAwait(false);
                 return done.Newest is null
                     ? done with { Result = RequestResult.NotDone, Sentence = $"The run {config.RunName} ended before it had done a step: there is nothing to save." }
                     : done;

@@ -167,7 +167,7 @@ public sealed record RunStatus
             json.WriteNumber("step", safe.Step);
             json.WriteString("name", safe.Name);
             WriteTime("created", safe.Created);
-            json.WriteString("location", $"{Location}/{safe.Name}");
+            json.WriteString("location", ObjectStore.Append(Location, safe.Name));
             json.WriteNumber("bytes", safe.Files.Sum(file => file.SizeBytes));
             json.WriteEndObject();
         }

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Globalization;
+using LoraTrainer.Storage;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Checkpoints;
 
@@ -54,7 +55,7 @@ internal static class StatusVerb
         }
 
         lines.Add(status.SafeCheckpoint is { } safe
-            ? string.Create(culture, $"checkpoint:  step {safe.Step}, {(safe.Created is { } created ? $"{Time(created)}, " : "")}{Quantities.Bytes(safe.Files.Sum(file => file.SizeBytes))}, {status.Location}/{safe.Name}")
+            ? string.Create(culture, $"checkpoint:  step {safe.Step}, {(safe.Created is { } created ? $"{Time(created)}, " : "")}{Quantities.Bytes(safe.Files.Sum(file => file.SizeBytes))}, {ObjectStore.Append(status.Location, safe.Name)}")
             : "checkpoint:  none is safe yet");
         lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted, {status.Hours:0.00} hours in all"));
         if (status.Requests.Count > 0)

@@ -60,7 +60,7 @@ public sealed class CheckpointStore
         : this(store, runName, time) => this.epoch = epoch;
 
     /// <summary>Where the run lies, for people.</summary>
-    public string Location => $"{store.Location.TrimEnd('/')}/{runName}";
+    public string Location => ObjectStore.Append(store.Location, runName);
 
     /// <summary>From now on everything is written under this lease, and only while it is held.</summary>
     /// <param name="held">The run's.</param>

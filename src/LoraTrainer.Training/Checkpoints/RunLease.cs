@@ -301,7 +301,7 @@ public sealed class RunLease : IAsyncDisposable
         {
             using var content = new MemoryStream();
             await stored.Content.CopyToAsync(content, cancellation).ConfigureAwait(false);
-            return (LeaseRecord.Parse($"{store.Location}/{key}", content.ToArray()), stored.Version);
+            return (LeaseRecord.Parse(ObjectStore.Append(store.Location, key), content.ToArray()), stored.Version);
         }
     }
 }
