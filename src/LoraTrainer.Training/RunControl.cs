@@ -17,6 +17,9 @@ internal enum StopReason
 
     /// <summary>Another machine works on the run now.</summary>
     LeaseLost,
+
+    /// <summary>A limit of money or hours is reached.</summary>
+    Budget,
 }
 
 /// <summary>
@@ -38,6 +41,14 @@ internal sealed class RunControl : IDisposable
 
     /// <summary>Of the first that asked; null while nobody has.</summary>
     public StopReason? Reason { get; private set; }
+
+    /// <summary>How a run ends that was asked to stop.</summary>
+    public RunEnding Ending => Reason switch
+    {
+        StopReason.Request => RunEnding.Stopped,
+        StopReason.Budget => RunEnding.BudgetReached,
+        _ => RunEnding.Interrupted,
+    };
 
     /// <summary>The notice that says when the machine goes away; null where there is none.</summary>
     public InterruptionNotice? Notice { get; private set; }

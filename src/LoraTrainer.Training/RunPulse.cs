@@ -20,6 +20,9 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
     private long tokens;
     private TimeSpan stalled;
 
+    /// <summary>Since the process started, by a clock that nobody sets.</summary>
+    public double ProcessSeconds => (before + Stopwatch.GetElapsedTime(since)).TotalSeconds;
+
     public void Opened(string description, int total)
     {
         lock (gate)
@@ -75,7 +78,7 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
                 Holder = LeaseHolder.Current,
                 Started = started,
                 LastSeen = time.GetUtcNow(),
-                Seconds = (before + Stopwatch.GetElapsedTime(since)).TotalSeconds,
+                Seconds = ProcessSeconds,
                 PhaseSeconds = phases.Seconds,
                 Phase = phases.Current,
                 Device = device,

@@ -51,6 +51,8 @@ internal sealed class Session
 
     public required RunControl Control { get; init; }
 
+    public required RunBudget Budget { get; init; }
+
     /// <summary>Who runs this machine, and how long ahead it says that it takes it back.</summary>
     public required ProviderInfo Provider { get; init; }
 
@@ -155,7 +157,7 @@ internal sealed class Session
             await SaveLastAsync().ConfigureAwait(false);
             if (trainer.CompletedSteps < trainer.TotalSteps)
             {
-                return EndingOfAStop();
+                return Control.Ending;
             }
 
             EvaluationResult? after = Evaluate(Config.Evaluation.After);
@@ -170,7 +172,7 @@ internal sealed class Session
                 await SaveLastAsync().ConfigureAwait(false);
             }
 
-            return EndingOfAStop();
+            return Control.Ending;
         }
         finally
         {
@@ -179,15 +181,28 @@ internal sealed class Session
         }
     }
 
-    private RunEnding EndingOfAStop() => Control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
-
     private void Train(RunLog log)
     {
         Phases.Enter(TrainingPhase.Training);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
+        double stepSeconds = 0;
         while (trainer.CompletedSteps < trainer.TotalSteps && !Stop.IsCancellationRequested)
         {
+            double seconds = Pulse.ProcessSeconds;
+            if (Budget.Warning(seconds) is { } warning)
+            {
+                Observer.OnWarning(warning);
+            }
+
+            if (Budget.ReasonToStop(seconds, stepSeconds, writer.CommitTime) is { } reason)
+            {
+                Observer.OnWarning(reason);
+                Control.RequestStop(StopReason.Budget);
+                break;
+            }
+
             StepResult step = trainer.Step();
+            stepSeconds = step.Seconds;
             losses.Add(step.Loss);
             state = state with
             {
@@ -239,6 +254,8 @@ internal sealed class Session
             Elapsed = Stopwatch.GetElapsedTime(Started),
             Remaining = TimeSpan.FromSeconds(perStep * (trainer.TotalSteps - step.Step)),
             Fraction = (double)step.Step / trainer.TotalSteps,
+            MoneySpent = Budget.Spent(Pulse.ProcessSeconds),
+            Currency = Budget.Currency,
         });
     }
 

@@ -26,6 +26,9 @@ public enum RunEnding
 
     /// <summary>Stopped because somebody asked for it; only an explicit resume goes on.</summary>
     Stopped,
+
+    /// <summary>Stopped in good order because a limit of money or hours is reached; it can go on with a higher one.</summary>
+    BudgetReached,
 }
 
 /// <summary>
@@ -102,7 +105,7 @@ public sealed class TrainingRun
             }
             catch (OperationCanceledException) when (control.Stop.IsCancellationRequested)
             {
-                return control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
+                return control.Ending;
             }
         }
     }
@@ -175,7 +178,7 @@ public sealed class TrainingRun
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
             {
                 // Before the first computation: there is nothing to save.
-                RunEnding ending = control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
+                RunEnding ending = control.Ending;
                 await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
                 return ending;
             }
@@ -233,7 +236,14 @@ public sealed class TrainingRun
 
             await checkpoints.WriteAttemptAsync(pulse.Take(), control.Stop).ConfigureAwait(false);
             IReadOnlyList<AttemptRecord> attempts = await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false);
-            session = Prepare(checkpoints, lease, pulse, control, provider, attempts);
+            var budget = new RunBudget(config.Cost, attempts.Where(attempt => attempt.Epoch != lease.Epoch));
+            if (budget.ReasonToStop(pulse.ProcessSeconds, stepSeconds: 0, commit: null) is { } reason)
+            {
+                observer.OnWarning(reason);
+                return RunEnding.BudgetReached;
+            }
+
+            session = Prepare(checkpoints, lease, pulse, control, provider, budget, attempts);
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
@@ -395,7 +405,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Data, plan, base: everything before the first computation.</summary>
-    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, IReadOnlyList<AttemptRecord> attempts)
+    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, RunBudget budget, IReadOnlyList<AttemptRecord> attempts)
     {
         CancellationToken stop = control.Stop;
         ModelFolder.RequireFolder(config.BaseModel);
@@ -434,6 +444,7 @@ public sealed class TrainingRun
                 Pulse = pulse,
                 Control = control,
                 Provider = provider,
+                Budget = budget,
                 Time = time,
                 Attempts = attempts,
                 Shape = shape,

@@ -18,7 +18,7 @@ internal static class TrainVerb
           lora-trainer train my.yaml --json > summary.json      the summary alone on standard output
 
         The first Ctrl-C or SIGTERM saves a checkpoint and stops; lora-trainer resume OUTPUT_DIR goes on, on this machine or another.
-        Exit code: 0 done, 1 failed while running, 2 the configuration or the data are wrong, 75 interrupted and resumable, 130 aborted.
+        Exit code: 0 done, 1 failed while running, 2 the configuration or the data are wrong, 3 budget reached, 75 interrupted and resumable, 130 aborted.
         """;
 
     public static Verb Create()
@@ -63,6 +63,17 @@ internal static class TrainVerb
         {
             context.Terminal.Say($"Stopped as asked. Nothing starts it again by itself; go on with: lora-trainer resume {config.OutputDir}");
             return ExitCode.Done;
+        }
+
+        if (ending == RunEnding.BudgetReached)
+        {
+            context.Terminal.Say($"Stopped at the limit, with everything saved. Go on with a higher one: lora-trainer resume {config.OutputDir} --set cost.budget=MORE (or cost.max_hours)");
+            if (config.OnFinish.Command is { } last)
+            {
+                await FinishAsync(context, last);
+            }
+
+            return ExitCode.BudgetReached;
         }
 
         RunSummary summary = run.Summary!;

@@ -1,5 +1,3 @@
-using System.Globalization;
-
 namespace LoraTrainer.Training.Config;
 
 /// <summary>
@@ -27,8 +25,6 @@ internal static class FeatureState
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("cost.ledger", IsOn, "A ledger of costs over all runs", "Leave cost.ledger out; summary.json has the cost of the run."),
         ("on_nonfinite", Is("rollback"), "Rolling back", "Use on_nonfinite: stop."),
-        ("cost.budget", IsOn, "A budget that stops the run", "Leave it out, and use max_steps."),
-        ("cost.max_hours", IsOn, "A time limit that stops the run", "Leave it out, and use max_steps."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
         ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
@@ -38,7 +34,6 @@ internal static class FeatureState
         ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
         ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
         ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
-        ("cost.warn_at", OtherNumber(0.8), "A warning about a budget", "Leave it out, and use max_steps."),
         ("cost.bill_from", Is("boot"), "Counting from the start of the machine", "Use cost.bill_from: process."),
         ("cost.project", IsOn, "Reporting by project", "Leave it out; run_name tells runs apart."),
         ("cost.tags", HasEntries, "Reporting by tags", "Leave them out; run_name tells runs apart."),
@@ -68,9 +63,6 @@ internal static class FeatureState
 
     /// <summary>Everything but the one word for what happens anyway.</summary>
     private static Condition Other(string word) => new(node => !node.IsNull && node.Text != word, $"all but `{word}`");
-
-    private static Condition OtherNumber(double number) => new(
-        node => !node.IsNull && !(double.TryParse(node.Text, CultureInfo.InvariantCulture, out double value) && value == number), string.Create(CultureInfo.InvariantCulture, $"all but `{number}`"));
 
     private static Condition StartsWith(params string[] schemes) => new(
         node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase)), string.Join(", ", schemes.Select(scheme => $"`{scheme}...`")));

@@ -233,7 +233,6 @@ public sealed class ConfigurationLoaderTests
     [InlineData("optimizer: paged_adamw_8bit", "A paged optimizer is not supported yet, got optimizer: paged_adamw_8bit (tiny.yaml:6). Use optimizer: adamw_torch; with LoRA its moments are small.")]
     [InlineData("gradient_checkpointing: offload", "Offloading activations is not supported yet, got gradient_checkpointing: offload (tiny.yaml:6). Use gradient_checkpointing: true.")]
     [InlineData("peft_use_dora: true", "DoRA is not supported yet, got peft_use_dora: true (tiny.yaml:6). Use plain LoRA, or peft_use_rslora: true.")]
-    [InlineData("cost: {warn_at: 0.5}", "A warning about a budget is not supported yet, got cost.warn_at: 0.5 (tiny.yaml:6). Leave it out, and use max_steps.")]
     [InlineData("cost: {bill_from: boot}", "Counting from the start of the machine is not supported yet, got cost.bill_from: boot (tiny.yaml:6). Use cost.bill_from: process.")]
     [InlineData("cost: {project: search}", "Reporting by project is not supported yet, got cost.project: search (tiny.yaml:6). Leave it out; run_name tells runs apart.")]
     [InlineData("cost: {tags: {team: nlp}}", "Reporting by tags is not supported yet, got cost.tags (tiny.yaml:6). Leave them out; run_name tells runs apart.")]
