@@ -117,7 +117,7 @@ public sealed class CheckpointStore
             string[] parts = item.Key[(runName.Length + 1)..].Split('/');
             string number = parts[0].StartsWith(StepPrefix, StringComparison.Ordinal) && parts[0].Split('-') is [_, _, { } written, _] ? written
                 : parts is ["attempts", { } file] ? Path.GetFileNameWithoutExtension(file) : string.Empty;
-            if (int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int found))
+            if (int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int found) && found <= LeaseRecord.HighestEpoch)
             {
                 highest = Math.Max(highest, found);
             }
@@ -148,11 +148,11 @@ public sealed class CheckpointStore
     /// <param name="cancellation">Leaves the rest.</param>
     public async Task WithdrawAsync(bool isNew, CancellationToken cancellation = default)
     {
-        await store.DeleteAsync(string.Create(CultureInfo.InvariantCulture, $"{runName}/{AttemptsPrefix}{epoch}.json"), cancellation).ConfigureAwait(false);
+        await DeleteAsync(string.Create(CultureInfo.InvariantCulture, $"{runName}/{AttemptsPrefix}{epoch}.json"), cancellation).ConfigureAwait(false);
         if (isNew)
         {
-            await store.DeleteAsync($"{runName}/{CheckpointFiles.ConfigName}", cancellation).ConfigureAwait(false);
-            await store.DeleteAsync($"{runName}/{RunLease.FileName}", cancellation).ConfigureAwait(false);
+            await DeleteAsync($"{runName}/{CheckpointFiles.ConfigName}", cancellation).ConfigureAwait(false);
+            await DeleteAsync($"{runName}/{RunLease.FileName}", cancellation).ConfigureAwait(false);
         }
     }
 
@@ -171,7 +171,7 @@ public sealed class CheckpointStore
             FileStream stream = File.OpenRead(path);
             await using (stream.ConfigureAwait(false))
             {
-                lease?.RequireHeld();
+                await RequireHeldAsync().ConfigureAwait(false);
                 long before = files.Sum(file => file.SizeBytes);
                 files.Add(new CheckpointFile(Path.GetFileName(path), stream.Length, hash));
                 await store.PutAsync(Key(name, Path.GetFileName(path)), stream, progress: progress is null ? null : new Offset(progress, before), cancellation: cancellation).ConfigureAwait(false);
@@ -179,7 +179,7 @@ public sealed class CheckpointStore
         }
 
         var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]);
-        lease?.RequireHeld();
+        await RequireHeldAsync().ConfigureAwait(false);
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
         if (await store.PutAsync(Key(name, ManifestName), manifest, PutCondition.IfAbsent, cancellation: cancellation).ConfigureAwait(false) is null)
         {
@@ -409,7 +409,7 @@ public sealed class CheckpointStore
     /// <summary>A manifest is input from outside: nothing in it may lead out of the checkpoint's folder, or pass for another checkpoint.</summary>
     private static void RefuseHostile(Checkpoint checkpoint)
     {
-        if (checkpoint.Step < 0 || checkpoint.Epoch < 1 || !checkpoint.Name.StartsWith(string.Create(CultureInfo.InvariantCulture, $"step-{checkpoint.Step:D8}-{checkpoint.Epoch}-"), StringComparison.Ordinal))
+        if (checkpoint.Step < 0 || checkpoint.Epoch is < 1 or > LeaseRecord.HighestEpoch || !checkpoint.Name.StartsWith(string.Create(CultureInfo.InvariantCulture, $"step-{checkpoint.Step:D8}-{checkpoint.Epoch}-"), StringComparison.Ordinal))
         {
             throw new CheckpointFormatException($"it is for step {checkpoint.Step} of epoch {checkpoint.Epoch}, which is not what its folder is named");
         }
@@ -451,17 +451,19 @@ public sealed class CheckpointStore
         }
     }
 
+    private Task RequireHeldAsync() => lease?.RequireHeldAsync() ?? Task.CompletedTask;
+
     private async Task WriteAsync(string name, byte[] content, CancellationToken cancellation)
     {
-        lease?.RequireHeld();
+        await RequireHeldAsync().ConfigureAwait(false);
         using var stream = new MemoryStream(content);
         await store.PutAsync($"{runName}/{name}", stream, cancellation: cancellation).ConfigureAwait(false);
     }
 
-    private Task<bool> DeleteAsync(string key, CancellationToken cancellation)
+    private async Task<bool> DeleteAsync(string key, CancellationToken cancellation)
     {
-        lease?.RequireHeld();
-        return store.DeleteAsync(key, cancellation);
+        await RequireHeldAsync().ConfigureAwait(false);
+        return await store.DeleteAsync(key, cancellation).ConfigureAwait(false);
     }
 
     /// <summary>Progress of one file among several.</summary>
