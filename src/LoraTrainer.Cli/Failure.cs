@@ -1,5 +1,6 @@
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -46,6 +47,7 @@ internal static class Failure
         OperationCanceledException when stopRequested => (ExitCode.Interrupted, ["Stopped as requested."]),
         _ when IsFormat(exception) => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         FileNotFoundException or DirectoryNotFoundException => (ExitCode.WrongInput, [Sentence(exception.Message)]),
+        StoreException { Problem: StoreProblem.Credentials or StoreProblem.Denied or StoreProblem.Missing or StoreProblem.Clock or StoreProblem.Unsupported } => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         UnauthorizedAccessException => (ExitCode.Failed, [$"{Sentence(exception.Message)} Check the owner and the permissions."]),
         IOException { HResult: NoSpace or QuotaLinux or QuotaMac or DiskFullWindows } => (ExitCode.Failed, [$"The disk is full: {Sentence(exception.Message)}{(exception.Message.Contains("Free space", StringComparison.Ordinal) ? "" : " Free some space, or put output_dir on another disk.")}"]),
         IOException => (ExitCode.Failed, [Sentence(exception.Message)]),

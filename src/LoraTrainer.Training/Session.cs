@@ -153,7 +153,7 @@ internal sealed class Session
 
             Train(log);
             await SaveLastAsync().ConfigureAwait(false);
-            if (trainer.CompletedSteps < trainer.TotalSteps)
+            if (trainer.CompletedSteps < trainer.TotalSteps || Lease.Lost.IsCancellationRequested)
             {
                 return EndingOfAStop();
             }
@@ -215,7 +215,7 @@ internal sealed class Session
                 Answer(requests);
             }
 
-            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure)
+            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure && !Lease.Lost.IsCancellationRequested)
             {
                 throw Lost(failure);
             }

@@ -146,15 +146,17 @@ public sealed class TrainingRun
             try
             {
                 RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, provider, resume, force, differences).ConfigureAwait(false);
-                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
-                return ending;
+                return await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
             }
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
             {
                 // Before the first computation: there is nothing to save.
                 RunEnding ending = control.Reason == StopReason.Request ? RunEnding.Stopped : RunEnding.Interrupted;
-                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
-                return ending;
+                return await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
+            }
+            catch (LeaseLostException) when (lease.Lost.IsCancellationRequested)
+            {
+                return await EndAsync(checkpoints, lease, pulse, RunEnding.Interrupted).ConfigureAwait(false);
             }
             finally
             {
@@ -227,7 +229,7 @@ public sealed class TrainingRun
             IsFirstEnd = ending == RunEnding.Finished && !wasFinished;
             return ending;
         }
-        catch (Exception exception) when (exception is not OperationCanceledException)
+        catch (Exception exception) when (exception is not OperationCanceledException && !lease.Lost.IsCancellationRequested)
         {
             await TellAsync(() => checkpoints.WriteAttemptAsync(pulse.Take("failed"))).ConfigureAwait(false);
             await lease.ReleaseAsync(LeaseState.Released).ConfigureAwait(false);
@@ -294,24 +296,29 @@ public sealed class TrainingRun
         }
     }
 
-    /// <summary>Says how this process ended, and gives the run back.</summary>
-    private async Task EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
+    /// <summary>Says how this process ended, and gives the run back. A process that lost the run has not ended it, however far it came: the one that has it now does.</summary>
+    private async Task<RunEnding> EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
     {
-        if (lease.Lost.IsCancellationRequested)
+        if (!lease.Lost.IsCancellationRequested)
         {
-            observer.OnWarning("Another machine has taken this run over and goes on with it. This process stops and writes nothing more.");
-            return;
+            await TellAsync(async () =>
+            {
+                await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
+                foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
+                {
+                    await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
+                }
+            }).ConfigureAwait(false);
+            await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
         }
 
-        await TellAsync(async () =>
+        if (lease.Lost.IsCancellationRequested)
         {
-            await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
-            foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
-            {
-                await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
-            }
-        }).ConfigureAwait(false);
-        await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
+            observer.OnWarning("Another process has taken this run over and goes on with it. This one stops and writes nothing more to it.");
+            return RunEnding.Interrupted;
+        }
+
+        return ending;
     }
 
     /// <summary>What is said about the run for others: a store that does not take it is a warning and no more.</summary>
@@ -321,9 +328,13 @@ public sealed class TrainingRun
         {
             await write().ConfigureAwait(false);
         }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        catch (Exception exception) when (exception is IOException and not LeaseLostException or UnauthorizedAccessException)
         {
             observer.OnWarning($"How this process ended could not be written beside the checkpoints: {exception.Message}");
+        }
+        catch (LeaseLostException)
+        {
+            // The one that has the run now says how it goes on.
         }
     }
 
