@@ -9,7 +9,7 @@ internal sealed class FolderLock : IDisposable
     private static readonly TimeSpan Pause = TimeSpan.FromMilliseconds(5);
 
     // Holders do not even wait for a disk.
-    private static readonly TimeSpan Longest = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(30);
 
     private readonly SafeFileHandle handle;
 
@@ -17,19 +17,20 @@ internal sealed class FolderLock : IDisposable
 
     /// <summary>Waits for the lock. Holders do little while they have it.</summary>
     /// <exception cref="StoreException">One does not give it back: it must have been suspended in that moment, and may go on at any other.</exception>
-    public static async Task<FolderLock> TakeAsync(string folder, CancellationToken cancellation)
+    public static async Task<FolderLock> TakeAsync(string folder, CancellationToken cancellation, TimeSpan? longest = null)
     {
+        TimeSpan limit = longest ?? Patience;
         SafeFileHandle handle = FileSystemCalls.OpenFolder(folder);
         try
         {
             long start = Stopwatch.GetTimestamp();
             while (!FileSystemCalls.TryLockFolder(handle))
             {
-                if (Stopwatch.GetElapsedTime(start) > Longest)
+                if (Stopwatch.GetElapsedTime(start) > limit)
                 {
                     throw new StoreException(
                         StoreProblem.Unreachable,
-                        $"Another process on this machine has held the lock on {folder} for {Longest.TotalSeconds:0} s: it was suspended in the middle of a change. Let it go on (fg, or kill -CONT) or end it; then try again.");
+                        $"Another process on this machine has held the lock on {folder} for {limit.TotalSeconds:0} s: it was suspended in the middle of a change. Let it go on (fg, or kill -CONT) or end it; then try again.");
                 }
 
                 await Task.Delay(Pause, cancellation).ConfigureAwait(false);

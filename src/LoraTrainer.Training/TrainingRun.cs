@@ -239,7 +239,7 @@ public sealed class TrainingRun
 
     private async Task<RunLease> AcquireAsync(IObjectStore store, CheckpointStore checkpoints, bool waits, CancellationToken stop)
     {
-        StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/probe", stop).ConfigureAwait(false);
+        StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/{CheckpointStore.ProbePrefix}", stop).ConfigureAwait(false);
         if (abilities.Lacking is { } lacking)
         {
             if (!config.Checkpoint.SingleWriter && !abilities.CompareAndSwap)
@@ -304,6 +304,7 @@ public sealed class TrainingRun
             await TellAsync(async () =>
             {
                 await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
+                await checkpoints.RemoveProbesAsync().ConfigureAwait(false);
                 foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
                 {
                     await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);

@@ -103,9 +103,9 @@ internal sealed class TinyFolder : IDisposable
     }
 
     /// <summary>Starts a process and kills it after some time, wherever it is then.</summary>
-    public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments)
+    public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments, IReadOnlyDictionary<string, string>? environment = null)
     {
-        using Process process = Start(arguments, null);
+        using Process process = Start(arguments, environment);
         Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
         Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
         await Task.Delay(time, TestContext.Current.CancellationToken);

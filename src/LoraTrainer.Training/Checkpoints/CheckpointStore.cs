@@ -32,10 +32,14 @@ public sealed class CheckpointStore
     private const string AttemptsPrefix = "attempts/";
     private const string RequestsPrefix = "requests/";
 
+    /// <summary>Where a process tries out what the store can be relied on for, before it has the run's lease.</summary>
+    internal const string ProbePrefix = "probe";
+
     private readonly IObjectStore store;
     private readonly string runName;
     private readonly TimeProvider time;
     private readonly HashSet<string> damaged = new(StringComparer.Ordinal);
+    private string[] probes = [];
     private int epoch = 1;
     private RunLease? lease;
     private IReadOnlyList<LineageEntry> ancestors = [];
@@ -130,6 +134,7 @@ public sealed class CheckpointStore
     public async Task RemoveUnfinishedAsync(CancellationToken cancellation = default)
     {
         await store.RemoveUnfinishedAsync(runName + "/", cancellation).ConfigureAwait(false);
+        probes = [.. (await store.ListAsync($"{runName}/{ProbePrefix}/", cancellation).ConfigureAwait(false)).Select(item => item.Key)];
         IReadOnlyList<StoredObject> all = await store.ListAsync($"{runName}/{StepPrefix}", cancellation).ConfigureAwait(false);
         foreach (IGrouping<string, StoredObject> checkpoint in all.GroupBy(item => item.Key.Split('/')[1]))
         {
@@ -140,6 +145,18 @@ public sealed class CheckpointStore
                     await DeleteAsync(item.Key, cancellation).ConfigureAwait(false);
                 }
             }
+        }
+    }
+
+    /// <summary>
+    /// Removes the probes that lay here when <see cref="RemoveUnfinishedAsync"/> looked: of processes that were killed in that moment. Only now, because one of
+    /// them might have been of a process that waits for the run, and has long removed it itself.
+    /// </summary>
+    public async Task RemoveProbesAsync(CancellationToken cancellation = default)
+    {
+        foreach (string probe in probes)
+        {
+            await DeleteAsync(probe, cancellation).ConfigureAwait(false);
         }
     }
 
