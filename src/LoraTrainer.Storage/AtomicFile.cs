@@ -71,10 +71,18 @@ public sealed partial class AtomicFile : IDisposable
     public void Commit()
     {
         Flush();
+        Rename();
+        SynchronizeName();
+    }
+
+    /// <summary>The quick middle part of <see cref="Commit"/>, for callers that hold a lock meanwhile: <see cref="Flush"/> before it, <see cref="SynchronizeName"/> after it.</summary>
+    internal void Rename()
+    {
         File.Move(temporaryPath, finalPath, overwrite: true);
         committed = true;
-        FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
     }
+
+    internal void SynchronizeName() => FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
 
     /// <summary>Makes the file durable under its final name, unless that name is taken: then nothing changes and false is returned. Of several writers at once exactly one gets true.</summary>
     public bool TryCommitNew()
@@ -104,7 +112,8 @@ public sealed partial class AtomicFile : IDisposable
     [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
     private static partial Regex TemporaryName();
 
-    private void Flush()
+    /// <summary>Makes the content durable under its temporary name; nothing can be appended after it.</summary>
+    internal void Flush()
     {
         ObjectDisposedException.ThrowIf(handle.IsClosed, this);
         try

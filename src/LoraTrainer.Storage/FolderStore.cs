@@ -65,14 +65,21 @@ public sealed class FolderStore : IObjectStore
 
         if (condition.Version is { } expected)
         {
+            // All that waits for the disk is done without the lock: a process that is suspended while it has it keeps everybody out.
+            file.Flush();
+
             // Between the comparison and the rename no other swap may come: they all take this lock.
-            using FolderLock locked = await FolderLock.TakeAsync(Path.GetDirectoryName(path)!, cancellation).ConfigureAwait(false);
-            if (expected.Length == 0 || !File.Exists(path) || new FileInfo(path).Length > LargestVersioned || ContentHash.OfFile(path, cancellation) != expected)
+            using (await FolderLock.TakeAsync(Path.GetDirectoryName(path)!, cancellation).ConfigureAwait(false))
             {
-                return null;
+                if (expected.Length == 0 || !File.Exists(path) || new FileInfo(path).Length > LargestVersioned || ContentHash.OfFile(path, cancellation) != expected)
+                {
+                    return null;
+                }
+
+                file.Rename();
             }
 
-            file.Commit();
+            file.SynchronizeName();
             return version;
         }
 

@@ -155,7 +155,7 @@ internal sealed class Session
 
             Train(log);
             await SaveLastAsync().ConfigureAwait(false);
-            if (trainer.CompletedSteps < trainer.TotalSteps)
+            if (trainer.CompletedSteps < trainer.TotalSteps || Lease.Lost.IsCancellationRequested)
             {
                 return Control.Ending;
             }
@@ -230,7 +230,7 @@ internal sealed class Session
                 Answer(requests);
             }
 
-            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure)
+            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure && !Lease.Lost.IsCancellationRequested)
             {
                 throw Lost(failure);
             }

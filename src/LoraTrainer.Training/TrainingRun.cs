@@ -172,15 +172,16 @@ public sealed class TrainingRun
             try
             {
                 RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, provider, resume, force, differences).ConfigureAwait(false);
-                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
-                return ending;
+                return await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
             }
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
             {
                 // Before the first computation: there is nothing to save.
-                RunEnding ending = control.Ending;
-                await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
-                return ending;
+                return await EndAsync(checkpoints, lease, pulse, control.Ending).ConfigureAwait(false);
+            }
+            catch (LeaseLostException) when (lease.Lost.IsCancellationRequested)
+            {
+                return await EndAsync(checkpoints, lease, pulse, RunEnding.Interrupted).ConfigureAwait(false);
             }
             finally
             {
@@ -278,7 +279,7 @@ public sealed class TrainingRun
             IsFirstEnd = ending == RunEnding.Finished && !wasFinished;
             return ending;
         }
-        catch (Exception exception) when (exception is not OperationCanceledException)
+        catch (Exception exception) when (exception is not OperationCanceledException && !lease.Lost.IsCancellationRequested)
         {
             await TellAsync(() => checkpoints.WriteAttemptAsync(pulse.Take("failed"))).ConfigureAwait(false);
             await lease.ReleaseAsync(LeaseState.Released).ConfigureAwait(false);
@@ -289,7 +290,7 @@ public sealed class TrainingRun
     /// <summary>Without compare-and-swap nothing keeps two machines apart: the user has to say that he does.</summary>
     private async Task<StoreAbilities> RequireAbilitiesAsync(IObjectStore store, CancellationToken stop)
     {
-        StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/probe", stop).ConfigureAwait(false);
+        StoreAbilities abilities = await store.ProbeAsync($"{config.RunName}/{CheckpointStore.ProbePrefix}", stop).ConfigureAwait(false);
         if (abilities.Lacking is { } lacking)
         {
             if (!config.Checkpoint.SingleWriter && !abilities.CompareAndSwap)
@@ -349,24 +350,30 @@ public sealed class TrainingRun
         }
     }
 
-    /// <summary>Says how this process ended, and gives the run back.</summary>
-    private async Task EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
+    /// <summary>Says how this process ended, and gives the run back. A process that lost the run has not ended it, however far it came: the one that has it now does.</summary>
+    private async Task<RunEnding> EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
     {
-        if (lease.Lost.IsCancellationRequested)
+        if (!lease.Lost.IsCancellationRequested)
         {
-            observer.OnWarning("Another machine has taken this run over and goes on with it. This process stops and writes nothing more.");
-            return;
+            await TellAsync(async () =>
+            {
+                await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
+                await checkpoints.RemoveProbesAsync().ConfigureAwait(false);
+                foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
+                {
+                    await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
+                }
+            }).ConfigureAwait(false);
+            await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
         }
 
-        await TellAsync(async () =>
+        if (lease.Lost.IsCancellationRequested)
         {
-            await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
-            foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
-            {
-                await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
-            }
-        }).ConfigureAwait(false);
-        await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
+            observer.OnWarning("Another process has taken this run over and goes on with it. This one stops and writes nothing more to it.");
+            return RunEnding.Interrupted;
+        }
+
+        return ending;
     }
 
     /// <summary>What is said about the run for others: a store that does not take it is a warning and no more.</summary>
@@ -376,9 +383,13 @@ public sealed class TrainingRun
         {
             await write().ConfigureAwait(false);
         }
-        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        catch (Exception exception) when (exception is IOException and not LeaseLostException or UnauthorizedAccessException)
         {
             observer.OnWarning($"How this process ended could not be written beside the checkpoints: {exception.Message}");
+        }
+        catch (LeaseLostException)
+        {
+            // The one that has the run now says how it goes on.
         }
     }
 

@@ -9,34 +9,23 @@ public sealed class CrashTests
     private static readonly string[] Train = ["train", "tiny.yaml"];
     private static readonly string[] Resume = ["resume", "out"];
 
-    /// <summary>What is trained, and how the rows become steps.</summary>
-    private static (string Key, object? Value)[] Variant(string name) => name switch
-    {
-        "lora" => [],
-        "packed" => [("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)],
-        "qlora" => [("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")],
-        "full" => [("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")],
-        _ => throw new ArgumentOutOfRangeException(nameof(name), name, "no such variant"),
-    };
-
-    /// <summary>Ten moments in plain LoRA, six with packing, four with a base in 4 bits, five in full training: some tied to what the program just said, some anywhere.</summary>
+    /// <summary>Some moments are tied to what the program just said, some lie anywhere.</summary>
     [Theory]
-    [InlineData("lora", 10, 11)]
-    [InlineData("packed", 6, 12)]
-    [InlineData("qlora", 4, 13)]
-    [InlineData("full", 5, 14)]
-    public async Task Killed_AndResumed_EndsWithTheSameBytes(string variant, int kills, int seed)
+    [MemberData(nameof(CrashVariant.InFolder), MemberType = typeof(CrashVariant))]
+    public async Task Killed_AndResumed_EndsWithTheSameBytes(string name)
     {
-        using var uninterrupted = new TinyFolder(changes: Variant(variant));
+        CrashVariant variant = CrashVariant.Of(name);
+        int kills = CrashVariant.Scaled(variant.KillsInFolder);
+        using var uninterrupted = new TinyFolder(changes: variant.Changes);
         long start = System.Diagnostics.Stopwatch.GetTimestamp();
-        Ending whole = await uninterrupted.RunAsync(Train);
+        Ending whole = await uninterrupted.RunAsync(Train, environment: variant.Environment);
         TimeSpan duration = System.Diagnostics.Stopwatch.GetElapsedTime(start);
         Assert.True(whole.ExitCode == 0, whole.ToString());
         Dictionary<string, string> expected = uninterrupted.Result();
         Assert.True(uninterrupted.Log().Length >= 8, "the run is too short to be interrupted in many places");
 
-        var random = new Random(seed);
-        using var run = new TinyFolder(changes: Variant(variant));
+        var random = new Random(variant.Seed);
+        using var run = new TinyFolder(changes: variant.Changes);
         int killed = 0;
         for (int i = 0; i < kills; i++)
         {
@@ -51,13 +40,13 @@ public sealed class CrashTests
                 {
                     TimeSpan time = duration * random.NextDouble();
                     story.Add($"{arguments[0]}, killed after {time.TotalMilliseconds:0} ms");
-                    ending = await run.KillAfterAsync(time, arguments);
+                    ending = await run.KillAfterAsync(time, arguments, variant.Environment);
                 }
                 else
                 {
                     Moment moment = RandomMoment(random, i);
                     story.Add($"{arguments[0]}, killed {moment}");
-                    ending = await run.RunAsync(arguments, moment);
+                    ending = await run.RunAsync(arguments, moment, environment: variant.Environment);
                 }
 
                 Assert.True(ending.ExitCode is 137 or 0, $"{string.Join("; ", story)}\n{ending}");
@@ -65,7 +54,7 @@ public sealed class CrashTests
             }
 
             string[] last = File.Exists(run.PathOf("out/config.resolved.yaml")) ? Resume : Train;
-            Ending end = await run.RunAsync(last);
+            Ending end = await run.RunAsync(last, environment: variant.Environment);
             Assert.True(end.ExitCode == 0, $"{string.Join("; ", story)}\n{end}");
             Dictionary<string, string> result = run.Result();
             foreach ((string what, string bytes) in expected)

@@ -19,7 +19,10 @@ internal sealed class TinyFolder : IDisposable
 {
     public const int SignalInterrupt = 2;
     public const int SignalKill = 9;
+    public const int SignalUser1 = 10;
     public const int SignalTerminate = 15;
+    public const int SignalContinue = 18;
+    public const int SignalStop = 19;
 
     // Guards against a hang, not a measure of speed.
     private static readonly TimeSpan Longest = TimeSpan.FromMinutes(4);
@@ -100,9 +103,9 @@ internal sealed class TinyFolder : IDisposable
     }
 
     /// <summary>Starts a process and kills it after some time, wherever it is then.</summary>
-    public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments)
+    public async Task<Ending> KillAfterAsync(TimeSpan time, string[] arguments, IReadOnlyDictionary<string, string>? environment = null)
     {
-        using Process process = Start(arguments, null);
+        using Process process = Start(arguments, environment);
         Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
         Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
         await Task.Delay(time, TestContext.Current.CancellationToken);
@@ -118,22 +121,24 @@ internal sealed class TinyFolder : IDisposable
         [.. Directory.EnumerateDirectories(root ?? Checkpoints, "step-*").Where(path => File.Exists(System.IO.Path.Combine(path, "manifest.json"))).Order(StringComparer.Ordinal)];
 
     /// <summary>Everything that two runs with the same result have in common: the weights, the optimizer's moments, what the log says of each step.</summary>
-    public Dictionary<string, string> Result()
+    /// <param name="output">The output folder; null: <see cref="Out"/>.</param>
+    /// <param name="checkpoints">Where the run lies among the checkpoints; null: <see cref="Checkpoints"/>.</param>
+    public Dictionary<string, string> Result(string? output = null, string? checkpoints = null)
     {
-        string weights = Directory.EnumerateFiles(Out, "*.safetensors").Single();
-        string last = CheckpointFolders()[^1];
+        string weights = Directory.EnumerateFiles(output ?? Out, "*.safetensors").Single();
+        string last = CheckpointFolders(checkpoints)[^1];
         return new Dictionary<string, string>
         {
             [System.IO.Path.GetFileName(weights)] = Hash(weights),
             ["optimizer.safetensors"] = Hash(System.IO.Path.Combine(last, "optimizer.safetensors")),
-            ["log.jsonl"] = string.Join('\n', Log()),
+            ["log.jsonl"] = string.Join('\n', Log(output)),
         };
     }
 
     /// <summary>step, loss, learning_rate and grad_norm of each line, as they are written.</summary>
-    public string[] Log() =>
+    public string[] Log(string? output = null) =>
     [
-        .. File.ReadAllLines(PathOf("out/log.jsonl")).Select(line =>
+        .. File.ReadAllLines(System.IO.Path.Combine(output ?? Out, "log.jsonl")).Select(line =>
         {
             using JsonDocument document = JsonDocument.Parse(line);
             return string.Join(' ', new[] { "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens" }.Select(name => document.RootElement.GetProperty(name).GetRawText()));

@@ -46,6 +46,20 @@ public class FolderStoreTests
         }
     }
 
+    /// <summary>A process that is suspended while it has the lock gives it back to nobody: whoever waits is told, and does not wait for ever.</summary>
+    [Fact]
+    public async Task Lock_ThatIsNotGivenBack_IsAnErrorThatSaysWhatToDo()
+    {
+        using var folder = new TemporaryFolder();
+        using (await FolderLock.TakeAsync(folder.Path, Cancellation))
+        {
+            StoreException stuck = await Assert.ThrowsAsync<StoreException>(() => FolderLock.TakeAsync(folder.Path, Cancellation, TimeSpan.FromSeconds(1)));
+            Assert.Equal($"Another process on this machine has held the lock on {folder.Path} for 1 s: it was suspended in the middle of a change. Let it go on (fg, or kill -CONT) or end it; then try again.", stuck.Message);
+        }
+
+        (await FolderLock.TakeAsync(folder.Path, Cancellation, TimeSpan.FromSeconds(1))).Dispose();
+    }
+
     [Fact]
     public async Task PutAndDelete_AtOnceInOneFolder_NeverFail()
     {

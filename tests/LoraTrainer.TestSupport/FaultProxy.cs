@@ -53,6 +53,9 @@ public sealed class Fault(FaultKind kind)
     /// <summary>The bytes in its direction that pass before it, counted on each connection from when the proxy got the fault.</summary>
     public long After { get; init; }
 
+    /// <summary>Only requests whose first line this holds for; it meets them as a whole. On the way up.</summary>
+    public Func<string, bool>? Request { get; init; }
+
     /// <summary>How many connections meet it.</summary>
     public int Times { get; init; } = 1;
 
@@ -77,6 +80,13 @@ public sealed class Fault(FaultKind kind)
 
     /// <summary>Ends <see cref="FaultKind.HoldUp"/>.</summary>
     public void Release() => released.TrySetResult();
+
+    /// <summary>A request comes in pieces, of which the first begins with its first line.</summary>
+    internal bool Concerns(ReadOnlySpan<byte> bytes)
+    {
+        int end = bytes.IndexOf((byte)'\r');
+        return Request is null || (end >= 0 && Request(Encoding.ASCII.GetString(bytes[..end])));
+    }
 
     internal bool TryMeet()
     {
@@ -239,7 +249,7 @@ public sealed class FaultProxy : IAsyncDisposable
         {
             Fault? met = fault;
             long before = connection.Count(isUp, bytes.Length);
-            if (met is null || met.IsOfUp != isUp || before + bytes.Length <= met.After || !IsThere(met, bytes) || (met.Kind == FaultKind.Slow ? !connection.Slowed(met) : !met.TryMeet()))
+            if (met is null || met.IsOfUp != isUp || before + bytes.Length <= met.After || !IsThere(met, bytes) || !met.Concerns(bytes.Span) || (met.Kind == FaultKind.Slow ? !connection.Slowed(met) : !met.TryMeet()))
             {
                 await target.WriteAsync(bytes, stop.Token);
                 return;

@@ -36,10 +36,14 @@ public sealed class CheckpointStore
     private const string AttemptsPrefix = "attempts/";
     private const string RequestsPrefix = "requests/";
 
+    /// <summary>Where a process tries out what the store can be relied on for, before it has the run's lease.</summary>
+    internal const string ProbePrefix = "probe";
+
     private readonly IObjectStore store;
     private readonly string runName;
     private readonly TimeProvider time;
     private readonly HashSet<string> damaged = new(StringComparer.Ordinal);
+    private string[] probes = [];
     private int epoch = 1;
     private RunLease? lease;
     private PutCondition manifestCondition = PutCondition.IfAbsent;
@@ -125,7 +129,7 @@ public sealed class CheckpointStore
             string[] parts = item.Key[(runName.Length + 1)..].Split('/');
             string number = parts[0].StartsWith(StepPrefix, StringComparison.Ordinal) && parts[0].Split('-') is [_, _, { } written, _] ? written
                 : parts is ["attempts", { } file] ? Path.GetFileNameWithoutExtension(file) : string.Empty;
-            if (int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int found))
+            if (int.TryParse(number, NumberStyles.None, CultureInfo.InvariantCulture, out int found) && found <= LeaseRecord.HighestEpoch)
             {
                 highest = Math.Max(highest, found);
             }
@@ -138,6 +142,7 @@ public sealed class CheckpointStore
     public async Task RemoveUnfinishedAsync(CancellationToken cancellation = default)
     {
         await store.RemoveUnfinishedAsync(runName + "/", cancellation).ConfigureAwait(false);
+        probes = [.. (await store.ListAsync($"{runName}/{ProbePrefix}/", cancellation).ConfigureAwait(false)).Select(item => item.Key)];
         IReadOnlyList<StoredObject> all = await store.ListAsync($"{runName}/{StepPrefix}", cancellation).ConfigureAwait(false);
         foreach (IGrouping<string, StoredObject> checkpoint in all.GroupBy(item => item.Key.Split('/')[1]))
         {
@@ -151,16 +156,28 @@ public sealed class CheckpointStore
         }
     }
 
+    /// <summary>
+    /// Removes the probes that lay here when <see cref="RemoveUnfinishedAsync"/> looked: of processes that were killed in that moment. Only now, because one of
+    /// them might have been of a process that waits for the run, and has long removed it itself.
+    /// </summary>
+    public async Task RemoveProbesAsync(CancellationToken cancellation = default)
+    {
+        foreach (string probe in probes)
+        {
+            await DeleteAsync(probe, cancellation).ConfigureAwait(false);
+        }
+    }
+
     /// <summary>Takes back a run that could not start: its config, its lease, the record of this attempt.</summary>
     /// <param name="isNew">The run did not exist before; otherwise only the attempt is taken back.</param>
     /// <param name="cancellation">Leaves the rest.</param>
     public async Task WithdrawAsync(bool isNew, CancellationToken cancellation = default)
     {
-        await store.DeleteAsync(string.Create(CultureInfo.InvariantCulture, $"{runName}/{AttemptsPrefix}{epoch}.json"), cancellation).ConfigureAwait(false);
+        await DeleteAsync(string.Create(CultureInfo.InvariantCulture, $"{runName}/{AttemptsPrefix}{epoch}.json"), cancellation).ConfigureAwait(false);
         if (isNew)
         {
-            await store.DeleteAsync($"{runName}/{CheckpointFiles.ConfigName}", cancellation).ConfigureAwait(false);
-            await store.DeleteAsync($"{runName}/{RunLease.FileName}", cancellation).ConfigureAwait(false);
+            await DeleteAsync($"{runName}/{CheckpointFiles.ConfigName}", cancellation).ConfigureAwait(false);
+            await DeleteAsync($"{runName}/{RunLease.FileName}", cancellation).ConfigureAwait(false);
         }
     }
 
@@ -179,7 +196,7 @@ public sealed class CheckpointStore
             FileStream stream = File.OpenRead(path);
             await using (stream.ConfigureAwait(false))
             {
-                lease?.RequireHeld();
+                await RequireHeldAsync().ConfigureAwait(false);
                 long before = files.Sum(file => file.SizeBytes);
                 files.Add(new CheckpointFile(Path.GetFileName(path), stream.Length, hash));
                 await store.PutAsync(Key(name, Path.GetFileName(path)), stream, progress: progress is null ? null : new Offset(progress, before), cancellation: cancellation).ConfigureAwait(false);
@@ -187,7 +204,7 @@ public sealed class CheckpointStore
         }
 
         var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]) { Created = time.GetUtcNow() };
-        lease?.RequireHeld();
+        await RequireHeldAsync().ConfigureAwait(false);
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
         if (await store.PutAsync(Key(name, ManifestName), manifest, manifestCondition, cancellation: cancellation).ConfigureAwait(false) is null)
         {
@@ -423,7 +440,7 @@ public sealed class CheckpointStore
     /// <summary>A manifest is input from outside: nothing in it may lead out of the checkpoint's folder, or pass for another checkpoint.</summary>
     private static void RefuseHostile(Checkpoint checkpoint)
     {
-        if (checkpoint.Step < 0 || checkpoint.Epoch < 1 || !checkpoint.Name.StartsWith(string.Create(CultureInfo.InvariantCulture, $"step-{checkpoint.Step:D8}-{checkpoint.Epoch}-"), StringComparison.Ordinal))
+        if (checkpoint.Step < 0 || checkpoint.Epoch is < 1 or > LeaseRecord.HighestEpoch || !checkpoint.Name.StartsWith(string.Create(CultureInfo.InvariantCulture, $"step-{checkpoint.Step:D8}-{checkpoint.Epoch}-"), StringComparison.Ordinal))
         {
             throw new CheckpointFormatException($"it is for step {checkpoint.Step} of epoch {checkpoint.Epoch}, which is not what its folder is named");
         }
@@ -465,17 +482,19 @@ public sealed class CheckpointStore
         }
     }
 
+    private Task RequireHeldAsync() => lease?.RequireHeldAsync() ?? Task.CompletedTask;
+
     private async Task WriteAsync(string name, byte[] content, CancellationToken cancellation)
     {
-        lease?.RequireHeld();
+        await RequireHeldAsync().ConfigureAwait(false);
         using var stream = new MemoryStream(content);
         await store.PutAsync($"{runName}/{name}", stream, cancellation: cancellation).ConfigureAwait(false);
     }
 
-    private Task<bool> DeleteAsync(string key, CancellationToken cancellation)
+    private async Task<bool> DeleteAsync(string key, CancellationToken cancellation)
     {
-        lease?.RequireHeld();
-        return store.DeleteAsync(key, cancellation);
+        await RequireHeldAsync().ConfigureAwait(false);
+        return await store.DeleteAsync(key, cancellation).ConfigureAwait(false);
     }
 
     /// <summary>Progress of one file among several.</summary>

@@ -69,6 +69,12 @@ public sealed record LeaseHolder(string Host, string BootId, int ProcessId, long
 /// <param name="Written">By the holder's clock; for people only.</param>
 public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, string Nonce, double Seconds, LeaseHolder Holder, DateTimeOffset Written)
 {
+    /// <summary>Above it a number is no epoch of this program: each takeover adds one, and there must be room for the next.</summary>
+    internal const int HighestEpoch = 1_000_000_000;
+
+    /// <summary>No lease of this program is larger.</summary>
+    internal const int LargestBytes = 1 << 16;
+
     /// <summary>Reads a lease; <paramref name="source"/> names it in messages.</summary>
     /// <exception cref="CheckpointFormatException">It is not what this program writes.</exception>
     public static LeaseRecord Parse(string source, ReadOnlyMemory<byte> utf8)
@@ -80,18 +86,36 @@ public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, stri
             var record = new LeaseRecord(
                 root.GetProperty("run_id").GetString()!,
                 root.GetProperty("epoch").GetInt32(),
-                Enum.Parse<LeaseState>(root.GetProperty("state").GetString()!, ignoreCase: true),
+                StateOf(root.GetProperty("state").GetString()),
                 root.GetProperty("nonce").GetString()!,
                 root.GetProperty("seconds").GetDouble(),
-                new LeaseHolder(holder.GetProperty("host").GetString()!, holder.GetProperty("boot").GetString()!, holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64()),
+                new LeaseHolder(Text(holder, "host"), Text(holder, "boot"), holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64()),
                 root.GetProperty("written").GetDateTimeOffset());
-            return record is { Epoch: > 0, Seconds: >= 1 and <= 3600, RunId.Length: > 0, Nonce.Length: > 0 } ? record : throw new FormatException("a number is out of bounds");
+            return record is { Epoch: > 0 and <= HighestEpoch, Seconds: >= 1 and <= 3600, RunId.Length: > 0, Nonce.Length: > 0 } ? record : throw new FormatException("a number is out of bounds");
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException or ArgumentException)
         {
-            throw new CheckpointFormatException(
-                $"{source} is not a lease of this program ({(exception is JsonException json ? JsonProblem.Reason(json) : exception.Message)}). If no machine works on this run, delete it and try again.", exception);
+            throw Refused(source, exception is JsonException json ? JsonProblem.Reason(json) : exception.Message, exception);
         }
+
+        static string Text(JsonElement element, string name) => element.GetProperty(name).GetString() ?? throw new FormatException($"{name} is null");
+
+        // Not Enum.Parse: that takes numbers and lists too.
+        static LeaseState StateOf(string? word) => word switch
+        {
+            "held" => LeaseState.Held,
+            "released" => LeaseState.Released,
+            "stopped" => LeaseState.Stopped,
+            "finished" => LeaseState.Finished,
+            _ => throw new FormatException("its state is not known"),
+        };
+    }
+
+    /// <summary>What is under the lease's name is none; says what to do.</summary>
+    internal static CheckpointFormatException Refused(string source, string reason, Exception? cause = null)
+    {
+        string message = $"{source} is not a lease of this program ({reason}). If no machine works on this run, delete it and try again.";
+        return cause is null ? new CheckpointFormatException(message) : new CheckpointFormatException(message, cause);
     }
 
     public byte[] ToJson()

@@ -140,6 +140,23 @@ public sealed class RunLease : IAsyncDisposable
     /// <param name="onRenewed">Done after each renewal; what it throws is told as a warning.</param>
     public void StartRenewing(Func<CancellationToken, Task> onRenewed) => renewing = Task.Run(() => RenewAsync(onRenewed));
 
+    /// <summary>
+    /// Renews at once where the last renewal is too old: after a machine slept, or the store was away, what is to be written need not wait for the next round,
+    /// and whether another machine has the run by now is known before it is refused.
+    /// </summary>
+    /// <exception cref="LeaseLostException">Nothing may be written now.</exception>
+    /// <exception cref="IOException">The store does not answer.</exception>
+    public async Task RequireHeldAsync()
+    {
+        // For as long as the store itself has patience. What took so long may be too old again when it arrives; the next one does not.
+        for (int i = 0; i < 2 && !lost.IsCancellationRequested && !IsHeld; i++)
+        {
+            await WriteAsync(LeaseState.Held, Timeout.InfiniteTimeSpan).ConfigureAwait(false);
+        }
+
+        RequireHeld();
+    }
+
     /// <exception cref="LeaseLostException">Nothing may be written now.</exception>
     public void RequireHeld()
     {
@@ -204,7 +221,17 @@ public sealed class RunLease : IAsyncDisposable
                 failed = false;
                 if (IsHeld)
                 {
-                    await onRenewed(ending.Token).ConfigureAwait(false);
+                    // Whatever it waits for, the next renewal does not.
+                    using var limit = new CancellationTokenSource(third, time);
+                    using var either = CancellationTokenSource.CreateLinkedTokenSource(limit.Token, ending.Token);
+                    try
+                    {
+                        await onRenewed(either.Token).ConfigureAwait(false);
+                    }
+                    catch (OperationCanceledException) when (limit.IsCancellationRequested && !ending.IsCancellationRequested)
+                    {
+                        // It is said again after the next renewal.
+                    }
                 }
             }
             catch (OperationCanceledException) when (ending.IsCancellationRequested)
@@ -299,6 +326,11 @@ public sealed class RunLease : IAsyncDisposable
 
         await using (stored.ConfigureAwait(false))
         {
+            if (stored.SizeBytes > LeaseRecord.LargestBytes)
+            {
+                throw LeaseRecord.Refused($"{store.Location}/{key}", $"it has {stored.SizeBytes} bytes");
+            }
+
             using var content = new MemoryStream();
             await stored.Content.CopyToAsync(content, cancellation).ConfigureAwait(false);
             return (LeaseRecord.Parse(ObjectStore.Append(store.Location, key), content.ToArray()), stored.Version);

@@ -62,6 +62,7 @@ public sealed class CheckpointStoreTests : IDisposable
     [InlineData("\"step\": 4", "\"step\": -4")]
     [InlineData("\"step\": 4", "\"step\": 1000000")]
     [InlineData("\"epoch\": 1,\n  \"created\"", "\"epoch\": 9,\n  \"created\"")]
+    [InlineData("\"epoch\": 1,\n  \"created\"", "\"epoch\": 2147483647,\n  \"created\"")]
     [InlineData("\"version\": 1", "\"version\": 2")]
     [InlineData("\"files\": [", "\"filez\": [")]
     [InlineData("{\n  \"version\"", "[\n  \"version\"")]
@@ -115,5 +116,108 @@ public sealed class CheckpointStoreTests : IDisposable
         Assert.DoesNotContain(two.Name, Names());
 
         string[] Names() => [.. Directory.EnumerateDirectories(folder.File("root/run")).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal)];
+    }
+
+    /// <summary>Three machines one after the other, and what each of the first two put too late.</summary>
+    [Fact]
+    public async Task ContinueFrom_ChainsOverThreeEpochs()
+    {
+        Checkpoint first = await SaveAsync(4, epoch: 1), second = await SaveAfterAsync(first, 6, epoch: 2), third = await SaveAfterAsync(second, 8, epoch: 3);
+        Assert.Equal([new LineageEntry(3, null), new LineageEntry(1, 4), new LineageEntry(2, 6)], third.Lineage);
+
+        // The same epoch again, as after a second save of one process: nothing is listed twice.
+        Checkpoint again = await SaveAfterAsync(third, 10, epoch: 3);
+        Assert.Equal(third.Lineage, again.Lineage);
+
+        // Put too late, by machines that had lost the run: the newest in time, and ahead.
+        await SaveAsync(11, epoch: 1);
+        await SaveAfterAsync(first, 12, epoch: 2);
+        Assert.Equal([again.Name, third.Name, second.Name, first.Name], (await Store().ListAsync(told.Add, Cancellation)).Select(item => item.Name));
+        Assert.Equal(again.Name, (await FindAsync())!.Name);
+
+        // However many of the newest are damaged, none of the late ones takes their place.
+        foreach (Checkpoint next in (Checkpoint[])[again, third, second])
+        {
+            File.AppendAllText(folder.File($"root/run/{next.Name}/state.json"), "x");
+        }
+
+        Assert.Equal(first.Name, (await FindAsync())!.Name);
+        File.AppendAllText(folder.File($"root/run/{first.Name}/state.json"), "x");
+        Assert.Null(await FindAsync());
+        Assert.Equal(4, told.Count);
+    }
+
+    /// <summary>A fourth machine goes on from what is left after damage: what lay behind the damage is not the run's any more.</summary>
+    [Fact]
+    public async Task ContinueFrom_AnOlderOne_LeavesTheNewerOut()
+    {
+        Checkpoint first = await SaveAsync(4, epoch: 1), second = await SaveAfterAsync(first, 6, epoch: 2);
+        Checkpoint third = await SaveAfterAsync(first, 5, epoch: 3);
+        Assert.Equal([new LineageEntry(3, null), new LineageEntry(1, 4)], third.Lineage);
+        Assert.Equal([third.Name, first.Name], (await Store().ListAsync(told.Add, Cancellation)).Select(item => item.Name));
+        Assert.True(File.Exists(ManifestOf(second)));
+    }
+
+    [Fact]
+    public async Task Neighbours_WithSimilarNames_AreLeftAlone()
+    {
+        string[] neighbours = ["ru", "run2", "run-2", "run.old", "runs"];
+        foreach (string name in neighbours)
+        {
+            Write($"{name}/step-00000001-1-0000abcd/state.json");
+            Write($"{name}/step-00000001-1-0000abcd/manifest.json");
+            Write($"{name}/step-00000002-9-0000abcd/half.json");
+            Write($"{name}/lease.json");
+        }
+
+        Write("step-00000001-1-0000abcd/state.json");
+        Write("run/mine.txt");
+        Write("run/notes/step-00000001-1-0000abcd");
+        Write("run/step-00000003-1-0badcafe/half.json");
+        string[] before = [.. Files().Where(path => !path.Contains("0badcafe", StringComparison.Ordinal))];
+        Checkpoint old = await SaveAsync(1);
+        Checkpoint newest = await SaveAsync(2);
+
+        await Store().RemoveUnfinishedAsync(Cancellation);
+        await Store().ApplyRetentionAsync(1, newest, Cancellation);
+
+        Assert.Equal([.. before.Append($"run/{newest.Name}/manifest.json").Append($"run/{newest.Name}/state.json").Order(StringComparer.Ordinal)], Files());
+        Assert.False(Directory.Exists(folder.File($"root/run/{old.Name}")));
+        Assert.Equal(1, await Store().HighestEpochAsync(Cancellation));
+        Assert.Equal([newest.Name], (await Store().ListAsync(told.Add, Cancellation)).Select(item => item.Name));
+        Assert.Empty(told);
+
+        void Write(string key)
+        {
+            Directory.CreateDirectory(Path.GetDirectoryName(folder.File($"root/{key}"))!);
+            File.WriteAllText(folder.File($"root/{key}"), "x");
+        }
+
+        string[] Files() => [.. Directory.EnumerateFiles(folder.File("root"), "*", SearchOption.AllDirectories).Select(path => Path.GetRelativePath(folder.File("root"), path)).Order(StringComparer.Ordinal)];
+    }
+
+    /// <summary>What was begun and has no manifest goes; what has one stays, damaged or not.</summary>
+    [Fact]
+    public async Task RemoveUnfinished_TakesOnlyWhatHasNoManifest()
+    {
+        Checkpoint whole = await SaveAsync(2), damaged = await SaveAsync(4), begun = await SaveAsync(6), torn = await SaveAsync(8);
+        File.Delete(folder.File($"root/run/{damaged.Name}/state.json"));
+        File.Delete(ManifestOf(begun));
+        File.WriteAllText(ManifestOf(torn), "{");
+
+        await Store().RemoveUnfinishedAsync(Cancellation);
+
+        Assert.Equal([whole.Name, damaged.Name, torn.Name], Directory.EnumerateDirectories(folder.File("root/run")).Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal));
+        Assert.Equal(whole.Name, (await FindAsync())!.Name);
+    }
+
+    private async Task<Checkpoint> SaveAfterAsync(Checkpoint origin, int step, int epoch)
+    {
+        string files = folder.File("files");
+        Directory.CreateDirectory(files);
+        File.WriteAllText(Path.Combine(files, "state.json"), $"state of step {step}");
+        CheckpointStore store = Store(epoch);
+        store.ContinueFrom(origin);
+        return await store.SaveAsync(step, files, cancellation: Cancellation);
     }
 }

@@ -3,19 +3,19 @@ using System.Net;
 using System.Net.Sockets;
 using System.Text;
 
-namespace LoraTrainer.Training.Tests.Interruptions;
+namespace LoraTrainer.TestSupport;
 
 /// <summary>One request as it came over the wire. Names of headers in lower case.</summary>
-internal sealed record MetadataRequest(string Method, string Target, IReadOnlyDictionary<string, string> Headers, string Body)
+public sealed record MetadataRequest(string Method, string Target, IReadOnlyDictionary<string, string> Headers, string Body)
 {
     public string? Header(string name) => Headers.GetValueOrDefault(name.ToLowerInvariant());
 }
 
 /// <summary>What is sent back; a status of 0 sends <see cref="Body"/> as it is, in the place of an HTTP answer.</summary>
-internal sealed record MetadataReply(int Status, string Body = "", params (string Name, string Value)[] Headers);
+public sealed record MetadataReply(int Status, string Body = "", params (string Name, string Value)[] Headers);
 
 /// <summary>An HTTP server on a loopback socket that answers as a test says; an answer that never comes is a server that hangs.</summary>
-internal sealed class MetadataServer : IAsyncDisposable
+public sealed class MetadataServer : IAsyncDisposable
 {
     private readonly TcpListener listener = new(IPAddress.Loopback, 0);
     private readonly CancellationTokenSource ending = new();

@@ -1,0 +1,37 @@
+using System.Globalization;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>One way to train that is killed at many moments: a new one joins as a line of <see cref="All"/>.</summary>
+/// <param name="Name">Names it in the tests.</param>
+/// <param name="Seed">Of the moments.</param>
+/// <param name="KillsInFolder">How often it is killed with its checkpoints in a folder.</param>
+/// <param name="KillsInS3">How often with its checkpoints in S3, every second time with the disk lost.</param>
+/// <param name="Changes">To the config of <see cref="TinyRun.Config"/>, which is LoRA with dropout.</param>
+internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, int KillsInS3, params (string Key, object? Value)[] Changes)
+{
+    public static CrashVariant[] All { get; } =
+    [
+        new("lora", 11, 10, 14),
+        new("packed", 12, 6, 0, ("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)),
+        new("qlora", 13, 4, 12, ("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")),
+        new("full", 14, 5, 0, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
+        new("cuda", 15, 3, 0, ("device", "cuda"), ("num_epochs", 1.6)),
+    ];
+
+    public static TheoryData<string> InFolder => [.. All.Where(variant => variant.KillsInFolder > 0).Select(variant => variant.Name)];
+
+    public static TheoryData<string> InS3 => [.. All.Where(variant => variant.KillsInS3 > 0).Select(variant => variant.Name)];
+
+    /// <summary>Of the processes: the stand-in's for a GPU.</summary>
+    public IReadOnlyDictionary<string, string>? Environment => Changes.Contains(("device", "cuda")) ? new Dictionary<string, string> { ["LT_CUDA_DIR"] = CudaStandin.Folder } : null;
+
+    public static CrashVariant Of(string name) => All.Single(variant => variant.Name == name);
+
+    /// <summary>The number as it is, or its share of the kills that LT_KILLS asks for in all.</summary>
+    public static int Scaled(int kills) => int.TryParse(System.Environment.GetEnvironmentVariable("LT_KILLS"), NumberStyles.None, CultureInfo.InvariantCulture, out int all)
+        ? (int)Math.Ceiling((double)kills * all / All.Sum(variant => variant.KillsInFolder + variant.KillsInS3))
+        : kills;
+}
