@@ -9,6 +9,9 @@ public sealed record PhaseCost(LedgerPhase Phase, decimal Hours, Money? Cost);
 /// </summary>
 public sealed record AttemptCost
 {
+    /// <summary>Digits behind the point of a cost that was worked out.</summary>
+    public const int Digits = 18;
+
     private const decimal SecondsInHour = 3600;
 
     public required AttemptSnapshot Attempt { get; init; }
@@ -85,8 +88,8 @@ public sealed record AttemptCost
             Phases = phases,
         };
 
-        // One division, at the end: an hourly price divided first would lose digits.
-        Money? CostOf(decimal time) => rate is null ? null : new Money(rate.Amount * units * time / SecondsInHour, rate.Currency);
+        // One division, at the end: an hourly price divided first would lose digits. It has to end somewhere, and with so many digits sums are exact, in any order.
+        Money? CostOf(decimal time) => rate is null ? null : new Money(decimal.Round(rate.Amount * units * time / SecondsInHour, Digits), rate.Currency);
     }
 
     private static int LostStepsOf(AttemptSnapshot attempt, int? restart)

@@ -104,6 +104,12 @@ internal sealed partial class LedgerDatabase : IDisposable
 
         if (item.Line is { } line)
         {
+            if (line.RunId is { } run)
+            {
+                // A run of which nothing else is known yet has a cost all the same.
+                Execute("INSERT INTO runs(run_id, name, project, tags, model, config, created) VALUES (?, '', '', '[]', '', '{}', ?) ON CONFLICT DO NOTHING", run, LedgerText.Of(new DateTimeOffset(line.Date, default, TimeSpan.Zero)));
+            }
+
             Execute(
                 "INSERT INTO cost_lines(line_id, run_id, project, category, amount, currency, description, date, by_hand) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 line.Id, line.RunId, line.Project, LedgerText.Of(line.Category), Check.Number(line.Amount), line.Currency, line.Description, LedgerText.Of(line.Date), line.ByHand ? 1 : 0);
@@ -300,7 +306,7 @@ internal sealed partial class LedgerDatabase : IDisposable
 
         if (CheckIntegrity(quickly: true) is [var first, ..])
         {
-            throw new LedgerException($"The ledger {path} is damaged ({first}). Move it away and a new one is begun; what the sqlite3 program's .recover saves of it can be put in its place.");
+            throw new LedgerException($"The ledger {path} is damaged ({first.ReplaceLineEndings("; ")}). Move it away and a new one is begun; what the sqlite3 program's .recover saves of it can be put in its place.");
         }
     }
 

@@ -17,7 +17,7 @@ public sealed record LedgerOptions
     /// <summary>How long opening, and what a person asks for, waits while another process has the ledger locked.</summary>
     public TimeSpan BusyTimeout { get; init; } = TimeSpan.FromSeconds(5);
 
-    /// <summary>How long a heartbeat waits for the same: the training waits with it.</summary>
+    /// <summary>How long a heartbeat waits for the same, at least a second in effect: its caller waits with it.</summary>
     public TimeSpan HeartbeatTimeout { get; init; } = TimeSpan.FromSeconds(1);
 
     /// <summary>After a failure, how long events go to the journal before the ledger is tried again.</summary>

@@ -17,6 +17,7 @@ public sealed class RunLedger : IDisposable
     private LedgerDatabase? _database;
     private long _failedAt;
     private bool _isFailing;
+    private bool _isDisposed;
 
     private RunLedger(string path, LedgerOptions options)
     {
@@ -117,6 +118,7 @@ public sealed class RunLedger : IDisposable
         var closed = new List<AttemptCost>();
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             Try(_options.BusyTimeout, database => database.Write(durably: true, () =>
             {
                 closed.Clear();
@@ -208,6 +210,7 @@ public sealed class RunLedger : IDisposable
     {
         lock (_lock)
         {
+            _isDisposed = true;
             _database?.Dispose();
             _database = null;
             _journal.Dispose();
@@ -219,6 +222,12 @@ public sealed class RunLedger : IDisposable
     {
         lock (_lock)
         {
+            if (_isDisposed)
+            {
+                // A heartbeat that was on its way.
+                return;
+            }
+
             bool wait = _isFailing && _options.Time.GetElapsedTime(_failedAt) < _options.RetryInterval;
             bool written = !wait && Try(isHeartbeat ? _options.HeartbeatTimeout : _options.BusyTimeout, database =>
             {
@@ -292,6 +301,7 @@ public sealed class RunLedger : IDisposable
     {
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
             try
             {
                 work(Connect(_options.BusyTimeout));
@@ -313,9 +323,26 @@ public sealed class RunLedger : IDisposable
 
     private LedgerDatabase Connect(TimeSpan timeout)
     {
+        if (_database is not null && !File.Exists(Path))
+        {
+            // It was moved away, and what is written to it goes with it.
+            _database.Dispose();
+            _database = null;
+        }
+
         if (_database is null)
         {
-            Directory.CreateDirectory(System.IO.Path.GetDirectoryName(Path)!);
+            string folder = System.IO.Path.GetDirectoryName(Path)!;
+            if (OperatingSystem.IsWindows())
+            {
+                Directory.CreateDirectory(folder);
+            }
+            else
+            {
+                // As the XDG specification has it.
+                Directory.CreateDirectory(folder, UnixFileMode.UserRead | UnixFileMode.UserWrite | UnixFileMode.UserExecute);
+            }
+
             _database = LedgerDatabase.Open(Path, timeout);
         }
         else

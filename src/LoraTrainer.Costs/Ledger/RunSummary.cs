@@ -95,10 +95,10 @@ public record CostSummary
             Attempts = attempts.Count,
             OpenAttempts = attempts.Count(attempt => attempt.Attempt.Ended is null),
             EstimatedAttempts = attempts.Count(attempt => attempt.Attempt.Estimated),
-            Hours = attempts.Sum(attempt => attempt.Hours),
-            GpuHours = attempts.Sum(attempt => attempt.GpuHours),
+            Hours = Hours(attempts.Sum(attempt => (decimal)attempt.Attempt.Progress.Elapsed.Ticks)),
+            GpuHours = Hours(attempts.Sum(attempt => (decimal)attempt.Attempt.Progress.Elapsed.Ticks * attempt.Attempt.Start.GpuCount)),
             BilledHours = attempts.Sum(attempt => attempt.BilledHours),
-            UnpricedHours = attempts.Where(attempt => attempt.Cost is null).Sum(attempt => attempt.Hours),
+            UnpricedHours = Hours(attempts.Where(attempt => attempt.Cost is null).Sum(attempt => (decimal)attempt.Attempt.Progress.Elapsed.Ticks)),
             LostHours = attempts.Sum(attempt => attempt.LostHours),
             LostCost = Money.Totals(attempts.Select(attempt => attempt.LostCost).OfType<Money>().Where(cost => cost.Amount != 0)),
             GpuCost = Money.Totals(categories.Where(item => item.Category == CostCategory.Gpu).Select(item => item.Cost)),
@@ -114,6 +114,9 @@ public record CostSummary
             Steps = attempts.Sum(attempt => (long)attempt.KeptSteps),
             Tokens = attempts.Sum(attempt => attempt.KeptTokens),
         };
+
+        // Divided once, after they were added.
+        static decimal Hours(decimal ticks) => ticks / TimeSpan.TicksPerHour;
     }
 }
 
