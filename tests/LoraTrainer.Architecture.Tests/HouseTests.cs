@@ -18,7 +18,7 @@ public sealed partial class HouseTests
         ["Data"] = (["Storage"], []),
         ["Engine"] = ([], []),
         ["Storage"] = ([], ["AWSSDK.S3", "Polly.Core"]),
-        ["Costs"] = ([], []),
+        ["Costs"] = ([], ["Microsoft.Data.Sqlite", "SQLitePCLRaw.bundle_e_sqlite3"]),
     };
 
     [Fact]
