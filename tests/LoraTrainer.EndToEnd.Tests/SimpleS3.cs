@@ -84,9 +84,9 @@ internal sealed class SimpleS3 : IAsyncDisposable
                 response.Headers[name] = value;
             }
 
-            response.ContentLength64 = found.Content.Length;
             if (request.HttpMethod == "GET")
             {
+                response.ContentLength64 = found.Content.Length;
                 await response.OutputStream.WriteAsync(found.Content);
             }
         }
