@@ -31,6 +31,9 @@ internal static class CommandLine
     private static readonly Option<bool> Debug = new("--debug") { Description = "Show where in the program an error came from.", Recursive = true };
 
     /// <summary>For the verbs that read a configuration; elsewhere there would be nothing to set.</summary>
+    /// <summary>Where what runs cost is written and read.</summary>
+    public static readonly Option<string> Ledger = new("--ledger") { Description = "The ledger of costs, a file. Else cost.ledger, LT_LEDGER, or the one in your data folder.", HelpName = "FILE" };
+
     public static readonly Option<string[]> Set = new("--set") { Description = "Set a configuration key, as often as needed: --set lora_r=8 --set datasets.0.path=my.jsonl", HelpName = "key=value" };
 
     /// <summary>The verbs, in the order of the help text. One line each; a verb is here when it works.</summary>
@@ -46,6 +49,7 @@ internal static class CommandLine
         GenerateVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,
+        ReportVerb.Create,
         PricesVerb.Create,
         DoctorVerb.Create,
     ];

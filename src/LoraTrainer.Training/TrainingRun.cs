@@ -37,6 +37,8 @@ public enum RunEnding
 /// </summary>
 public sealed class TrainingRun
 {
+    private static readonly TimeSpan Heartbeat = TimeSpan.FromSeconds(5);
+
     private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
 
     private readonly TrainingConfig config;
@@ -58,6 +60,9 @@ public sealed class TrainingRun
         started = Stopwatch.GetTimestamp();
         phases = new PhaseClock();
     }
+
+    /// <summary>Is given what is known of each attempt: of the earlier ones once, of this one every few seconds and at its end. From any thread; must not throw.</summary>
+    public Action<AttemptRecord>? AttemptSeen { get; init; }
 
     /// <summary>What the run came to; filled when <see cref="RunAsync"/> returns.</summary>
     public RunSummary? Summary { get; private set; }
@@ -168,7 +173,7 @@ public sealed class TrainingRun
             lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
             lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));
             using var listening = new CancellationTokenSource();
-            Task listener = ListenAsync(store, checkpoints, control, listening.Token);
+            Task listener = Task.WhenAll(ListenAsync(store, checkpoints, control, listening.Token), BeatAsync(pulse, listening.Token));
             try
             {
                 RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, provider, resume, force, differences).ConfigureAwait(false);
@@ -237,6 +242,11 @@ public sealed class TrainingRun
 
             await checkpoints.WriteAttemptAsync(pulse.Take(), control.Stop).ConfigureAwait(false);
             IReadOnlyList<AttemptRecord> attempts = await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false);
+            foreach (AttemptRecord attempt in attempts.Where(attempt => attempt.Epoch != lease.Epoch))
+            {
+                AttemptSeen?.Invoke(attempt);
+            }
+
             var budget = new RunBudget(config.Cost, attempts.Where(attempt => attempt.Epoch != lease.Epoch));
             if (budget.ReasonToStop(pulse.ProcessSeconds, stepSeconds: 0, commit: null) is { } reason)
             {
@@ -281,7 +291,9 @@ public sealed class TrainingRun
         }
         catch (Exception exception) when (exception is not OperationCanceledException && !lease.Lost.IsCancellationRequested)
         {
-            await TellAsync(() => checkpoints.WriteAttemptAsync(pulse.Take("failed"))).ConfigureAwait(false);
+            AttemptRecord failed = pulse.Take("failed");
+            AttemptSeen?.Invoke(failed);
+            await TellAsync(() => checkpoints.WriteAttemptAsync(failed)).ConfigureAwait(false);
             await lease.ReleaseAsync(LeaseState.Released).ConfigureAwait(false);
             throw;
         }
@@ -321,6 +333,23 @@ public sealed class TrainingRun
             },
             stop).ConfigureAwait(false);
 
+    /// <summary>Tells of this attempt every few seconds until it is cancelled.</summary>
+    private async Task BeatAsync(RunPulse pulse, CancellationToken cancellation)
+    {
+        while (AttemptSeen is not null && !cancellation.IsCancellationRequested)
+        {
+            AttemptSeen(pulse.Take());
+            try
+            {
+                await Task.Delay(Heartbeat, cancellation).ConfigureAwait(false);
+            }
+            catch (OperationCanceledException)
+            {
+                return;
+            }
+        }
+    }
+
     /// <summary>Looks for requests of other terminals until it is cancelled; often where that costs nothing.</summary>
     private async Task ListenAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, CancellationToken cancellation)
     {
@@ -353,11 +382,13 @@ public sealed class TrainingRun
     /// <summary>Says how this process ended, and gives the run back. A process that lost the run has not ended it, however far it came: the one that has it now does.</summary>
     private async Task<RunEnding> EndAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunEnding ending)
     {
+        AttemptRecord last = pulse.Take((lease.Lost.IsCancellationRequested ? RunEnding.Interrupted : ending).ToString().ToLowerInvariant());
+        AttemptSeen?.Invoke(last);
         if (!lease.Lost.IsCancellationRequested)
         {
             await TellAsync(async () =>
             {
-                await checkpoints.WriteAttemptAsync(pulse.Take(ending.ToString().ToLowerInvariant())).ConfigureAwait(false);
+                await checkpoints.WriteAttemptAsync(last).ConfigureAwait(false);
                 await checkpoints.RemoveProbesAsync().ConfigureAwait(false);
                 foreach (RunRequest request in await checkpoints.RequestsAsync().ConfigureAwait(false))
                 {

@@ -27,6 +27,8 @@ internal sealed record Ending(int ExitCode, string Output, string Error)
     {
         Assert.True(File.Exists(Program), $"the program is not beside the tests: {Program}");
         var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
+        // Never that of whoever runs the tests.
+        start.Environment["LT_LEDGER"] = Path.Combine(folder, "ledger.db");
         foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
         {
             start.Environment[name] = value;

@@ -23,7 +23,7 @@ internal static class ResumeVerb
     {
         Argument<string> run = new("RUN") { Description = "The output_dir of the run, or its place among the checkpoints." };
         Option<bool> force = new("--force") { Description = "Go on although settings that decide the result have changed." };
-        return new Verb("resume", "Go on with a run from its newest checkpoint.", Examples) { run, force, CommandLine.Set }.WithWork(async context =>
+        return new Verb("resume", "Go on with a run from its newest checkpoint.", Examples) { run, force, CommandLine.Set, CommandLine.Ledger }.WithWork(async context =>
         {
             TrainingConfig config = await RunFolder.ConfigOfAsync(context.Arguments.GetRequiredValue(run), context.Settings);
             return await TrainVerb.RunAsync(context, config, resume: true, context.Arguments.GetValue(force), evenIfStopped: true);

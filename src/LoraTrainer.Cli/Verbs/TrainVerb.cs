@@ -24,7 +24,7 @@ internal static class TrainVerb
     public static Verb Create()
     {
         Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
-        return new Verb("train", "Fine-tune a model as a configuration says.", Examples) { config, CommandLine.Set }
+        return new Verb("train", "Fine-tune a model as a configuration says.", Examples) { config, CommandLine.Set, CommandLine.Ledger }
             .WithWork(context => RunAsync(context, context.Arguments.GetRequiredValue(config)));
     }
 
@@ -49,7 +49,8 @@ internal static class TrainVerb
         TrainingRun run;
         await using (var display = new TrainingDisplay(context.Terminal, config.LoggingSteps, showSamples: true))
         {
-            run = new TrainingRun(config, display, TimeProvider.System);
+            using var ledger = new LedgerRecorder(context.Arguments.GetValue(CommandLine.Ledger), config, display.OnWarning);
+            run = new TrainingRun(config, display, TimeProvider.System) { AttemptSeen = ledger.Record };
             ending = await run.RunAsync(resume, force, evenIfStopped, stop);
         }
 

@@ -23,7 +23,6 @@ internal static class FeatureState
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
-        ("cost.ledger", IsOn, "A ledger of costs over all runs", "Leave cost.ledger out; summary.json has the cost of the run."),
         ("on_nonfinite", Is("rollback"), "Rolling back", "Use on_nonfinite: stop."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
@@ -35,8 +34,6 @@ internal static class FeatureState
         ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
         ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
         ("cost.bill_from", Is("boot"), "Counting from the start of the machine", "Use cost.bill_from: process."),
-        ("cost.project", IsOn, "Reporting by project", "Leave it out; run_name tells runs apart."),
-        ("cost.tags", HasEntries, "Reporting by tags", "Leave them out; run_name tells runs apart."),
     ];
 
     /// <summary>The keys that have a row.</summary>

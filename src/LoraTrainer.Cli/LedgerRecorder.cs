@@ -1,0 +1,98 @@
+using LoraTrainer.Costs.Ledger;
+using LoraTrainer.Storage;
+using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Cli;
+
+/// <summary>
+/// Writes a run's attempts into the ledger: its own every few seconds, and those of other machines as their records beside the checkpoints tell them.
+/// One way for both, which may be gone any number of times. A ledger that cannot be written is a warning, never an error of the run.
+/// </summary>
+internal sealed class LedgerRecorder : IDisposable
+{
+    private readonly RunLedger ledger;
+    private readonly TrainingConfig config;
+    private readonly Lock gate = new();
+    private bool isTidy;
+
+    public LedgerRecorder(string? path, TrainingConfig config, Action<string> warn)
+    {
+        this.config = config;
+        ledger = Open(path ?? config.Cost.Ledger, warn);
+    }
+
+    /// <summary>The ledger at a path; null: the usual one.</summary>
+    public static RunLedger Open(string? path, Action<string> warn) => RunLedger.Open(path, new LedgerOptions { RemoteFileSystemOf = MountedFileSystem.RemoteTypeOf, Warn = warn });
+
+    /// <summary>True where the process that held an attempt has certainly ended.</summary>
+    public static bool IsGone(AttemptHolder holder) => new LeaseHolder(holder.Host, holder.BootId, holder.ProcessId, holder.ProcessStart).IsProvablyDead;
+
+    /// <summary>Takes what is known of an attempt. Called from any thread.</summary>
+    public void Record(AttemptRecord attempt)
+    {
+        lock (gate)
+        {
+            ledger.Merge(Snapshot(attempt));
+            if (attempt.Holder == LeaseHolder.Current && !isTidy)
+            {
+                // Attempts that nobody ended and that this one replaces are closed with what they last said.
+                isTidy = true;
+                ledger.CloseDead(IsGone, attempt.RunId);
+            }
+        }
+    }
+
+    public void Dispose() => ledger.Dispose();
+
+    private AttemptSnapshot Snapshot(AttemptRecord attempt) => new()
+    {
+        Start = new AttemptStart
+        {
+            Run = new RunFacts
+            {
+                RunId = attempt.RunId,
+                Name = config.RunName,
+                Project = config.Cost.Project ?? string.Empty,
+                Tags = [.. config.Cost.Tags.Select(tag => $"{tag.Key}={tag.Value}")],
+                Model = config.BaseModel,
+                Created = attempt.Started,
+            },
+            Epoch = attempt.Epoch,
+            Holder = new AttemptHolder(attempt.Holder.Host, attempt.Holder.BootId, attempt.Holder.ProcessId, attempt.Holder.ProcessStart),
+            Rate = attempt.Rate is { } rate ? new AttemptRate(rate, attempt.Currency) { Source = "cost.rate" } : null,
+            Started = attempt.Started,
+        },
+        Progress = new AttemptProgress
+        {
+            Elapsed = TimeSpan.FromSeconds(attempt.Seconds),
+            Phases = attempt.PhaseSeconds.GroupBy(item => PhaseOf(item.Key)).ToDictionary(group => group.Key, group => TimeSpan.FromSeconds(group.Sum(item => item.Value))),
+            FirstStep = attempt.FirstStep,
+            LastStep = attempt.Step,
+            SavedStep = attempt.SavedStep,
+            Tokens = attempt.Tokens,
+        },
+        LastSeen = attempt.LastSeen,
+        Ended = attempt.Ended switch
+        {
+            null => null,
+            "finished" => AttemptEnd.Finished,
+            "stopped" or "budgetreached" => AttemptEnd.Stopped,
+            "failed" => AttemptEnd.Failed,
+            _ => AttemptEnd.Interrupted,
+        },
+    };
+
+    private static LedgerPhase PhaseOf(TrainingPhase phase) => phase switch
+    {
+        TrainingPhase.Starting => LedgerPhase.Start,
+        TrainingPhase.Loading => LedgerPhase.Load,
+        TrainingPhase.Quantizing => LedgerPhase.Quantize,
+        TrainingPhase.Tokenizing => LedgerPhase.Tokenize,
+        TrainingPhase.Evaluating => LedgerPhase.Evaluate,
+        TrainingPhase.Training => LedgerPhase.Train,
+        TrainingPhase.Saving => LedgerPhase.Save,
+        _ => LedgerPhase.Idle,
+    };
+}
