@@ -27,8 +27,10 @@ public sealed class CrashTests
         var random = new Random(variant.Seed);
         using var run = new TinyFolder(changes: variant.Changes);
         int killed = 0;
-        for (int i = 0; i < kills; i++)
+        for (int i = 0; i < kills || killed < kills; i++)
         {
+            Assert.True(i < 3 * kills, $"only {killed} of {kills} processes were killed before they had ended");
+
             // Every fourth run is killed twice more before it may go on to its end.
             int inARow = i % 4 == 3 ? 3 : 1;
             var story = new List<string>();
@@ -65,8 +67,6 @@ public sealed class CrashTests
             AssertNothingIsLeftOver(run);
             Directory.Delete(run.Out, recursive: true);
         }
-
-        Assert.True(killed >= kills, $"only {killed} of {kills} processes were killed before they had ended");
     }
 
     private static Moment RandomMoment(Random random, int number) => (number % 6) switch
