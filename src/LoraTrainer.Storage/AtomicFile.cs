@@ -97,12 +97,22 @@ public sealed partial class AtomicFile : IDisposable
         return true;
     }
 
+    /// <summary>Somebody removed what was written before it had its final name.</summary>
+    internal bool IsGone => !committed && !File.Exists(temporaryPath);
+
     public void Dispose()
     {
         handle.Dispose();
-        if (!committed)
+        if (!IsGone && !committed)
         {
-            File.Delete(temporaryPath);
+            try
+            {
+                File.Delete(temporaryPath);
+            }
+            catch (DirectoryNotFoundException)
+            {
+                // Removed with its folder in this moment.
+            }
         }
     }
 

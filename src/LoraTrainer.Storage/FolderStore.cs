@@ -34,13 +34,30 @@ public sealed class FolderStore : IObjectStore
     public async Task<string?> PutAsync(string key, Stream content, PutCondition condition = default, IProgress<long>? progress = null, CancellationToken cancellation = default)
     {
         string path = PathOf(key);
+        long start = content.Position;
+        for (int attempt = 1; ; attempt++)
+        {
+            using AtomicFile file = CreateIn(path);
+            try
+            {
+                return await PutAsync(file, path, content, condition, progress, cancellation).ConfigureAwait(false);
+            }
+            catch (IOException) when (attempt < FolderAttempts && file.IsGone)
+            {
+                // Another process took it for what a dead one left behind; it does that once.
+                content.Position = start;
+            }
+        }
+    }
+
+    private static async Task<string?> PutAsync(AtomicFile file, string path, Stream content, PutCondition condition, IProgress<long>? progress, CancellationToken cancellation)
+    {
         if (condition.MustBeAbsent && File.Exists(path))
         {
             return null;
         }
 
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-        using AtomicFile file = CreateIn(path);
         byte[] buffer = ArrayPool<byte>.Shared.Rent(BufferBytes);
         try
         {

@@ -73,7 +73,7 @@ public sealed class SharedRunTests
         using TinyFolder folder = Folder(leaseSeconds: 600);
         Dictionary<string, string> expected = await ExpectedAsync(folder);
         await using Child first = Child.Start(folder, Train("a"));
-        await first.SeesAsync("step ", 5);
+        await first.SeesAsync("is safe, after");
         first.Signal(TinyFolder.SignalStop);
         await using Child second = Child.Start(folder, Train("b"));
         await second.SeesAsync($"process {first.Id} on {Environment.MachineName} works on the run tiny. This process waits; it goes on when that one ends, or has given no sign of life for 600 s.");

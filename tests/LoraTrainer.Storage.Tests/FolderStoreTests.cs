@@ -46,6 +46,45 @@ public class FolderStoreTests
         }
     }
 
+    /// <summary>Whoever gets a run clears away what dead processes left in it, while another one may be putting its own: that one is not hurt.</summary>
+    [Theory]
+    [InlineData("")]
+    [InlineData("absent")]
+    [InlineData("swap")]
+    public async Task Put_WhoseUnfinishedFileIsRemoved_IsDoneAgain(string condition)
+    {
+        using var folder = new TemporaryFolder();
+        var store = new FolderStore(folder.Path);
+        string? version = condition == "swap" ? await store.PutAsync("run/a", new MemoryStream([9]), cancellation: Cancellation) : null;
+        using var content = new MemoryStream([0, 1, 2, 3]) { Position = 1 };
+        int removed = 0;
+        string? put = await store.PutAsync(
+            "run/a",
+            content,
+            condition switch { "absent" => PutCondition.IfAbsent, "swap" => PutCondition.IfVersion(version!), _ => default },
+            new Once(() => removed = store.RemoveUnfinishedAsync("run/", Cancellation).Result),
+            Cancellation);
+
+        Assert.Equal(1, removed);
+        Assert.NotNull(put);
+        Assert.Equal([1, 2, 3], File.ReadAllBytes(folder.File("run/a")));
+        Assert.Single(Directory.GetFileSystemEntries(folder.File("run")));
+    }
+
+    private sealed class Once(Action act) : IProgress<long>
+    {
+        private bool isDone;
+
+        public void Report(long value)
+        {
+            if (!isDone)
+            {
+                isDone = true;
+                act();
+            }
+        }
+    }
+
     /// <summary>A process that is suspended while it has the lock gives it back to nobody: whoever waits is told, and does not wait for ever.</summary>
     [Fact]
     public async Task Lock_ThatIsNotGivenBack_IsAnErrorThatSaysWhatToDo()
