@@ -12,6 +12,11 @@ public static partial class ObjectStore
     /// <exception cref="StoreException">what is written names no store; says why</exception>
     public static IObjectStore Open(string uriOrPath)
     {
+        if (SchemeWithOneSlash().IsMatch(uriOrPath))
+        {
+            throw S3Location.Wrong($"'{uriOrPath}' is neither a path nor a URI: a URI has two slashes behind its colon, as in s3://bucket/prefix. For a folder of that name write ./ before it.");
+        }
+
         Match scheme = SchemeAtStart().Match(uriOrPath);
         return scheme.Groups[1].Value.ToLowerInvariant() switch
         {
@@ -53,4 +58,7 @@ public static partial class ObjectStore
 
     [GeneratedRegex("^([A-Za-z][A-Za-z0-9+.-]*)://")]
     private static partial Regex SchemeAtStart();
+
+    [GeneratedRegex("^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")]
+    private static partial Regex SchemeWithOneSlash();
 }

@@ -187,6 +187,11 @@ public sealed partial class RunFolder
     /// <summary>The same for a folder.</summary>
     public static TrainingConfig ConfigOf(string place, IReadOnlyList<string> settings)
     {
+        if (File.Exists(Path.Combine(place, CheckpointStore.ManifestName)))
+        {
+            throw new TrainingSetupException($"{place} is one checkpoint of a run. Give the run's folder, {Path.GetDirectoryName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(place)))}, which goes on from its newest intact one.");
+        }
+
         string file = Path.Combine(place, CheckpointFiles.ConfigName);
         if (!File.Exists(file))
         {
@@ -233,10 +238,11 @@ public sealed partial class RunFolder
 
     private TrainingConfig? StoredConfig(byte[]? besideCheckpoints)
     {
+        // That beside the checkpoints first: another machine may have gone on with other settings since this folder was written.
         string file = Path.Combine(config.OutputDir, CheckpointFiles.ConfigName);
-        return File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require()
-            : besideCheckpoints is null ? null
-            : ConfigurationLoader.LoadText(Encoding.UTF8.GetString(besideCheckpoints), $"{CheckpointRoot}/{config.RunName}/{CheckpointFiles.ConfigName}", []).Require();
+        return besideCheckpoints is not null
+            ? ConfigurationLoader.LoadText(Encoding.UTF8.GetString(besideCheckpoints), ObjectStore.Append(ObjectStore.Append(CheckpointRoot, config.RunName), CheckpointFiles.ConfigName), []).Require()
+            : File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require() : null;
     }
 
     /// <summary>Where the log of the steps lies.</summary>

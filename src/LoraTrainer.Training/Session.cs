@@ -19,6 +19,7 @@ internal sealed class Session
 {
     // A stop that comes while nothing was saved yet must not be lost to a first save that never came.
     private static readonly TimeSpan FirstAutomaticSave = TimeSpan.FromSeconds(30);
+    private static readonly TimeSpan BetweenTries = TimeSpan.FromSeconds(10);
     private static readonly TimeSpan UploadNews = TimeSpan.FromMilliseconds(500);
 
     private readonly List<double> losses = [];
@@ -303,14 +304,15 @@ internal sealed class Session
         long start = Stopwatch.GetTimestamp();
         Phases.Enter(TrainingPhase.Saving);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Saving, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
-        StagingFolder staging = Folder.Stage();
+        StagingFolder? staging = null;
         try
         {
+            staging = Folder.Stage();
             CheckpointFiles.Write(staging.Path, Config, Trained, state with { Losses = [.. losses], TotalSeconds = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds }, Folder.LogFile);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            staging.Dispose();
+            staging?.Dispose();
             writer.Fail(trainer.CompletedSteps, exception);
             lastCheckpoint = Stopwatch.GetTimestamp();
             return;
@@ -369,20 +371,23 @@ internal sealed class Session
     private void Answer(RunRequest[] requests) => _ = Task.Run(async () =>
     {
         await writer.FlushAsync().ConfigureAwait(false);
-        if (writer.Failure is null)
+        foreach (RunRequest request in requests.Where(request => request.Kind == RunRequestKind.Save))
         {
-            foreach (RunRequest request in requests.Where(request => request.Kind == RunRequestKind.Save))
+            try
             {
-                try
+                if (writer.Failure is null)
                 {
                     await Checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
-                }
-                catch (IOException)
-                {
-                    // It stays, and is done once more.
-                    Control.Forget(request);
+                    continue;
                 }
             }
+            catch (IOException)
+            {
+                // As where nothing could be saved: the request stays, and is done once more.
+            }
+
+            await Task.Delay(BetweenTries).ConfigureAwait(false);
+            Control.Forget(request);
         }
     });
 

@@ -94,6 +94,11 @@ public sealed class TrainingRun
             observer.OnNotice(judgement);
         }
 
+        if (File.Exists(folder.CheckpointRoot))
+        {
+            throw new TrainingSetupException($"checkpoint.uri {folder.CheckpointRoot} is a file. Give a folder, which is made where there is none, or an s3:// URI.");
+        }
+
         IObjectStore store = ObjectStore.Open(folder.CheckpointRoot);
         await using (store.ConfigureAwait(false))
         {
@@ -248,7 +253,8 @@ public sealed class TrainingRun
             }
 
             var budget = new RunBudget(config.Cost, attempts.Where(attempt => attempt.Epoch != lease.Epoch));
-            if (budget.ReasonToStop(pulse.ProcessSeconds, stepSeconds: 0, commit: null) is { } reason)
+            bool hasAllSteps = attempts.Any(attempt => attempt.TotalSteps > 0 && attempt.SavedStep >= attempt.TotalSteps);
+            if (!hasAllSteps && budget.ReasonToStop(pulse.ProcessSeconds, stepSeconds: 0, commit: null) is { } reason)
             {
                 observer.OnWarning(reason);
                 return RunEnding.BudgetReached;
@@ -395,7 +401,14 @@ public sealed class TrainingRun
                     await checkpoints.RemoveRequestAsync(request).ConfigureAwait(false);
                 }
             }).ConfigureAwait(false);
-            await lease.ReleaseAsync(ending switch { RunEnding.Finished => LeaseState.Finished, RunEnding.Stopped => LeaseState.Stopped, _ => LeaseState.Released }).ConfigureAwait(false);
+            await lease.ReleaseAsync(ending switch
+            {
+                RunEnding.Finished => LeaseState.Finished,
+                RunEnding.Stopped => LeaseState.Stopped,
+
+                // What was finished stays so, also where this process did not come to say it again.
+                _ => lease.Previous?.State == LeaseState.Finished ? LeaseState.Finished : LeaseState.Released,
+            }).ConfigureAwait(false);
         }
 
         if (lease.Lost.IsCancellationRequested)
