@@ -35,6 +35,7 @@ public sealed class ConfigurationDocumentationTests
             string[] settings = path switch
             {
                 "test_datasets" or "warmup_ratio" => [$"{path}={key.Example}"],
+                "cost.budget" => ["cost.rate=1", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
                 _ when path.StartsWith("bnb_config_kwargs", StringComparison.Ordinal) => ["adapter=qlora", $"{path}={key.Example}"],
                 _ => [$"{path}={key.Example}"],
