@@ -23,12 +23,22 @@ internal sealed record Ending(int ExitCode, string Output, string Error)
     }
 
     /// <summary>Starts a command with its standard output and error redirected.</summary>
+    private static readonly Lazy<string> Ledgers = new(() =>
+    {
+        string folder = Directory.CreateTempSubdirectory("lora-trainer-test-ledgers-").FullName;
+        AppDomain.CurrentDomain.ProcessExit += (_, _) => Directory.Delete(folder, recursive: true);
+        return folder;
+    });
+
+    /// <summary>The ledger of processes that are started in a folder; it lies elsewhere, so that a folder holds what its run left and nothing else.</summary>
+    public static string LedgerOf(string folder) => Path.Combine(Ledgers.Value, Path.GetFileName(Path.TrimEndingDirectorySeparator(folder)) + ".db");
+
     public static Process Start(string folder, string[] command, IReadOnlyDictionary<string, string>? environment = null)
     {
         Assert.True(File.Exists(Program), $"the program is not beside the tests: {Program}");
         var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
         // Never that of whoever runs the tests.
-        start.Environment["LT_LEDGER"] = Path.Combine(folder, "ledger.db");
+        start.Environment["LT_LEDGER"] = LedgerOf(folder);
         foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
         {
             start.Environment[name] = value;

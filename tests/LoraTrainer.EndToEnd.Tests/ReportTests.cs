@@ -17,7 +17,7 @@ public sealed class ReportTests : IDisposable
         await run.KillWhenAsync(() => Directory.Exists(run.Checkpoints) && run.CheckpointFolders().Length > 0, ["train", "tiny.yaml"]);
 
         // The records beside the checkpoints bring back what the file knew.
-        foreach (string file in Directory.EnumerateFiles(run.Path, "ledger.db*"))
+        foreach (string file in Directory.EnumerateFiles(Path.GetDirectoryName(Ending.LedgerOf(run.Path))!, Path.GetFileName(Ending.LedgerOf(run.Path)) + "*"))
         {
             File.Delete(file);
         }
