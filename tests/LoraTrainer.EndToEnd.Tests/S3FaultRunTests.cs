@@ -127,7 +127,8 @@ public sealed class S3FaultRunTests
     [Fact]
     public async Task StoreOutOfReach_OnErrorContinue_TheRunGoesOnAndSavesWhenItIsBack()
     {
-        const int epochs = 60;
+        // Long enough for three saves that fail and two that do not, on a fast machine too.
+        const int epochs = 200;
         Dictionary<string, string> expected = await ExpectedAsync(epochs);
         await using var run = new S3Run(server, Changes(epochs), "&retry_seconds=0.5", leaseSeconds: 2, saves: "every_steps: 5, keep: 2, on_error: continue");
         await using Child child = Child.Start(run.Folder, S3Run.Train);

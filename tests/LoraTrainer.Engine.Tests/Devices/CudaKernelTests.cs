@@ -11,8 +11,8 @@ public sealed class CudaKernelTests
     [Fact]
     public void All_HasEveryKernelOnce()
     {
-        Assert.Equal(31, CudaKernels.All.Count);
-        Assert.Equal(31, CudaKernels.All.Select(kernel => kernel.Name).Distinct().Count());
+        Assert.Equal(30, CudaKernels.All.Count);
+        Assert.Equal(30, CudaKernels.All.Select(kernel => kernel.Name).Distinct().Count());
         Assert.All(CudaKernels.All, kernel => Assert.EndsWith(".cu", kernel.File, StringComparison.Ordinal));
     }
 
