@@ -153,6 +153,8 @@ public class TrainerTests
             ("val_set_size", seed % 4 == 0 ? 3 : Pick(0, 3)),
             ("evaluate_before", seed % 4 == 0 ? "false" : Pick("true", "false")),
             ("evaluate_after", seed % 4 == 0 ? "false" : Pick("true", "false")),
+            // Other tests of this process send it the signals that a run would heed.
+            ("interruption", "{sources: none}"),
             ("eval_max_new_tokens", seed % 4 == 0 ? 200 : Pick(0, 4, 200)),
         ];
         string text = TinyRun.Config(folder.Path, changes);
