@@ -15,11 +15,14 @@ internal sealed class LedgerRecorder : IDisposable
     private readonly RunLedger ledger;
     private readonly TrainingConfig config;
     private readonly Lock gate = new();
+    private readonly Action<string> warn;
+    private readonly HashSet<int> refused = [];
     private bool isTidy;
 
     public LedgerRecorder(string? path, TrainingConfig config, Action<string> warn)
     {
         this.config = config;
+        this.warn = warn;
         ledger = Open(path ?? config.Cost.Ledger, warn);
     }
 
@@ -29,18 +32,34 @@ internal sealed class LedgerRecorder : IDisposable
     /// <summary>True where the process that held an attempt has certainly ended.</summary>
     public static bool IsGone(AttemptHolder holder) => new LeaseHolder(holder.Host, holder.BootId, holder.ProcessId, holder.ProcessStart).IsProvablyDead;
 
-    /// <summary>Takes what is known of an attempt. Called from any thread.</summary>
+    /// <summary>Takes what is known of an attempt. Called from any thread; what the ledger does not take is a warning.</summary>
     public void Record(AttemptRecord attempt)
     {
         lock (gate)
         {
-            ledger.Merge(Snapshot(attempt));
-            if (attempt.Holder == LeaseHolder.Current && !isTidy)
+            try
             {
-                // Attempts that nobody ended and that this one replaces are closed with what they last said.
-                isTidy = true;
-                ledger.CloseDead(IsGone, attempt.RunId);
+                Merge(attempt);
             }
+            catch (ArgumentException exception) when (refused.Add(attempt.Epoch))
+            {
+                warn($"Attempt {attempt.Epoch} of the run does not get into the ledger: {exception.Message}");
+            }
+            catch (ArgumentException)
+            {
+                // Told before.
+            }
+        }
+    }
+
+    private void Merge(AttemptRecord attempt)
+    {
+        ledger.Merge(Snapshot(attempt));
+        if (attempt.Holder == LeaseHolder.Current && !isTidy)
+        {
+            // Attempts that nobody ended and that this one replaces are closed with what they last said.
+            isTidy = true;
+            ledger.CloseDead(IsGone, attempt.RunId);
         }
     }
 

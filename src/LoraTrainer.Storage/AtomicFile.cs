@@ -117,7 +117,7 @@ public sealed partial class AtomicFile : IDisposable
     }
 
     /// <summary>True for the name of a file that was being written.</summary>
-    internal static bool IsTemporary(string name) => TemporaryName().IsMatch(name);
+    public static bool IsTemporary(string name) => TemporaryName().IsMatch(name);
 
     [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
     private static partial Regex TemporaryName();

@@ -21,8 +21,7 @@ internal sealed record S3Marks(string Sha256, string Put)
     {
         request.UseChunkEncoding = location.ChunkEncoding;
         request.ContentType = "application/octet-stream";
-        request.Metadata[Sha256Name] = Sha256;
-        request.Metadata[PutName] = Put;
+        Mark(request.Metadata);
         if (location.Encryption is { } encryption)
         {
             request.ServerSideEncryptionMethod = new ServerSideEncryptionMethod(encryption);
@@ -40,8 +39,7 @@ internal sealed record S3Marks(string Sha256, string Put)
     public InitiateMultipartUploadRequest Mark(InitiateMultipartUploadRequest request, S3Location location)
     {
         request.ContentType = "application/octet-stream";
-        request.Metadata[Sha256Name] = Sha256;
-        request.Metadata[PutName] = Put;
+        Mark(request.Metadata);
         if (location.Encryption is { } encryption)
         {
             request.ServerSideEncryptionMethod = new ServerSideEncryptionMethod(encryption);
@@ -54,5 +52,11 @@ internal sealed record S3Marks(string Sha256, string Put)
         }
 
         return request;
+    }
+
+    private void Mark(MetadataCollection metadata)
+    {
+        metadata[Sha256Name] = Sha256;
+        metadata[PutName] = Put;
     }
 }

@@ -18,6 +18,7 @@ internal sealed class RunBudget
     private readonly CostOptions options;
     private readonly decimal spentBefore;
     private readonly double hoursBefore;
+    private readonly bool isMixed;
     private bool isWarned;
 
     /// <param name="options">Rate, limits.</param>
@@ -33,21 +34,27 @@ internal sealed class RunBudget
 
         foreach (AttemptRecord attempt in earlier)
         {
-            if (options.Budget is not null && attempt.Rate is not null && attempt.Currency != options.Currency)
+            bool isOther = attempt.Rate is not null && attempt.Currency != options.Currency;
+            isMixed |= isOther;
+            if (isOther && options.Budget is not null)
             {
                 throw new TrainingSetupException($"The run's attempt {attempt.Epoch} was paid in {attempt.Currency}, and cost.budget is in {options.Currency}: they cannot be added. Keep the currency of the run.");
             }
 
             hoursBefore += attempt.Seconds / 3600;
-            spentBefore += Cost(attempt.Seconds, attempt.Rate ?? options.Rate);
+            spentBefore += Price(attempt.Seconds, attempt.Rate ?? options.Rate);
         }
     }
 
     public string Currency => options.Currency;
 
-    /// <summary>Over all attempts; null where no rate is known.</summary>
+    /// <summary>What the run has cost over all attempts, the killed ones included.</summary>
     /// <param name="seconds">Of this process so far.</param>
-    public decimal? Spent(double seconds) => options.Rate is { } rate ? spentBefore + Cost(seconds, rate) : null;
+    public RunCost Cost(double seconds) => new(Spent(seconds) is { } spent ? Math.Round(spent, 6) : null, Currency, hoursBefore + seconds / 3600, options.Rate);
+
+    /// <summary>Over all attempts; null where no rate is known, or attempts were paid in several currencies: they are never added.</summary>
+    /// <param name="seconds">Of this process so far.</param>
+    public decimal? Spent(double seconds) => options.Rate is { } rate && !isMixed ? spentBefore + Price(seconds, rate) : null;
 
     /// <summary>Why the run has to stop before its next step, as a sentence; null while it need not.</summary>
     /// <param name="seconds">Of this process so far.</param>
@@ -56,7 +63,7 @@ internal sealed class RunBudget
     public string? ReasonToStop(double seconds, double stepSeconds, TimeSpan? commit)
     {
         double reserve = stepSeconds + (commit?.TotalSeconds ?? 0) * CommitMargin + GoodbyeSeconds;
-        if (options.Budget is { } budget && spentBefore + Cost(seconds + reserve, options.Rate) > budget)
+        if (options.Budget is { } budget && spentBefore + Price(seconds + reserve, options.Rate) > budget)
         {
             return string.Create(CultureInfo.InvariantCulture, $"The budget of {budget} {Currency} is reached: {Spent(seconds):0.00##} {Currency} are spent, and a step more with its checkpoint would go beyond it.");
         }
@@ -80,5 +87,5 @@ internal sealed class RunBudget
         return string.Create(CultureInfo.InvariantCulture, $"{spent:0.00##} of the budget of {budget} {Currency} are spent ({spent / budget:0 %}).");
     }
 
-    private static decimal Cost(double seconds, decimal? rate) => (rate ?? 0) * (decimal)seconds / 3600;
+    private static decimal Price(double seconds, decimal? rate) => (rate ?? 0) * (decimal)seconds / 3600;
 }

@@ -12,7 +12,7 @@ namespace LoraTrainer.Training;
 public static class RunComparison
 {
     /// <summary>They hold times, places or the number of processes; what matters of the log and of the state is compared by itself.</summary>
-    private static readonly string[] NotCompared = [RunFolder.LogName, RunFolder.SummaryName, CheckpointFiles.ConfigName, CheckpointFiles.StateName];
+    private static readonly string[] NotCompared = [CheckpointFiles.LogName, RunFolder.SummaryName, CheckpointFiles.ConfigName, CheckpointFiles.StateName];
 
     private static readonly string[] LoggedValues = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens"];
 
@@ -115,14 +115,14 @@ public static class RunComparison
         string[] first = Lines(one), second = Lines(other);
         if (first.Length != second.Length)
         {
-            differences.Add($"{RunFolder.LogName} has {first.Length} lines in the one run and {second.Length} in the other.");
+            differences.Add($"{CheckpointFiles.LogName} has {first.Length} lines in the one run and {second.Length} in the other.");
         }
 
         for (int i = 0; i < Math.Min(first.Length, second.Length); i++)
         {
             if (first[i] != second[i])
             {
-                differences.Add($"{RunFolder.LogName} differs from line {i + 1} on: {first[i]} in the one run, {second[i]} in the other.");
+                differences.Add($"{CheckpointFiles.LogName} differs from line {i + 1} on: {first[i]} in the one run, {second[i]} in the other.");
                 return;
             }
         }

@@ -1,7 +1,6 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
-using System.Text.RegularExpressions;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
@@ -18,9 +17,8 @@ namespace LoraTrainer.Training;
 /// end the adapter with the tokenizer's files and <c>summary.json</c>. Where checkpoints lie elsewhere the config lies there too, so that the
 /// place alone is enough to resume.
 /// </summary>
-public sealed partial class RunFolder
+public sealed class RunFolder
 {
-    internal const string LogName = "log.jsonl";
     internal const string SummaryName = "summary.json";
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
@@ -207,7 +205,7 @@ public sealed partial class RunFolder
         }
 
         // The folder lies elsewhere than the config says: it is the run's place among the checkpoints, or the run was moved, or is to be written elsewhere now.
-        bool isAmongCheckpoints = Path.GetFileName(full) == config.RunName && !File.Exists(Path.Combine(full, LogName)) && !Directory.Exists(Path.Combine(full, CheckpointsName));
+        bool isAmongCheckpoints = Path.GetFileName(full) == config.RunName && !File.Exists(Path.Combine(full, CheckpointFiles.LogName)) && !Directory.Exists(Path.Combine(full, CheckpointsName));
         if (isAmongCheckpoints)
         {
             return WithCheckpointsAt(Path.GetDirectoryName(full)!);
@@ -246,7 +244,7 @@ public sealed partial class RunFolder
     }
 
     /// <summary>Where the log of the steps lies.</summary>
-    internal string LogFile => Path.Combine(config.OutputDir, LogName);
+    internal string LogFile => Path.Combine(config.OutputDir, CheckpointFiles.LogName);
 
     /// <summary>Puts the log of a checkpoint in place where this folder's own does not reach as far: on another machine, or after a lost disk.</summary>
     internal void RestoreLog(string saved)
@@ -318,16 +316,12 @@ public sealed partial class RunFolder
 
         foreach (string file in Directory.EnumerateFiles(config.OutputDir, ".*.tmp"))
         {
-            if (TemporaryName().IsMatch(Path.GetFileName(file)))
+            if (AtomicFile.IsTemporary(Path.GetFileName(file)))
             {
                 File.Delete(file);
             }
         }
     }
-
-    /// <summary>As <see cref="AtomicFile"/> names a file that is not whole yet.</summary>
-    [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
-    private static partial Regex TemporaryName();
 
     private void RefuseOccupied(bool isStored)
     {
@@ -348,7 +342,7 @@ public sealed partial class RunFolder
 
     private void RefuseOutputs()
     {
-        string[] outputs = [PeftAdapterFolder.WeightsFileName, ModelFolder.SingleFileName, LogName, SummaryName];
+        string[] outputs = [PeftAdapterFolder.WeightsFileName, ModelFolder.SingleFileName, CheckpointFiles.LogName, SummaryName];
         if (outputs.FirstOrDefault(name => File.Exists(Path.Combine(config.OutputDir, name))) is { } occupied)
         {
             throw new TrainingSetupException($"{config.OutputDir} already holds {occupied}, which this run would overwrite. Choose another output_dir.");

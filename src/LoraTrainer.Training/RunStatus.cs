@@ -152,14 +152,14 @@ public sealed record RunStatus
         json.WriteString("run_id", RunId);
         json.WriteString("state", State.ToString().ToLowerInvariant());
         json.WriteString("host", Holder?.Host);
-        WriteNumber("process", Holder?.ProcessId);
+        json.WriteNumberOrNull("process", (long?)Holder?.ProcessId);
         json.WriteString("phase", Phase?.ToString().ToLowerInvariant());
         WriteTime("since", Since);
         WriteTime("last_seen", LastSeen);
         json.WriteNumber("step", Step);
-        WriteNumber("total_steps", TotalSteps);
-        WriteNumber("loss", Loss);
-        WriteNumber("tokens_per_second", TokensPerSecond is { } speed ? Math.Round(speed, 2) : null);
+        json.WriteNumberOrNull("total_steps", (long?)TotalSteps);
+        json.WriteNumberOrNull("loss", Loss);
+        json.WriteNumberOrNull("tokens_per_second", TokensPerSecond is { } speed ? Math.Round(speed, 2) : null);
         json.WriteString("device", Device);
         if (SafeCheckpoint is { } safe)
         {
@@ -189,18 +189,6 @@ public sealed record RunStatus
         json.WriteString("output_dir", OutputDir);
         json.WriteString("location", Location);
         json.WriteEndObject();
-
-        void WriteNumber(string name, double? value)
-        {
-            if (value is { } number)
-            {
-                json.WriteNumber(name, number);
-            }
-            else
-            {
-                json.WriteNull(name);
-            }
-        }
 
         void WriteTime(string name, DateTimeOffset? value)
         {

@@ -1,23 +1,17 @@
-using System.Globalization;
 using System.Text.Json;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training.Checkpoints;
-using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training;
 
 /// <summary>What a run's time cost; money is null where no rate is known.</summary>
-/// <param name="Amount">Rate times hours.</param>
+/// <param name="Amount">Over all attempts of the run, each at its own rate.</param>
 /// <param name="Currency">Of the amount.</param>
 /// <param name="GpuHours">Elapsed machine time times the number of GPUs; a CPU machine counts as one.</param>
 /// <param name="Rate">For one hour.</param>
-public readonly record struct RunCost(decimal? Amount, string Currency, double GpuHours, decimal? Rate)
-{
-    internal static RunCost Of(CostOptions options, TimeSpan elapsed) =>
-        new(options.Rate is { } rate ? Math.Round(rate * (decimal)elapsed.TotalHours, 6) : null, options.Currency, elapsed.TotalHours, options.Rate);
-}
+public readonly record struct RunCost(decimal? Amount, string Currency, double GpuHours, decimal? Rate);
 
 /// <summary>What a finished run came to: the content of summary.json.</summary>
 public sealed record RunSummary
@@ -95,8 +89,8 @@ public sealed record RunSummary
         WriteByKind(json, ByKind);
         json.WriteEndObject();
         json.WriteStartObject("loss");
-        WriteNumberOrNull(json, "first", FirstLoss);
-        WriteNumberOrNull(json, "last", LastLoss);
+        json.WriteNumberOrNull("first", FirstLoss);
+        json.WriteNumberOrNull("last", LastLoss);
         json.WriteEndObject();
         json.WriteStartObject("evaluation");
         json.WritePropertyName("before");
@@ -110,10 +104,10 @@ public sealed record RunSummary
         json.WriteNumber("trainable_parameters", TrainableParameters);
         json.WriteEndObject();
         json.WriteStartObject("cost");
-        WriteMoney(json, "amount", Cost.Amount);
+        json.WriteMoney("amount", Cost.Amount);
         json.WriteString("currency", Cost.Currency);
         json.WriteNumber("gpu_hours", Cost.GpuHours);
-        WriteMoney(json, "rate", Cost.Rate);
+        json.WriteMoney("rate", Cost.Rate);
         json.WriteEndObject();
         json.WriteNumber("attempts", Attempts);
         json.WriteEndObject();
@@ -129,30 +123,5 @@ public sealed record RunSummary
         }
 
         json.WriteEndObject();
-    }
-
-    private static void WriteNumberOrNull(Utf8JsonWriter json, string name, double? value)
-    {
-        if (value is { } number)
-        {
-            json.WriteNumber(name, number);
-        }
-        else
-        {
-            json.WriteNull(name);
-        }
-    }
-
-    /// <summary>Numbers of money are strings: no reader may turn them into binary fractions.</summary>
-    private static void WriteMoney(Utf8JsonWriter json, string name, decimal? value)
-    {
-        if (value is { } amount)
-        {
-            json.WriteString(name, amount.ToString(CultureInfo.InvariantCulture));
-        }
-        else
-        {
-            json.WriteNull(name);
-        }
     }
 }

@@ -433,7 +433,7 @@ internal sealed class Session
             AdapterPath = weights,
             AdapterSha256 = ContentHash.OfFile(weights),
             TrainableParameters = Trained.Model.Parameters.TrainableCount,
-            Cost = RunCost.Of(Config.Cost, TimeSpan.FromSeconds(total)),
+            Cost = Budget.Cost(Pulse.ProcessSeconds),
             Attempts = state.Attempts,
         };
         Folder.WriteSummary(Summary);

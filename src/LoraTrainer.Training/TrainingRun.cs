@@ -264,7 +264,7 @@ public sealed class TrainingRun
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
-            await WithdrawAsync(checkpoints, lease, isNew).ConfigureAwait(false);
+            await WithdrawAsync(checkpoints, lease, pulse, isNew).ConfigureAwait(false);
             throw;
         }
 
@@ -284,7 +284,7 @@ public sealed class TrainingRun
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
-            await WithdrawAsync(checkpoints, lease, isNew).ConfigureAwait(false);
+            await WithdrawAsync(checkpoints, lease, pulse, isNew).ConfigureAwait(false);
             throw;
         }
 
@@ -438,8 +438,9 @@ public sealed class TrainingRun
     }
 
     /// <summary>A process that could not start leaves nothing: no new run, and no count of one that goes on.</summary>
-    private async Task WithdrawAsync(CheckpointStore checkpoints, RunLease lease, bool isNew)
+    private async Task WithdrawAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, bool isNew)
     {
+        AttemptSeen?.Invoke(pulse.Take("failed"));
         await lease.StopRenewingAsync().ConfigureAwait(false);
         try
         {

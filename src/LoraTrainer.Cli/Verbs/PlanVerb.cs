@@ -109,7 +109,7 @@ internal static class PlanVerb
         json.WriteStartObject("device");
         json.WriteString("platform", Word(plan.Device.Platform));
         json.WriteString("reason", plan.Device.Reason);
-        WriteOrNull("available_bytes", available);
+        json.WriteNumberOrNull("available_bytes", available);
         json.WriteEndObject();
         json.WriteNumber("parameters", plan.Memory.Parameters);
         json.WriteNumber("trainable_parameters", plan.Memory.TrainableParameters);
@@ -119,21 +119,9 @@ internal static class PlanVerb
         RunSummary.WriteByKind(json, plan.Memory.ByKind);
         json.WriteEndObject();
         json.WriteNumber("flops_per_token", plan.Memory.FlopsPerToken);
-        WriteOrNull("tokens", plan.Tokens);
-        WriteOrNull("steps", plan.Steps);
+        json.WriteNumberOrNull("tokens", plan.Tokens);
+        json.WriteNumberOrNull("steps", plan.Steps);
         json.WriteEndObject();
-
-        void WriteOrNull(string name, long? value)
-        {
-            if (value is { } number)
-            {
-                json.WriteNumber(name, number);
-            }
-            else
-            {
-                json.WriteNull(name);
-            }
-        }
     }
 
     /// <summary>Passes on what the data tell; progress is not shown.</summary>

@@ -75,13 +75,11 @@ internal static class PricesVerb
                 price.Source,
             }),
         ];
-        int[] widths = [.. Enumerable.Range(0, cells[0].Length).Select(column => cells.Max(row => row[column].Length))];
-        IEnumerable<string> lines = cells.Select(row => string.Join("  ", row.Select((cell, column) => column is 3 or 4 ? cell.PadLeft(widths[column]) : cell.PadRight(widths[column]))).TrimEnd());
         bool hasOld = rows.Any(price => price.AgeInDays(today) > PriceTable.StaleAfterDays);
-        return string.Join(Environment.NewLine, hasOld ? [.. lines, $"* older than {PriceTable.StaleAfterDays} days"] : lines);
+        return Columns.Align(cells, column => column is 3 or 4) + (hasOld ? $"{Environment.NewLine}* older than {PriceTable.StaleAfterDays} days" : "");
     }
 
-    private static string Amount(Costs.Money money) => string.Create(CultureInfo.InvariantCulture, $"{Math.Round(money.Amount, 4):0.00##} {money.Currency}");
+    private static string Amount(Costs.Money money) => Quantities.Money(money.Amount, money.Currency);
 
     private static string Word(PricingModel pricing) => pricing switch
     {

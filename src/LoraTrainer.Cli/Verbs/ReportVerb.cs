@@ -66,7 +66,7 @@ internal static class ReportVerb
                 Whole(runs.Sum(run => run.Total.Steps)), Amounts(Money.Totals(runs.SelectMany(run => run.Total.Cost)), runs.Sum(run => run.Total.UnpricedHours))]);
         }
 
-        return Aligned(cells, left: 3);
+        return Columns.Align(cells, column => column >= 3);
     }
 
     private static string[] Numbers(CostSummary total) =>
@@ -89,19 +89,12 @@ internal static class ReportVerb
             $"{Whole(attempt.Attempt.Progress.FirstStep)}-{Whole(attempt.Attempt.Progress.LastStep)}", Whole(attempt.LostSteps),
             (attempt.Attempt.Ended?.ToString().ToLowerInvariant() ?? "works") + (attempt.Attempt.Estimated ? " (last sign of life)" : ""), attempt.Cost?.ToString() ?? "no rate",
         }));
-        lines.Add(Aligned(attempts, left: 3));
+        lines.Add(Columns.Align(attempts, column => column >= 3));
         lines.Add("");
         List<string[]> phases = [["phase", "hours", "cost"]];
         phases.AddRange(run.Total.ByPhase.Where(phase => phase.Hours > 0).Select(phase => new[] { phase.Phase.ToString().ToLowerInvariant(), Hours(phase.Hours), phase.Cost?.ToString() ?? "" }));
-        lines.Add(Aligned(phases, left: 1));
+        lines.Add(Columns.Align(phases, column => column >= 1));
         return string.Join(Environment.NewLine, lines);
-    }
-
-    /// <summary>Columns under each other: the first ones to the left, numbers to the right.</summary>
-    private static string Aligned(List<string[]> rows, int left)
-    {
-        int[] widths = [.. Enumerable.Range(0, rows[0].Length).Select(column => rows.Max(row => row[column].Length))];
-        return string.Join(Environment.NewLine, rows.Select(row => string.Join("  ", row.Select((cell, column) => column < left ? cell.PadRight(widths[column]) : cell.PadLeft(widths[column]))).TrimEnd()));
     }
 
     private static string Amounts(IReadOnlyList<Money> amounts, decimal unpriced) =>

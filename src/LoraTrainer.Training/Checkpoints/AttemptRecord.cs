@@ -69,12 +69,12 @@ public sealed record AttemptRecord
         try
         {
             using JsonDocument document = JsonDocument.Parse(utf8);
-            JsonElement root = document.RootElement, holder = root.GetProperty("holder");
+            JsonElement root = document.RootElement;
             attempt = new AttemptRecord
             {
                 RunId = root.GetProperty("run_id").GetString()!,
                 Epoch = root.GetProperty("epoch").GetInt32(),
-                Holder = new LeaseHolder(holder.GetProperty("host").GetString()!, holder.GetProperty("boot").GetString()!, holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64()),
+                Holder = LeaseHolder.Read(root),
                 Started = root.GetProperty("started").GetDateTimeOffset(),
                 LastSeen = root.GetProperty("last_seen").GetDateTimeOffset(),
                 Seconds = root.GetProperty("seconds").GetDouble(),
@@ -93,7 +93,13 @@ public sealed record AttemptRecord
                 Currency = root.GetProperty("currency").GetString()!,
                 Ended = root.GetProperty("ended").GetString(),
             };
-            return true;
+
+            // Written by who knows whom: nothing that would be a debt of a negative time, or an endless one.
+            bool isSound = double.IsFinite(attempt.Seconds) && attempt is { Seconds: >= 0, FirstStep: >= 0, Step: >= 0, SavedStep: null or >= 0, Tokens: >= 0, Epoch: > 0 and <= LeaseRecord.HighestEpoch, Rate: null or >= 0 }
+                && attempt.Seconds <= TimeSpan.FromDays(36_500).TotalSeconds && attempt.PhaseSeconds.Values.All(seconds => seconds >= 0 && seconds <= TimeSpan.FromDays(36_500).TotalSeconds)
+                && attempt.RunId is { Length: > 0 } && attempt.Currency is not null && attempt.Device is not null;
+            attempt = isSound ? attempt : null;
+            return isSound;
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException or ArgumentException or OverflowException)
         {
@@ -112,12 +118,7 @@ public sealed record AttemptRecord
             json.WriteStartObject();
             json.WriteString("run_id", RunId);
             json.WriteNumber("epoch", Epoch);
-            json.WriteStartObject("holder");
-            json.WriteString("host", Holder.Host);
-            json.WriteString("boot", Holder.BootId);
-            json.WriteNumber("process", Holder.ProcessId);
-            json.WriteNumber("start", Holder.ProcessStart);
-            json.WriteEndObject();
+            Holder.Write(json);
             json.WriteString("started", Started);
             json.WriteString("last_seen", LastSeen);
             json.WriteNumber("seconds", Math.Round(Seconds, 3));
@@ -133,36 +134,15 @@ public sealed record AttemptRecord
             json.WriteNumber("first_step", FirstStep);
             json.WriteNumber("step", Step);
             json.WriteNumber("total_steps", TotalSteps);
-            WriteNumber("saved_step", SavedStep);
+            json.WriteNumberOrNull("saved_step", (long?)SavedStep);
             json.WriteNumber("tokens", Tokens);
-            WriteNumber("loss", Loss);
-            WriteNumber("tokens_per_second", TokensPerSecond);
+            json.WriteNumberOrNull("loss", Loss);
+            json.WriteNumberOrNull("tokens_per_second", TokensPerSecond);
             json.WriteNumber("stall_seconds", Math.Round(StallSeconds, 4));
-            if (Rate is { } rate)
-            {
-                // Numbers of money are strings: no reader may turn them into binary fractions.
-                json.WriteString("rate", rate.ToString(CultureInfo.InvariantCulture));
-            }
-            else
-            {
-                json.WriteNull("rate");
-            }
-
+            json.WriteMoney("rate", Rate);
             json.WriteString("currency", Currency);
             json.WriteString("ended", Ended);
             json.WriteEndObject();
-
-            void WriteNumber(string name, double? value)
-            {
-                if (value is { } number)
-                {
-                    json.WriteNumber(name, number);
-                }
-                else
-                {
-                    json.WriteNull(name);
-                }
-            }
         }
 
         return buffer.ToArray();

@@ -35,6 +35,26 @@ public sealed record LeaseHolder(string Host, string BootId, int ProcessId, long
 
     public override string ToString() => string.Create(CultureInfo.InvariantCulture, $"process {ProcessId} on {Host}");
 
+    /// <summary>The <c>holder</c> of a lease or an attempt.</summary>
+    /// <exception cref="FormatException">A text is null.</exception>
+    internal static LeaseHolder Read(JsonElement root)
+    {
+        JsonElement holder = root.GetProperty("holder");
+        return new LeaseHolder(Text("host"), Text("boot"), holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64());
+
+        string Text(string name) => holder.GetProperty(name).GetString() ?? throw new FormatException($"{name} is null");
+    }
+
+    internal void Write(Utf8JsonWriter json)
+    {
+        json.WriteStartObject("holder");
+        json.WriteString("host", Host);
+        json.WriteString("boot", BootId);
+        json.WriteNumber("process", ProcessId);
+        json.WriteNumber("start", ProcessStart);
+        json.WriteEndObject();
+    }
+
     private static string ThisBoot()
     {
         const string bootId = "/proc/sys/kernel/random/boot_id", processNamespace = "/proc/self/ns/pid";
@@ -82,14 +102,14 @@ public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, stri
         try
         {
             using JsonDocument document = JsonDocument.Parse(utf8);
-            JsonElement root = document.RootElement, holder = root.GetProperty("holder");
+            JsonElement root = document.RootElement;
             var record = new LeaseRecord(
                 root.GetProperty("run_id").GetString()!,
                 root.GetProperty("epoch").GetInt32(),
                 StateOf(root.GetProperty("state").GetString()),
                 root.GetProperty("nonce").GetString()!,
                 root.GetProperty("seconds").GetDouble(),
-                new LeaseHolder(Text(holder, "host"), Text(holder, "boot"), holder.GetProperty("process").GetInt32(), holder.GetProperty("start").GetInt64()),
+                LeaseHolder.Read(root),
                 root.GetProperty("written").GetDateTimeOffset());
             return record is { Epoch: > 0 and <= HighestEpoch, Seconds: >= 1 and <= 3600, RunId.Length: > 0, Nonce.Length: > 0 } ? record : throw new FormatException("a number is out of bounds");
         }
@@ -97,8 +117,6 @@ public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, stri
         {
             throw Refused(source, exception is JsonException json ? JsonProblem.Reason(json) : exception.Message, exception);
         }
-
-        static string Text(JsonElement element, string name) => element.GetProperty(name).GetString() ?? throw new FormatException($"{name} is null");
 
         // Not Enum.Parse: that takes numbers and lists too.
         static LeaseState StateOf(string? word) => word switch
@@ -129,12 +147,7 @@ public sealed record LeaseRecord(string RunId, int Epoch, LeaseState State, stri
             json.WriteString("state", State.ToString().ToLowerInvariant());
             json.WriteString("nonce", Nonce);
             json.WriteNumber("seconds", Seconds);
-            json.WriteStartObject("holder");
-            json.WriteString("host", Holder.Host);
-            json.WriteString("boot", Holder.BootId);
-            json.WriteNumber("process", Holder.ProcessId);
-            json.WriteNumber("start", Holder.ProcessStart);
-            json.WriteEndObject();
+            Holder.Write(json);
             json.WriteString("written", Written);
             json.WriteEndObject();
         }

@@ -269,10 +269,10 @@ public sealed class RunLease : IAsyncDisposable
                 }
 
                 (LeaseRecord? found, string foundVersion) = await ReadVersionAsync(store, key, limit.Token).ConfigureAwait(false);
-                if (found is not null && (sent.TryGetValue(found.Nonce, out long when) || (found.Nonce == record.Nonce && Pass(confirmed, out when))))
+                if (found is not null && (sent.ContainsKey(found.Nonce) || found.Nonce == record.Nonce))
                 {
                     // An earlier swap of this process, whose answer was lost. Its content may be older than what was to be said: say it again.
-                    Confirm(found, foundVersion, when);
+                    Confirm(found, foundVersion, sent.GetValueOrDefault(found.Nonce, confirmed));
                     if (state != found.State && await PutAsync(store, key, next, PutCondition.IfVersion(version), limit.Token).ConfigureAwait(false) is { } again)
                     {
                         Confirm(next, again, sending);
@@ -302,12 +302,6 @@ public sealed class RunLease : IAsyncDisposable
         sent.Clear();
     }
 
-    private static bool Pass(long value, out long result)
-    {
-        result = value;
-        return true;
-    }
-
     private static string NewNonce() => Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(8));
 
     private static async Task<string?> PutAsync(IObjectStore store, string key, LeaseRecord record, PutCondition condition, CancellationToken cancellation)
@@ -328,7 +322,7 @@ public sealed class RunLease : IAsyncDisposable
         {
             if (stored.SizeBytes > LeaseRecord.LargestBytes)
             {
-                throw LeaseRecord.Refused($"{store.Location}/{key}", $"it has {stored.SizeBytes} bytes");
+                throw LeaseRecord.Refused(ObjectStore.Append(store.Location, key), $"it has {stored.SizeBytes} bytes");
             }
 
             using var content = new MemoryStream();

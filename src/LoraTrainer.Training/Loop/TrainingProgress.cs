@@ -57,7 +57,7 @@ public readonly record struct TrainingProgress
     public double? Fraction { get; init; }
 }
 
-/// <summary>Is told how a run goes. Called on the training thread: an observer returns at once and never throws.</summary>
+/// <summary>Is told how a run goes. Progress and samples come from the training thread, notices and warnings from any: an observer returns at once and never throws.</summary>
 public interface ITrainingObserver
 {
     /// <summary>After each step, and when a phase starts or gets on.</summary>

@@ -161,7 +161,7 @@ public sealed class LedgerFaultTests
 
     /// <summary>Paths from the environment, which a process reads from its own.</summary>
     [Theory]
-    [InlineData("/tmp/x/a.db", "/data", "/tmp/x/a.db")]
+    [InlineData("/local/x/a.db", "/data", "/local/x/a.db")]
     [InlineData("", "/data", "/data/lora-trainer/ledger.db")]
     [InlineData("", "relative", "/home/u/.local/share/lora-trainer/ledger.db")]
     public async Task DefaultPath_IsThatOfTheEnvironment(string ledger, string data, string expected) => Assert.Equal(
