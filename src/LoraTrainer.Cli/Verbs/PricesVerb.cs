@@ -47,7 +47,7 @@ internal static class PricesVerb
     }
 
     /// <summary>The user's file; null where there is none. One that is named must be there.</summary>
-    private static string? FileOf(string? given)
+    internal static string? FileOf(string? given)
     {
         if ((given ?? Environment.GetEnvironmentVariable(Variable)) is { Length: > 0 } named)
         {
