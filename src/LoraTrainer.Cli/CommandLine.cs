@@ -137,21 +137,22 @@ internal static class CommandLine
         }
 
         Command command = parsed.CommandResult.Command;
+        if (command.Subcommands.Count > 0 && parsed.UnmatchedTokens is [var verb, ..] && !verb.StartsWith("--", StringComparison.Ordinal))
+        {
+            yield return $"There is no verb{PathOf(parsed.CommandResult)} {verb}.{Meant(verb, command.Subcommands.Select(subcommand => subcommand.Name))}";
+            yield break;
+        }
+
         IEnumerable<string> options = command.Options.Concat(parsed.RootCommandResult.Command.Options).Select(option => option.Name);
         string[] unknown = [.. parsed.Tokens.Where(token => token.Type == TokenType.Argument && token.Value.StartsWith("--", StringComparison.Ordinal)).Select(token => token.Value)];
         foreach (string option in unknown)
         {
             yield return option == Set.Name
-                ? $"{command.Name} has no option --set: it reads no configuration. {string.Join(", ", parsed.RootCommandResult.Command.Subcommands.Where(verb => verb.Options.Contains(Set)).Select(verb => verb.Name))} have it."
+                ? $"{command.Name} has no option --set: it reads no configuration. {string.Join(", ", parsed.RootCommandResult.Command.Subcommands.Where(other => other.Options.Contains(Set)).Select(other => other.Name))} have it."
                 : $"There is no option {option}.{Meant(option, options)}";
         }
 
-        string? verb = command.Subcommands.Count > 0 && unknown.Length == 0 && parsed.UnmatchedTokens.Count > 0 ? parsed.UnmatchedTokens[0] : null;
-        if (verb is not null)
-        {
-            yield return $"There is no verb{PathOf(parsed.CommandResult)} {verb}.{Meant(verb, command.Subcommands.Select(subcommand => subcommand.Name))}";
-        }
-        else if (unknown.Length == 0)
+        if (unknown.Length == 0)
         {
             foreach (ParseError error in parsed.Errors)
             {

@@ -279,7 +279,7 @@ internal static class ReportVerb
         ];
         if (total.CostPerThousandSteps.Count > 0)
         {
-            lines.Add($"prices    {string.Join(" + ", total.CostPerThousandSteps.Select(ReportText.UnitPrice))} per 1,000 steps{(total.Tokens > 0 ? $", {string.Join(" + ", total.CostPerMillionTokens.Select(ReportText.UnitPrice))} per million tokens" : "")}");
+            lines.Add($"prices    {string.Join(", ", total.CostPerThousandSteps.Select(ReportText.UnitPrice))} per 1,000 steps{(total.Tokens > 0 ? $", {string.Join(", ", total.CostPerMillionTokens.Select(ReportText.UnitPrice))} per million tokens" : "")}");
         }
 
         if (!reported.IsWhole)

@@ -7,6 +7,9 @@ internal sealed record AxisTicks(double Step, IReadOnlyList<double> Values)
 {
     private const int MostDigits = 12;
 
+    // Binary fractions that should be round are so but for their last digits.
+    private const double Slack = 1e-9;
+
     public double Least => Values[0];
 
     public double Greatest => Values[^1];
@@ -25,8 +28,8 @@ internal sealed record AxisTicks(double Step, IReadOnlyList<double> Values)
         }
 
         double power = Math.Pow(10, Math.Floor(Math.Log10(span / wanted)));
-        double step = power * (span / wanted / power) switch { <= 1 => 1, <= 2 => 2, <= 5 => 5, _ => 10 };
-        long first = (long)Math.Floor((least / step) + 1e-9), last = (long)Math.Ceiling((greatest / step) - 1e-9);
+        double step = power * (span / wanted / power) switch { <= 1 + Slack => 1, <= 2 + Slack => 2, <= 5 + Slack => 5, _ => 10 };
+        long first = (long)Math.Floor((least / step) + Slack), last = (long)Math.Ceiling((greatest / step) - Slack);
         return new AxisTicks(step, [.. Enumerable.Range(0, (int)(last - first) + 1).Select(index => (first + index) * step)]);
     }
 
@@ -38,7 +41,7 @@ internal sealed record AxisTicks(double Step, IReadOnlyList<double> Values)
 
     private string Label(double value, int more)
     {
-        int digits = Math.Clamp((int)Math.Ceiling(-Math.Log10(Step) - 1e-9) + more, 0, MostDigits);
+        int digits = Math.Clamp((int)Math.Ceiling(-Math.Log10(Step) - Slack) + more, 0, MostDigits);
         return (value == 0 ? 0 : value).ToString("#,0." + new string('0', digits), CultureInfo.InvariantCulture);
     }
 }

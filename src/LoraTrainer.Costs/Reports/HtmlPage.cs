@@ -83,6 +83,24 @@ internal sealed class HtmlPage(XmlWriter writer)
         Close();
     }
 
+    /// <summary>A tile with a line for each currency.</summary>
+    public void CostTile(IReadOnlyList<Money> amounts, decimal unpricedHours, int digits)
+    {
+        Open("div", "tile");
+        Text("dt", "Cost");
+        foreach (string line in amounts.Count == 0 ? [ReportText.Amounts(amounts, unpricedHours)] : amounts.Select(amount => amount.ToString(digits)))
+        {
+            Text("dd", line, "big");
+        }
+
+        if (amounts.Count > 0 && unpricedHours > 0)
+        {
+            Text("dd", $"and {ReportText.Duration(unpricedHours)} without a rate", "soft");
+        }
+
+        Close();
+    }
+
     /// <summary>Horizontal bars; those of different currencies have lengths of their own.</summary>
     public void Bars(IReadOnlyList<(string? Unit, Bar Bar)> bars)
     {
@@ -91,12 +109,14 @@ internal sealed class HtmlPage(XmlWriter writer)
         {
             decimal longest = bars.Where(other => other.Unit == unit).Max(other => other.Bar.Length);
             decimal share = longest > 0 ? Math.Max(0, bar.Length) / longest : 0;
+            Open("div", "bar");
             Text("span", bar.Name, "name");
             Open("span", "track");
             Open("span", bar.Kind is null ? "fill" : "fill " + bar.Kind, ("style", string.Create(CultureInfo.InvariantCulture, $"width:{share * 100:0.##}%")));
             Close();
             Close();
             Text("span", bar.Value, "value");
+            Close();
         }
 
         Close();
@@ -112,7 +132,7 @@ internal sealed class HtmlPage(XmlWriter writer)
 
         if (unpricedHours > 0)
         {
-            yield return (null, new Bar(name, unpricedHours, ReportText.Duration(unpricedHours) + (amounts.Count > 0 ? " without a rate" : ""), kind));
+            yield return (null, new Bar(name, unpricedHours, ReportText.Duration(unpricedHours) + " without a rate", kind));
         }
     }
 

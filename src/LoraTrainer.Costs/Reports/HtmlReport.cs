@@ -47,8 +47,8 @@ public sealed class HtmlReport
         ArgumentNullException.ThrowIfNull(output);
         ArgumentNullException.ThrowIfNull(report);
         ArgumentNullException.ThrowIfNull(title);
+        output.Write("<!DOCTYPE html>\n");
         using XmlWriter writer = XmlWriter.Create(output, new XmlWriterSettings { OmitXmlDeclaration = true, NewLineChars = "\n", ConformanceLevel = ConformanceLevel.Document });
-        writer.WriteDocType("html", null, null, null);
         new HtmlReport(writer, report, measurements, now).Whole(ReportText.Plain(title));
     }
 
@@ -114,7 +114,7 @@ public sealed class HtmlReport
     {
         ChargeGroup total = _report.Total;
         _page.Open("dl", "tiles");
-        _page.Tile("Cost", ReportText.Amounts(total.Cost, total.UnpricedHours, _digits));
+        _page.CostTile(total.Cost, total.UnpricedHours, _digits);
         _page.Tile("Runs", ReportText.Whole(total.Runs), $"{ReportText.Whole(total.Attempts)} attempts");
         _page.Tile("Machine hours", ReportText.Duration(total.Hours), $"{ReportText.Duration(total.GpuHours)} of GPUs");
         _page.Tile("Lost", ReportText.Duration(total.LostHours), total.LostCost.Count > 0 ? ReportText.Amounts(total.LostCost, 0, _digits) : null);
@@ -123,11 +123,7 @@ public sealed class HtmlReport
         Groups("Cost by project", GroupBy.Project, "no project");
         Groups("Cost by provider", GroupBy.Provider, "no machine named");
         Groups("Cost by model", GroupBy.Model, "no model");
-        if (_report.Charges.Select(charge => charge.Start.UtcDateTime.Date).Distinct().Take(MostDays + 1).Count() <= MostDays)
-        {
-            Groups("Cost by day (UTC)", GroupBy.Day, "");
-        }
-
+        Groups("Cost by day (UTC)", GroupBy.Day, "");
         _page.Close();
         _page.Text("h3", "Runs");
         _page.Table(["run", "project", "begun (UTC)", "attempts", "hours", "lost", "cost"], column => column >= 3, rows =>
@@ -151,7 +147,7 @@ public sealed class HtmlReport
     private void Groups(string title, GroupBy by, string unknown)
     {
         IReadOnlyList<ChargeGroup> groups = _report.Groups(by);
-        if (groups.Count < 2)
+        if (groups.Count < 2 || (by == GroupBy.Day && groups.Count > MostDays))
         {
             return;
         }

@@ -19,7 +19,7 @@ public static class ReportText
         return string.Create(CultureInfo.InvariantCulture, $"{seconds / 3600}:{seconds / 60 % 60:00}:{seconds % 60:00}");
     }
 
-    /// <summary>Amounts beside each other, never added, with the time that has no rate.</summary>
+    /// <summary>Amounts beside each other, never added, and the time that has no rate.</summary>
     /// <param name="amounts">One for each currency.</param>
     /// <param name="unpricedHours">Machine time without a rate.</param>
     /// <param name="digits">See <see cref="Digits"/>; null: as many as each needs by itself.</param>
@@ -27,7 +27,7 @@ public static class ReportText
     {
         ArgumentNullException.ThrowIfNull(amounts);
         string missing = unpricedHours == 0 ? "" : amounts.Count == 0 ? "no rate" : $"{Duration(unpricedHours)} without a rate";
-        return string.Join(" + ", amounts.Select(amount => digits is { } wanted ? amount.ToString(wanted) : amount.ToString()).Append(missing).Where(part => part.Length > 0)) is { Length: > 0 } text ? text : "nothing";
+        return string.Join(", ", amounts.Select(amount => digits is { } wanted ? amount.ToString(wanted) : amount.ToString()).Append(missing).Where(part => part.Length > 0)) is { Length: > 0 } text ? text : "nothing";
     }
 
     /// <summary>Digits behind the point for the parts of a whole: two, four where they would be nothing but cents.</summary>

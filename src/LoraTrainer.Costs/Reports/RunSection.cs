@@ -58,7 +58,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         int interruptions = run.Attempts.Count(attempt => attempt.Attempt.Ended is AttemptEnd.Interrupted or AttemptEnd.Killed or AttemptEnd.Failed);
         decimal train = total.ByPhase.Where(phase => phase.Phase == LedgerPhase.Train).Sum(phase => phase.Hours);
         page.Open("dl", "tiles");
-        page.Tile("Cost", ReportText.Amounts(total.Cost, total.UnpricedHours, digits));
+        page.CostTile(total.Cost, total.UnpricedHours, digits);
         page.Tile("Machine hours", ReportText.Duration(total.Hours), $"{ReportText.Duration(total.BilledHours)} billed, {ReportText.Duration(total.GpuHours)} of GPUs");
         page.Tile("Lost", ReportText.Duration(total.LostHours), total.LostCost.Count > 0 ? ReportText.Amounts(total.LostCost, 0, digits) : "nothing was computed twice");
         page.Tile("Attempts", ReportText.Whole(total.Attempts), interruptions == 0 ? "none was interrupted" : $"{ReportText.Whole(interruptions)} interrupted");
@@ -78,7 +78,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         {
             // Of those GPU-hours that made the result.
             decimal gpuHours = run.Attempts.Sum(attempt => attempt.Phases.Where(phase => phase.Phase == LedgerPhase.Train).Sum(phase => phase.Hours) * attempt.Attempt.Start.GpuCount);
-            page.Tile("Effective rate", string.Join(" + ", total.GpuCost.Select(cost => ReportText.UnitPrice(new Money(cost.Amount / gpuHours, cost.Currency)))), "per GPU-hour of training that is in the result");
+            page.Tile("Effective rate", string.Join(", ", total.GpuCost.Select(cost => ReportText.UnitPrice(new Money(cost.Amount / gpuHours, cost.Currency)))), "per GPU-hour of training that is in the result");
         }
 
         if (measurements.PeakBytes is { } peak)
@@ -88,7 +88,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
 
         page.Close();
 
-        static string? Each(IReadOnlyList<Money> prices, string unit) => prices.Count == 0 ? null : $"{string.Join(" + ", prices.Select(ReportText.UnitPrice))} per {unit}";
+        static string? Each(IReadOnlyList<Money> prices, string unit) => prices.Count == 0 ? null : $"{string.Join(", ", prices.Select(ReportText.UnitPrice))} per {unit}";
     }
 
     private void Phases()
@@ -152,7 +152,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         page.Text(ReportText.Moment(first));
         page.Close();
         page.Open("span", null, ("style", "left:50%;transform:translateX(-50%)"));
-        page.Text(ReportText.Duration((last - first).Ticks / (decimal)TimeSpan.TicksPerHour));
+        page.Text(ReportText.Duration((last - first).Ticks / (decimal)TimeSpan.TicksPerHour) + " in all");
         page.Close();
         page.Open("span", null, ("style", "right:0"));
         page.Text(ReportText.Moment(last));
