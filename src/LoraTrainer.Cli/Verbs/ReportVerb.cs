@@ -229,10 +229,10 @@ internal static class ReportVerb
         foreach (ReportedRun run in report.Runs)
         {
             RunFacts facts = run.Summary.Run;
-            cells.Add([
+            cells.AddRange(Lines(run.Within, digits, [
                 ReportText.Plain(NameOf(facts)), ReportText.Plain(facts.Project), ReportText.Moment(facts.Created),
                 Whole(run.Within.Attempts) + (run.Summary.Total.OpenAttempts > 0 ? "+" : ""), ReportText.Duration(run.Within.Hours), ReportText.Duration(run.Within.LostHours),
-                run.IsWhole ? Whole(run.Summary.Total.Steps) : "", ReportText.Amounts(run.Within.Cost, run.Within.UnpricedHours, digits)]);
+                run.IsWhole ? Whole(run.Summary.Total.Steps) : ""]));
         }
 
         foreach (Charge charge in report.OfProjects)
@@ -243,12 +243,12 @@ internal static class ReportVerb
         if (cells.Count > 2)
         {
             ChargeGroup total = report.Total;
-            cells.Add([
+            cells.AddRange(Lines(total, digits, [
                 "all", "", "", Whole(total.Attempts), ReportText.Duration(total.Hours), ReportText.Duration(total.LostHours),
-                report.Runs.All(run => run.IsWhole) ? Whole(report.Runs.Sum(run => run.Summary.Total.Steps)) : "", ReportText.Amounts(total.Cost, total.UnpricedHours, digits)]);
+                report.Runs.All(run => run.IsWhole) ? Whole(report.Runs.Sum(run => run.Summary.Total.Steps)) : ""]));
         }
 
-        return Columns.Align(cells, column => column >= 3, width, [new(2, 10, ""), new(1, 8), new(0, 18), new(6), new(1), new(0, 10), new(2), new(3), new(5)]);
+        return Columns.Align(cells, column => column >= 3, width, [new(2, 10, ""), new(6), new(1, 8), new(0, 18), new(1), new(0, 10), new(2), new(3), new(5)]);
     }
 
     private static string Table(CostReport report, GroupBy by, string? tag, int? width)
@@ -257,13 +257,19 @@ internal static class ReportVerb
         string head = by switch { GroupBy.Tag => tag!, GroupBy.Day => "day (UTC)", _ => Groupings.First(item => item.By == by).Word };
         Dictionary<string, string> names = report.Runs.ToDictionary(run => run.Summary.Run.RunId, run => NameOf(run.Summary.Run));
         List<string[]> cells = [[head, "runs", "attempts", "hours", "gpu-hours", "lost", "cost"]];
-        cells.AddRange(report.Groups(by, tag).Append(report.Total).Select((group, index) => (group, index)).Select(item => new[]
+        foreach (ChargeGroup group in report.Groups(by, tag).Append(report.Total))
         {
-            ReportText.Plain(ReferenceEquals(item.group, report.Total) ? "all" : item.group.Key is not { } key ? "(none)" : by == GroupBy.Run ? names[key] : key),
-            Whole(item.group.Runs), Whole(item.group.Attempts), ReportText.Duration(item.group.Hours), ReportText.Duration(item.group.GpuHours), ReportText.Duration(item.group.LostHours), ReportText.Amounts(item.group.Cost, item.group.UnpricedHours, digits),
-        }));
+            string name = ReferenceEquals(group, report.Total) ? "all" : group.Key is not { } key ? "(none)" : by == GroupBy.Run ? names[key] : key;
+            cells.AddRange(Lines(group, digits, [
+                ReportText.Plain(name), Whole(group.Runs), Whole(group.Attempts), ReportText.Duration(group.Hours), ReportText.Duration(group.GpuHours), ReportText.Duration(group.LostHours)]));
+        }
+
         return Columns.Align(cells, column => column >= 1, width, [new(0, 24), new(4), new(2), new(0, 12), new(1), new(5)]);
     }
+
+    /// <summary>A row with its cost as the last cell; each further currency stands on a line of its own below.</summary>
+    private static IEnumerable<string[]> Lines(ChargeGroup group, int digits, string[] cells) =>
+        ReportText.Parts(group.Cost, group.UnpricedHours, digits).Select((part, line) => (string[])[.. line == 0 ? cells : Enumerable.Repeat("", cells.Length), part]);
 
     private static string Details(ReportedRun reported, int? width)
     {

@@ -28,7 +28,7 @@ internal sealed record AxisTicks(double Step, IReadOnlyList<double> Values)
         }
 
         double power = Math.Pow(10, Math.Floor(Math.Log10(span / wanted)));
-        double step = power * (span / wanted / power) switch { <= 1 + Slack => 1, <= 2 + Slack => 2, <= 5 + Slack => 5, _ => 10 };
+        double step = power * (span / wanted / power) switch { <= 1.5 => 1, <= 3 => 2, <= 7.5 => 5, _ => 10 };
         long first = (long)Math.Floor((least / step) + Slack), last = (long)Math.Ceiling((greatest / step) - Slack);
         return new AxisTicks(step, [.. Enumerable.Range(0, (int)(last - first) + 1).Select(index => (first + index) * step)]);
     }

@@ -4,9 +4,12 @@ using System.Xml;
 namespace LoraTrainer.Costs.Reports;
 
 /// <summary>What stands in a cell: text, or whatever its work writes.</summary>
-internal readonly record struct Cell(string? Text, Action? Write)
+internal readonly record struct Cell(string? Text, Action? Write, string? Kind = null)
 {
     public static implicit operator Cell(string text) => new(text, null);
+
+    /// <summary>A moment or a day, never on two lines.</summary>
+    public static Cell When(string text) => new(text, null, "when");
 }
 
 /// <summary>A bar: its length is its amount's share of the largest one.</summary>
@@ -101,14 +104,15 @@ internal sealed class HtmlPage(XmlWriter writer)
         Close();
     }
 
-    /// <summary>Horizontal bars; those of different currencies have lengths of their own.</summary>
+    /// <summary>Horizontal bars; those of different currencies have scales of their own. Hours have bars only where there is no money.</summary>
     public void Bars(IReadOnlyList<(string? Unit, Bar Bar)> bars)
     {
+        bool isTime = bars.All(bar => bar.Unit is null);
         Open("div", "bars");
         foreach ((string? unit, Bar bar) in bars)
         {
             decimal longest = bars.Where(other => other.Unit == unit).Max(other => other.Bar.Length);
-            decimal share = longest > 0 ? Math.Max(0, bar.Length) / longest : 0;
+            decimal share = longest > 0 && (unit is not null || isTime) ? Math.Max(0, bar.Length) / longest : 0;
             Open("div", "bar");
             Text("span", bar.Name, "name");
             Open("span", "track");
@@ -120,6 +124,10 @@ internal sealed class HtmlPage(XmlWriter writer)
         }
 
         Close();
+        if (bars.Select(bar => bar.Unit).OfType<string>().Distinct().Count() > 1)
+        {
+            Text("p", "Each currency has a scale of its own.", "soft");
+        }
     }
 
     /// <summary>A bar for each amount, and one for the hours without a rate.</summary>
@@ -162,7 +170,7 @@ internal sealed class HtmlPage(XmlWriter writer)
             page.Open("tr", kind);
             for (int column = 0; column < cells.Length; column++)
             {
-                page.Open("td", isNumber(column) ? "number" : null, ("data-label", head[column]));
+                page.Open("td", cells[column].Kind ?? (isNumber(column) ? "number" : null), ("data-label", head[column]));
                 if (cells[column].Write is { } write)
                 {
                     write();

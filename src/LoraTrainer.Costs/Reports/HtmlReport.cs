@@ -121,7 +121,7 @@ public sealed class HtmlReport
         _page.Close();
         _page.Open("div", "pair");
         Groups("Cost by project", GroupBy.Project, "no project");
-        Groups("Cost by provider", GroupBy.Provider, "no machine named");
+        Groups("Cost by provider", GroupBy.Provider, "not of a machine, or not known");
         Groups("Cost by model", GroupBy.Model, "no model");
         Groups("Cost by day (UTC)", GroupBy.Day, "");
         _page.Close();
@@ -131,13 +131,13 @@ public sealed class HtmlReport
             foreach ((ReportedRun run, int index) in _report.Runs.Select((run, index) => (run, index + 1)))
             {
                 rows.Row(
-                    null, new Cell(null, () => _page.Link("#" + Id(index), RunSection.NameOf(run.Summary))), run.Summary.Run.Project, ReportText.Moment(run.Summary.Run.Created), ReportText.Whole(run.Within.Attempts),
+                    null, new Cell(null, () => _page.Link("#" + Id(index), RunSection.NameOf(run.Summary))), run.Summary.Run.Project, Cell.When(ReportText.Moment(run.Summary.Run.Created)), ReportText.Whole(run.Within.Attempts),
                     ReportText.Duration(run.Within.Hours), ReportText.Duration(run.Within.LostHours), ReportText.Amounts(run.Within.Cost, run.Within.UnpricedHours, _digits));
             }
 
             foreach (Charge charge in _report.OfProjects)
             {
-                rows.Row(null, (charge.Line!.Description.Length > 0 ? charge.Line.Description : LedgerText.Of(charge.Category)), charge.Project, LedgerText.Of(charge.Line.Date), "", "", "", charge.Line.Money.ToString(_digits));
+                rows.Row(null, (charge.Line!.Description.Length > 0 ? charge.Line.Description : LedgerText.Of(charge.Category)), charge.Project, Cell.When(LedgerText.Of(charge.Line.Date)), "", "", "", charge.Line.Money.ToString(_digits));
             }
 
             rows.Row("sum", "all", "", "", ReportText.Whole(total.Attempts), ReportText.Duration(total.Hours), ReportText.Duration(total.LostHours), ReportText.Amounts(total.Cost, total.UnpricedHours, _digits));

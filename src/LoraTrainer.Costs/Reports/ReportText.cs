@@ -23,11 +23,15 @@ public static class ReportText
     /// <param name="amounts">One for each currency.</param>
     /// <param name="unpricedHours">Machine time without a rate.</param>
     /// <param name="digits">See <see cref="Digits"/>; null: as many as each needs by itself.</param>
-    public static string Amounts(IReadOnlyList<Money> amounts, decimal unpricedHours, int? digits = null)
+    public static string Amounts(IReadOnlyList<Money> amounts, decimal unpricedHours, int? digits = null) => string.Join(", ", Parts(amounts, unpricedHours, digits));
+
+    /// <summary>The same one by one, for lines under each other; never empty.</summary>
+    public static IReadOnlyList<string> Parts(IReadOnlyList<Money> amounts, decimal unpricedHours, int? digits = null)
     {
         ArgumentNullException.ThrowIfNull(amounts);
         string missing = unpricedHours == 0 ? "" : amounts.Count == 0 ? "no rate" : $"{Duration(unpricedHours)} without a rate";
-        return string.Join(", ", amounts.Select(amount => digits is { } wanted ? amount.ToString(wanted) : amount.ToString()).Append(missing).Where(part => part.Length > 0)) is { Length: > 0 } text ? text : "nothing";
+        string[] parts = [.. amounts.Select(amount => digits is { } wanted ? amount.ToString(wanted) : amount.ToString()).Append(missing).Where(part => part.Length > 0)];
+        return parts.Length > 0 ? parts : ["nothing"];
     }
 
     /// <summary>Digits behind the point for the parts of a whole: two, four where they would be nothing but cents.</summary>

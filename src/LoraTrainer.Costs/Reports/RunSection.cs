@@ -9,7 +9,6 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
     /// <summary>What the run was expected to take, where it was planned before.</summary>
     private const string PlannedHours = "planned_hours";
     private const string PlannedCost = "planned_cost";
-    private const char NoBreak = '\u00A0';
     private const string Samples = "samples";
 
     private static readonly LedgerPhase[] Beginning = [LedgerPhase.Start, LedgerPhase.Load, LedgerPhase.Quantize, LedgerPhase.Tokenize];
@@ -111,7 +110,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
                 : [(null, new Bar(LedgerText.Of(phase.Key), hours, ReportText.Duration(hours), kind))]);
         }
 
-        bars.AddRange(run.Total.BillingRounding.Where(money => isPriced && money.Amount != 0).Select(money => ((string?)money.Currency, new Bar("rounding to billed units", money.Amount, money.ToString(digits), "begin"))));
+        bars.AddRange(run.Total.BillingRounding.Where(money => isPriced && decimal.Round(money.Amount, digits) != 0).Select(money => ((string?)money.Currency, new Bar("rounding to billed units", money.Amount, money.ToString(digits), "begin"))));
         page.Bars(bars);
         page.Close();
     }
@@ -264,7 +263,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
                 AttemptProgress progress = attempt.Attempt.Progress;
                 string machine = string.Join(", ", new[] { start.Holder.Host, start.Provider, start.InstanceType, start.Region, start.GpuKind.Length > 0 ? $"{start.GpuCount.ToString(CultureInfo.InvariantCulture)} × {start.GpuKind}" : "" }.Where(part => part.Length > 0));
                 rows.Row(
-                    null, start.Epoch.ToString(CultureInfo.InvariantCulture), machine, ReportText.Moment(start.Started).Replace(' ', NoBreak), ReportText.Duration(attempt.Hours), $"{ReportText.Whole(progress.FirstStep)}–{ReportText.Whole(progress.LastStep)}",
+                    null, start.Epoch.ToString(CultureInfo.InvariantCulture), machine, Cell.When(ReportText.Moment(start.Started)), ReportText.Duration(attempt.Hours), $"{ReportText.Whole(progress.FirstStep)}–{ReportText.Whole(progress.LastStep)}",
                     attempt.LostSteps == 0 ? "" : $"{ReportText.Whole(attempt.LostSteps)} steps, {ReportText.Duration(attempt.LostHours)}",
                     (attempt.Attempt.Ended is { } end ? LedgerText.Of(end) : "at work") + (attempt.Attempt.Estimated ? " (last sign of life)" : ""), RateOf(start), attempt.Cost?.ToString(digits) ?? "no rate");
             }
@@ -287,7 +286,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         {
             foreach (CostLine line in run.Lines)
             {
-                rows.Row(null, LedgerText.Of(line.Category), LedgerText.Of(line.Date), line.Description, line.ByHand ? "entered by hand" : "worked out from size and price", line.Money.ToString(digits));
+                rows.Row(null, LedgerText.Of(line.Category), Cell.When(LedgerText.Of(line.Date)), line.Description, line.ByHand ? "entered by hand" : "worked out from size and price", line.Money.ToString(digits));
             }
         });
     }

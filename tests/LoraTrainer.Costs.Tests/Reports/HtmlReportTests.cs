@@ -121,7 +121,8 @@ public sealed class HtmlReportTests
     }
 
     [Theory]
-    [InlineData(0, 10, "0,5,10")]
+    [InlineData(0, 10, "0,2,4,6,8,10")]
+    [InlineData(0, 83, "0,20,40,60,80,100")]
     [InlineData(0.13, 0.27, "0.10,0.15,0.20,0.25,0.30")]
     [InlineData(-3, 12, "-5,0,5,10,15")]
     [InlineData(0, 1234567, "0,500,000,1,000,000,1,500,000")]
