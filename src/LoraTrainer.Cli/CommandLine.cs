@@ -2,6 +2,7 @@ using System.CommandLine;
 using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
+using System.Globalization;
 using LoraTrainer.Cli.Verbs;
 using LoraTrainer.Training.Config;
 
@@ -22,6 +23,7 @@ internal static class CommandLine
           lora-trainer doctor                                  what this machine has
           lora-trainer validate my.yaml                        is the configuration right?
           lora-trainer validate my.yaml --set lora_r=8 --show  how is it understood?
+          lora-trainer report                                  what the runs cost
 
         Every verb explains itself: lora-trainer VERB --help. The keys of a configuration are in docs/configuration.md.
         """;
@@ -30,10 +32,10 @@ internal static class CommandLine
     private static readonly Option<bool> Quiet = new("--quiet", "-q") { Description = "Say nothing but results and errors.", Recursive = true };
     private static readonly Option<bool> Debug = new("--debug") { Description = "Show where in the program an error came from.", Recursive = true };
 
-    /// <summary>For the verbs that read a configuration; elsewhere there would be nothing to set.</summary>
     /// <summary>Where what runs cost is written and read.</summary>
     public static readonly Option<string> Ledger = new("--ledger") { Description = "The ledger of costs, a file. Else cost.ledger, LT_LEDGER, or the one in your data folder.", HelpName = "FILE" };
 
+    /// <summary>For the verbs that read a configuration; elsewhere there would be nothing to set.</summary>
     public static readonly Option<string[]> Set = new("--set") { Description = "Set a configuration key, as often as needed: --set lora_r=8 --set datasets.0.path=my.jsonl", HelpName = "key=value" };
 
     /// <summary>The verbs, in the order of the help text. One line each; a verb is here when it works.</summary>
@@ -50,6 +52,7 @@ internal static class CommandLine
         ValidateVerb.Create,
         RandomModelVerb.Create,
         ReportVerb.Create,
+        LedgerVerb.Create,
         PricesVerb.Create,
         DoctorVerb.Create,
     ];
@@ -73,8 +76,7 @@ internal static class CommandLine
                 terminal.Error(error);
             }
 
-            string verb = parsed.CommandResult.Command == root ? "" : $" {parsed.CommandResult.Command.Name}";
-            terminal.Error($"lora-trainer{verb} --help shows how it is written.", prefix: false);
+            terminal.Error($"lora-trainer{PathOf(parsed.CommandResult)} --help shows how it is written.", prefix: false);
             terminal.JsonError(errors, ExitCode.WrongInput);
             return ExitCode.WrongInput;
         }
@@ -116,6 +118,16 @@ internal static class CommandLine
         return command;
     }
 
+    /// <summary>For a verb that only has verbs below it: without one of them it explains itself, as the program does without a verb.</summary>
+    public static Verb WithHelpAlone(this Verb verb)
+    {
+        verb.SetAction(result => new HelpAction().Invoke(result));
+        return verb;
+    }
+
+    /// <summary>The verbs of a command line, each with a space before it.</summary>
+    private static string PathOf(CommandResult command) => command.Parent is CommandResult parent ? $"{PathOf(parent)} {command.Command.Name}" : "";
+
     /// <summary>What cannot be understood, in sentences. A misspelt option would otherwise pass as the name of a file.</summary>
     private static IEnumerable<string> WhatIsWrong(ParseResult parsed)
     {
@@ -125,21 +137,22 @@ internal static class CommandLine
         }
 
         Command command = parsed.CommandResult.Command;
+        if (command.Subcommands.Count > 0 && parsed.UnmatchedTokens is [var verb, ..] && !verb.StartsWith("--", StringComparison.Ordinal))
+        {
+            yield return $"There is no verb{PathOf(parsed.CommandResult)} {verb}.{Meant(verb, command.Subcommands.Select(subcommand => subcommand.Name))}";
+            yield break;
+        }
+
         IEnumerable<string> options = command.Options.Concat(parsed.RootCommandResult.Command.Options).Select(option => option.Name);
         string[] unknown = [.. parsed.Tokens.Where(token => token.Type == TokenType.Argument && token.Value.StartsWith("--", StringComparison.Ordinal)).Select(token => token.Value)];
         foreach (string option in unknown)
         {
             yield return option == Set.Name
-                ? $"{command.Name} has no option --set: it reads no configuration. {string.Join(", ", parsed.RootCommandResult.Command.Subcommands.Where(verb => verb.Options.Contains(Set)).Select(verb => verb.Name))} have it."
+                ? $"{command.Name} has no option --set: it reads no configuration. {string.Join(", ", parsed.RootCommandResult.Command.Subcommands.Where(other => other.Options.Contains(Set)).Select(other => other.Name))} have it."
                 : $"There is no option {option}.{Meant(option, options)}";
         }
 
-        string? verb = command is RootCommand && unknown.Length == 0 && parsed.UnmatchedTokens.Count > 0 ? parsed.UnmatchedTokens[0] : null;
-        if (verb is not null)
-        {
-            yield return $"There is no verb {verb}.{Meant(verb, command.Subcommands.Select(subcommand => subcommand.Name))}";
-        }
-        else if (unknown.Length == 0)
+        if (unknown.Length == 0)
         {
             foreach (ParseError error in parsed.Errors)
             {
@@ -155,7 +168,19 @@ internal static class CommandLine
         IsJson = result.GetValue(Json),
         IsQuiet = result.GetValue(Quiet),
         IsInteractive = !Console.IsOutputRedirected && !Console.IsErrorRedirected && Environment.GetEnvironmentVariable("TERM") != "dumb",
+        Width = Width(),
     };
+
+    /// <summary>COLUMNS where it is set; else that of the terminal; in a pipe, none.</summary>
+    private static int? Width()
+    {
+        if (int.TryParse(Environment.GetEnvironmentVariable("COLUMNS"), NumberStyles.None, CultureInfo.InvariantCulture, out int columns) && columns > 0)
+        {
+            return columns;
+        }
+
+        return !Console.IsOutputRedirected && Console.WindowWidth is > 0 and int width ? width : null;
+    }
 }
 
 /// <summary>A verb with its own help: a line for the list of verbs, and examples for those who ask for this one.</summary>

@@ -12,6 +12,9 @@ namespace LoraTrainer.Cli;
 /// </summary>
 internal sealed class LedgerRecorder : IDisposable
 {
+    /// <summary>The key of a run's facts that says where its folder is, so that a report finds its log.</summary>
+    public const string OutputDir = "output_dir";
+
     private readonly RunLedger ledger;
     private readonly TrainingConfig config;
     private readonly Lock gate = new();
@@ -79,6 +82,7 @@ internal sealed class LedgerRecorder : IDisposable
                 Project = config.Cost.Project ?? string.Empty,
                 Tags = [.. config.Cost.Tags.Select(tag => $"{tag.Key}={tag.Value}")],
                 Model = config.BaseModel,
+                Config = new Dictionary<string, string> { [OutputDir] = Path.GetFullPath(config.OutputDir) },
                 Created = attempt.Started,
             },
             Epoch = attempt.Epoch,

@@ -18,6 +18,9 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
     /// <summary>A person is watching, so lines may be rewritten.</summary>
     public bool IsInteractive { get; init; }
 
+    /// <summary>Letters on a line; null where nobody's screen sets a limit.</summary>
+    public int? Width { get; init; }
+
     public bool HasWrittenJson { get; private set; }
 
     /// <summary>What was asked for, in words or as YAML; with <c>--json</c> the document stands for it.</summary>
@@ -39,6 +42,16 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
                 output.Write(piece);
                 output.Flush();
             }
+        }
+    }
+
+    /// <summary>A document for other programs, exactly as it is.</summary>
+    public void Document(string text)
+    {
+        lock (gate)
+        {
+            output.Write(text);
+            output.Flush();
         }
     }
 

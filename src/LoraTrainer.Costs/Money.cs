@@ -40,6 +40,10 @@ public readonly record struct Money(decimal Amount, string Currency) : IComparab
         return string.Create(CultureInfo.InvariantCulture, $"{Math.Round(Amount, digits == "0.0000" ? 4 : 2).ToString(digits, CultureInfo.InvariantCulture)} {Currency}");
     }
 
+    /// <summary>For people: rounded half to even at so many digits behind the point, so that amounts under each other look alike.</summary>
+    public string ToString(int digits) =>
+        $"{Math.Round(Amount, digits).ToString("#,0." + new string('0', digits), CultureInfo.InvariantCulture)} {Currency}";
+
     private static Money Same(Money a, Money b) => a.Currency == b.Currency
         ? b
         : throw new InvalidOperationException($"Amounts in {a.Currency} and {b.Currency} cannot be added or compared: there is no exchange rate.");

@@ -1,8 +1,16 @@
 using System.Text;
 using System.Text.Json;
+using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training;
+
+/// <summary>A line of <c>log.jsonl</c>, as far as a report needs it.</summary>
+/// <param name="Step">From 1 on.</param>
+/// <param name="Loss">NaN where the line has none.</param>
+/// <param name="Tokens">Of this step.</param>
+/// <param name="Seconds">Of this step.</param>
+public readonly record struct LoggedStep(int Step, double Loss, long Tokens, double Seconds);
 
 /// <summary>log.jsonl: one JSON object for each logged step, appended and flushed as the steps are done.</summary>
 public sealed class RunLog : IDisposable
@@ -47,6 +55,47 @@ public sealed class RunLog : IDisposable
             using JsonDocument document = JsonDocument.Parse(lines.Length > 1 ? lines[^2] : string.Empty);
             JsonElement loss = document.RootElement.GetProperty("loss");
             return (document.RootElement.GetProperty("step").GetInt32(), loss.ValueKind == JsonValueKind.Number ? loss.GetDouble() : null);
+        }
+        catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
+        {
+            return null;
+        }
+    }
+
+    /// <summary>The steps that a run's folder tells of, in their order; lines that are torn or of another kind are left out. Empty where there is no log. Only looks.</summary>
+    /// <param name="folder">The run's <c>output_dir</c>.</param>
+    public static IReadOnlyList<LoggedStep> Read(string folder)
+    {
+        string path = Path.Combine(folder, CheckpointFiles.LogName);
+        try
+        {
+            using var reader = new StreamReader(new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete));
+            var steps = new List<LoggedStep>();
+            while (reader.ReadLine() is { } text)
+            {
+                if (Parse(text) is { } step && (steps.Count == 0 || step.Step > steps[^1].Step))
+                {
+                    steps.Add(step);
+                }
+            }
+
+            return steps;
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
+        {
+            return [];
+        }
+    }
+
+    private static LoggedStep? Parse(string text)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(text);
+            JsonElement root = document.RootElement;
+            return new LoggedStep(
+                root.GetProperty("step").GetInt32(), root.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN,
+                root.GetProperty("tokens").GetInt64(), root.GetProperty("seconds").GetDouble());
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
         {

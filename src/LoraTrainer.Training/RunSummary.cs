@@ -62,6 +62,22 @@ public sealed record RunSummary
 
     public double TokensPerSecond => TrainSeconds > 0 ? Tokens / TrainSeconds : 0;
 
+    /// <summary>Peak and planned bytes of the run that finished in a folder; null where none has, or its summary is not readable.</summary>
+    /// <param name="folder">The run's <c>output_dir</c>.</param>
+    public static (long PeakBytes, long PlannedArenaBytes)? ReadMemory(string folder)
+    {
+        try
+        {
+            using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(folder, RunFolder.SummaryName)));
+            JsonElement memory = document.RootElement.GetProperty("memory");
+            return (memory.GetProperty("peak_bytes").GetInt64(), memory.GetProperty("planned_arena_bytes").GetInt64());
+        }
+        catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
+        {
+            return null;
+        }
+    }
+
     public void Write(Utf8JsonWriter json)
     {
         json.WriteStartObject();

@@ -60,6 +60,8 @@ public sealed class CliTests : IDisposable
     [Theory]
     [InlineData("error: There is no verb validat. Did you mean validate?", "validat", "x.yaml")]
     [InlineData("error: There is no option --shwo. Did you mean --show?", "validate", "good.yaml", "--shwo")]
+    [InlineData("error: There is no verb ledger ad. Did you mean add?", "ledger", "ad", "--run", "x")]
+    [InlineData("error: There is no option --rat. Did you mean --rate?", "ledger", "set-rate", "--rat", "2")]
     [InlineData("error: There is no option --shwo. Did you mean --show?", "validate", "--shwo")]
     public async Task WrongCommandLine_Slip_IsRecognized(string message, params string[] arguments)
     {

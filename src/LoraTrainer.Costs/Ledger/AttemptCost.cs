@@ -1,7 +1,11 @@
 namespace LoraTrainer.Costs.Ledger;
 
 /// <summary>What one phase took and cost. No cost where the rate is not known.</summary>
-public sealed record PhaseCost(LedgerPhase Phase, decimal Hours, Money? Cost);
+public sealed record PhaseCost(LedgerPhase Phase, decimal Hours, Money? Cost)
+{
+    /// <summary><see cref="Hours"/> as it was measured, in units of 100 ns: whole numbers add up exactly, quotients do not.</summary>
+    public long Ticks => (long)decimal.Round(Hours * TimeSpan.TicksPerHour);
+}
 
 /// <summary>
 /// An attempt and its price. Hours are machine time as it was measured; only <see cref="BilledHours"/> and <see cref="Cost"/> know of the provider's units

@@ -100,6 +100,7 @@ internal sealed partial class LedgerDatabase : IDisposable
         if (item.Attempt is { } attempt)
         {
             Put(attempt);
+            PutFacts(attempt.Start);
         }
 
         if (item.Line is { } line)
@@ -120,7 +121,7 @@ internal sealed partial class LedgerDatabase : IDisposable
     /// Joins a snapshot to what is known of its attempt: the longer time wins with all that belongs to it, facts fill what is unknown, an end stays. So the
     /// order in which snapshots arrive does not matter, and one that arrives twice changes nothing.
     /// </summary>
-    public void Put(AttemptSnapshot attempt)
+    private void Put(AttemptSnapshot attempt)
     {
         (long Id, long Ticks, AttemptEnd? Ended)? known = null;
         Read(
@@ -160,7 +161,7 @@ internal sealed partial class LedgerDatabase : IDisposable
     }
 
     /// <summary>Facts of the run and the attempt that a later snapshot knows and the ledger does not.</summary>
-    public void PutFacts(AttemptStart start)
+    private void PutFacts(AttemptStart start)
     {
         PutRun(start);
         Execute(

@@ -111,6 +111,10 @@ internal sealed class LedgerJournal(string ledger, string fallbackFolder) : IDis
         }
     }
 
+    /// <summary>Every journal of this ledger, also those that could not be read (<c>.rejected</c>).</summary>
+    public IReadOnlyList<string> Files() =>
+        [.. Places().Where(place => Directory.Exists(place.Folder)).SelectMany(place => Directory.GetFiles(place.Folder, place.Prefix + "*")).Order(StringComparer.Ordinal)];
+
     public void Dispose() => _file?.Dispose();
 
     private static bool TryWrite(FileStream file, byte[] line, out string? problem)

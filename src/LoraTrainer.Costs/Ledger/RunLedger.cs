@@ -14,6 +14,7 @@ public sealed class RunLedger : IDisposable
     private readonly LedgerOptions _options;
     private readonly LedgerJournal _journal;
     private readonly List<string> _warnings = [];
+    private readonly HashSet<(string RunId, int Epoch)> _told = [];
     private LedgerDatabase? _database;
     private long _failedAt;
     private bool _isFailing;
@@ -44,8 +45,6 @@ public sealed class RunLedger : IDisposable
         }
     }
 
-    internal DateTimeOffset Now => _options.Time.GetUtcNow();
-
     /// <summary>Opens the ledger, creating it where there is none, and merges what journals hold. Does not throw for the state of the file: see <see cref="Problem"/>.</summary>
     /// <param name="path">Null: <c>LT_LEDGER</c>, then <see cref="LedgerPath.Default"/>.</param>
     /// <param name="options">Everything else.</param>
@@ -73,23 +72,20 @@ public sealed class RunLedger : IDisposable
         return ledger;
     }
 
-    /// <summary>Records the start of an attempt of this process.</summary>
-    public LedgerAttempt BeginAttempt(AttemptStart start)
-    {
-        ArgumentNullException.ThrowIfNull(start);
-        var snapshot = new AttemptSnapshot { Start = start, Progress = new AttemptProgress { Elapsed = TimeSpan.Zero }, LastSeen = Now };
-        Record(new LedgerEvent { Attempt = snapshot }, isHeartbeat: false);
-        return new LedgerAttempt(this, snapshot);
-    }
-
     /// <summary>
-    /// Records what is known of an attempt from elsewhere, such as beside the checkpoints of another machine. Twice is once, and the longer time of two
-    /// counts, so the same attempt may be known from several places.
+    /// Records what is known of an attempt: of this process, at its start, every few seconds and at its end; or of another machine, as it is told beside the
+    /// checkpoints. Twice is once, and the longer time of two counts, so the same attempt may be known from several places and in any order. Never throws.
     /// </summary>
+    /// <param name="attempt">All that is known now. What is told again without an end is a heartbeat: a power loss may take the last of them, and it waits for others
+    /// only as long as <see cref="LedgerOptions.HeartbeatTimeout"/> says.</param>
     public void Merge(AttemptSnapshot attempt)
     {
         ArgumentNullException.ThrowIfNull(attempt);
-        Record(new LedgerEvent { Attempt = attempt }, isHeartbeat: false);
+        lock (_lock)
+        {
+            bool isFirst = _told.Add((attempt.RunId, attempt.Start.Epoch));
+            Record(new LedgerEvent { Attempt = attempt }, isHeartbeat: !isFirst && attempt.Ended is null);
+        }
     }
 
     /// <summary>Records a cost. The same <see cref="CostLine.Id"/> twice is once.</summary>
@@ -172,6 +168,11 @@ public sealed class RunLedger : IDisposable
         return runs;
     }
 
+    /// <summary>The runs of that name, or whose id begins so; four letters at least are taken for an id.</summary>
+    /// <exception cref="LedgerException">The ledger cannot be read.</exception>
+    public IReadOnlyList<RunFacts> Named(string name) =>
+        [.. Runs().Where(run => run.Name == name || (name.Length >= 4 && run.RunId.StartsWith(name, StringComparison.Ordinal)))];
+
     /// <summary>What the run took and cost; null where the ledger does not know it.</summary>
     /// <exception cref="LedgerException">The ledger cannot be read.</exception>
     public RunSummary? Summary(string runId)
@@ -180,6 +181,9 @@ public sealed class RunLedger : IDisposable
         Ask(database => database.ReadTogether(() => summary = database.Runs(new RunFilter { RunId = runId }) is [var run] ? database.Summary(run) : null));
         return summary;
     }
+
+    /// <summary>Files with events that are not in the ledger yet, or that could not be read: those of living processes, and those that no ledger takes.</summary>
+    public IReadOnlyList<string> PendingFiles() => _journal.Files();
 
     /// <summary>What the runs took and cost together, with the lines of the filter's project; without a filter, of all projects.</summary>
     /// <exception cref="LedgerException">The ledger cannot be read.</exception>
@@ -233,7 +237,7 @@ public sealed class RunLedger : IDisposable
     }
 
     /// <summary>Writes the event to the ledger, or else to the journal. Never throws.</summary>
-    internal void Record(LedgerEvent item, bool isHeartbeat)
+    private void Record(LedgerEvent item, bool isHeartbeat)
     {
         lock (_lock)
         {
@@ -246,15 +250,7 @@ public sealed class RunLedger : IDisposable
             bool wait = _isFailing && _options.Time.GetElapsedTime(_failedAt) < _options.RetryInterval;
             bool written = !wait && Try(isHeartbeat ? _options.HeartbeatTimeout : _options.BusyTimeout, database =>
             {
-                database.Write(durably: !isHeartbeat, () =>
-                {
-                    database.Put(item);
-                    if (!isHeartbeat && item.Attempt is { } attempt)
-                    {
-                        database.PutFacts(attempt.Start);
-                    }
-                });
-
+                database.Write(durably: !isHeartbeat, () => database.Put(item));
                 if (_journal.Path is not null)
                 {
                     MergeJournals(database);
@@ -274,10 +270,6 @@ public sealed class RunLedger : IDisposable
             foreach (LedgerEvent item in events)
             {
                 database.Put(item);
-                if (item.Attempt is { } attempt)
-                {
-                    database.PutFacts(attempt.Start);
-                }
             }
         }),
         Warn);

@@ -14,7 +14,7 @@ public sealed class LedgerFaultTests
         using var test = new TestLedger();
         var heard = new List<string>();
         using RunLedger ledger = RunLedger.Open(test.Path, test.Options with { Warn = heard.Add });
-        LedgerAttempt attempt = ledger.BeginAttempt(Start(rate: Dollars(3600)));
+        var attempt = new TestAttempt(ledger, Start(rate: Dollars(3600)));
         using (var other = test.Connect())
         {
             using var begin = other.CreateCommand();
@@ -60,7 +60,7 @@ public sealed class LedgerFaultTests
             {
                 for (int run = 0; run < 200; run++)
                 {
-                    sound.BeginAttempt(Start($"r{run}"));
+                    _ = new TestAttempt(sound, Start($"r{run}"));
                 }
             }
 
@@ -75,7 +75,7 @@ public sealed class LedgerFaultTests
             Assert.Matches(looksLikeSqlite ? "damaged.* Move it away" : "is not a ledger: it is no SQLite file. Move it away", ledger.Problem);
             Assert.Throws<LedgerException>(() => ledger.Totals());
             Assert.Empty(ledger.CloseDead(_ => true));
-            ledger.BeginAttempt(Start()).End(AttemptEnd.Finished, Progress(60));
+            new TestAttempt(ledger, Start()).End(AttemptEnd.Finished, Progress(60));
             Assert.Single(ledger.Warnings);
         }
 
@@ -103,7 +103,7 @@ public sealed class LedgerFaultTests
         using var test = new TestLedger();
         File.WriteAllText(test.Path, "a file, not a folder");
         using RunLedger ledger = RunLedger.Open(Path.Combine(test.Path, "ledger.db"), test.Options with { FallbackFolder = Path.Combine(test.Path, "x") });
-        LedgerAttempt attempt = ledger.BeginAttempt(Start());
+        var attempt = new TestAttempt(ledger, Start());
         attempt.Heartbeat(Progress(1));
         attempt.End(AttemptEnd.Finished);
 
@@ -137,7 +137,7 @@ public sealed class LedgerFaultTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt attempt = ledger.BeginAttempt(Start(rate: Dollars(2)));
+        var attempt = new TestAttempt(ledger, Start(rate: Dollars(2)));
         attempt.Heartbeat(Progress(1));
         File.Move(test.Path, test.Path + ".old");
         attempt.Heartbeat(Progress(1800));
@@ -151,7 +151,7 @@ public sealed class LedgerFaultTests
     {
         using var test = new TestLedger();
         RunLedger ledger = test.Open();
-        LedgerAttempt attempt = ledger.BeginAttempt(Start());
+        var attempt = new TestAttempt(ledger, Start());
         ledger.Dispose();
         attempt.Heartbeat(Progress(1));
 
@@ -180,14 +180,14 @@ public sealed class LedgerFaultTests
         string path = Path.Combine(disk.Path, "ledger.db");
         using (RunLedger ledger = RunLedger.Open(path, test.Options))
         {
-            ledger.BeginAttempt(Start("r1")).End(AttemptEnd.Finished, Progress(5));
+            new TestAttempt(ledger, Start("r1")).End(AttemptEnd.Finished, Progress(5));
         }
 
         disk.MakeReadOnly();
         using (RunLedger ledger = RunLedger.Open(path, test.Options))
         {
             Assert.Null(ledger.Problem);
-            ledger.BeginAttempt(Start("r2")).Heartbeat(Progress(6));
+            new TestAttempt(ledger, Start("r2")).Heartbeat(Progress(6));
 
             Assert.Equal($"The ledger {path} is read-only. The run goes on; its hours and costs are written to a journal that is merged once the ledger can be written.", Assert.Single(ledger.Warnings));
             Assert.Equal(5, ledger.Summary("r1")!.Attempts[0].Attempt.Progress.Elapsed.TotalSeconds);
@@ -209,7 +209,7 @@ public sealed class LedgerFaultTests
         using var test = new TestLedger();
         string path = Path.Combine(disk.Path, "ledger.db");
         using RunLedger ledger = RunLedger.Open(path, test.Options);
-        LedgerAttempt attempt = ledger.BeginAttempt(Start());
+        var attempt = new TestAttempt(ledger, Start());
         disk.Fill();
         int beats = 0;
         while (ledger.Warnings.Count == 0 && beats < 2000)

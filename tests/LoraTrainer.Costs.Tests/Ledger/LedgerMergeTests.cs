@@ -27,7 +27,7 @@ public sealed class LedgerMergeTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt local = ledger.BeginAttempt(Start());
+        var local = new TestAttempt(ledger, Start());
         local.Heartbeat(Progress(100, 0, 10, 5, 50, (LedgerPhase.Train, 90)));
 
         ledger.Merge(Snapshot(Start(), Progress(80, 0, 8, null, 40, (LedgerPhase.Train, 70))));
@@ -54,7 +54,7 @@ public sealed class LedgerMergeTests
         ledger.Merge(Snapshot(Start(rate: Dollars(3)) with { Provider = "aws", Pricing = Pricing.Spot }, Progress(0)));
         Assert.Equal(("name of r1", "aws", Pricing.Spot, 3m), Facts());
 
-        ledger.BeginAttempt(Start(epoch: 2) with { Run = Start().Run with { Name = "renamed" } });
+        _ = new TestAttempt(ledger, Start(epoch: 2) with { Run = Start().Run with { Name = "renamed" } });
         ledger.Merge(Snapshot(bare, Progress(2)));
         ledger.Merge(Snapshot(Start(), Progress(3)));
         Assert.Equal(("renamed", "aws", Pricing.Spot, 3m), Facts());
@@ -124,7 +124,7 @@ public sealed class LedgerMergeTests
         begin.CommandText = "BEGIN IMMEDIATE";
         begin.ExecuteNonQuery();
         using RunLedger ledger = test.Open();
-        LedgerAttempt attempt = ledger.BeginAttempt(Start(rate: Dollars(1.25m) with { AsOf = new DateOnly(2030, 1, 1), Billing = new BillingTerms(60, 60) }));
+        var attempt = new TestAttempt(ledger, Start(rate: Dollars(1.25m) with { AsOf = new DateOnly(2030, 1, 1), Billing = new BillingTerms(60, 60) }));
         attempt.Heartbeat(Progress(20, 0, 2, null, 10, (LedgerPhase.Train, 15.25)));
         ledger.AddCostLine(new CostLine(CostCategory.Egress, 0.5m, "USD", new DateOnly(2030, 1, 1)) { RunId = "r1" });
         attempt.Heartbeat(Progress(30, 0, 3, 3, 15, (LedgerPhase.Train, 25.25)));

@@ -67,7 +67,7 @@ public sealed class LedgerMigrationTests
         await Task.WhenAll(Enumerable.Range(0, 8).Select(index => Task.Run(() =>
         {
             using RunLedger ledger = RunLedger.Open(test.Path, test.Options with { BusyTimeout = TimeSpan.FromSeconds(20), HeartbeatTimeout = TimeSpan.FromSeconds(20) });
-            ledger.BeginAttempt(Start($"r{index}")).Heartbeat(Progress(index + 1));
+            new TestAttempt(ledger, Start($"r{index}")).Heartbeat(Progress(index + 1));
             Assert.Empty(ledger.Warnings);
         })));
 
@@ -86,7 +86,7 @@ public sealed class LedgerMigrationTests
         {
             Assert.Equal(sentence, ledger.Problem);
             Assert.Equal(sentence, Assert.Throws<LedgerException>(() => ledger.Runs()).Message);
-            ledger.BeginAttempt(Start()).End(AttemptEnd.Finished, Progress(7));
+            new TestAttempt(ledger, Start()).End(AttemptEnd.Finished, Progress(7));
             Assert.Single(test.Journals);
         }
 

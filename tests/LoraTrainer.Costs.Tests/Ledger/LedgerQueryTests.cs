@@ -13,7 +13,7 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt attempt = ledger.BeginAttempt(Start(rate: Dollars(0.26m), gpus: 4));
+        var attempt = new TestAttempt(ledger, Start(rate: Dollars(0.26m), gpus: 4));
         attempt.End(AttemptEnd.Finished, Progress(14.9 * 3600, 0, 2000, 2000, 104_000_000, (LedgerPhase.Train, 14 * 3600), (LedgerPhase.Load, 360)));
 
         RunSummary run = ledger.Summary("r1")!;
@@ -47,7 +47,7 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        ledger.BeginAttempt(Start(rate: Dollars(10) with { Billing = new BillingTerms(granularity, minimum) })).End(AttemptEnd.Finished, Progress(seconds));
+        new TestAttempt(ledger, Start(rate: Dollars(10) with { Billing = new BillingTerms(granularity, minimum) })).End(AttemptEnd.Finished, Progress(seconds));
 
         CostSummary total = ledger.Summary("r1")!.Total;
 
@@ -62,7 +62,7 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        ledger.BeginAttempt(Start(rate: Dollars(21.957642m, RatePer.Machine), gpus: 8)).End(AttemptEnd.Finished, Progress(7200));
+        new TestAttempt(ledger, Start(rate: Dollars(21.957642m, RatePer.Machine), gpus: 8)).End(AttemptEnd.Finished, Progress(7200));
 
         CostSummary total = ledger.Summary("r1")!.Total;
 
@@ -76,7 +76,7 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt first = ledger.BeginAttempt(Start(epoch: 1, rate: Dollars(6)));
+        var first = new TestAttempt(ledger, Start(epoch: 1, rate: Dollars(6)));
         first.Heartbeat(Progress(4000, 0, 30, 20, 3000, (LedgerPhase.Train, 3600), (LedgerPhase.Load, 400)));
         Assert.Equal(0, ledger.Summary("r1")!.Total.LostHours);
 
@@ -85,7 +85,7 @@ public sealed class LedgerQueryTests
         Assert.Equal((AttemptEnd.Killed, true), (closed.Attempt.Ended!.Value, closed.Attempt.Estimated));
         Assert.Empty(ledger.CloseDead(_ => true));
 
-        ledger.BeginAttempt(Start(epoch: 2, rate: Dollars(6))).End(AttemptEnd.Interrupted, Progress(1800, 20, 40, 40, 2000, (LedgerPhase.Train, 1800)));
+        new TestAttempt(ledger, Start(epoch: 2, rate: Dollars(6))).End(AttemptEnd.Interrupted, Progress(1800, 20, 40, 40, 2000, (LedgerPhase.Train, 1800)));
         CostSummary total = ledger.Summary("r1")!.Total;
 
         Assert.Equal((40, 4000), (total.Steps, total.Tokens));
@@ -104,9 +104,9 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        ledger.BeginAttempt(Start(epoch: 1)).Heartbeat(Progress(100, 0, 30, 20));
-        ledger.BeginAttempt(Start(epoch: 2)).Heartbeat(Progress(1, 0, 0));
-        ledger.BeginAttempt(Start(epoch: 3)).Heartbeat(Progress(10, restart, restart + 1));
+        new TestAttempt(ledger, Start(epoch: 1)).Heartbeat(Progress(100, 0, 30, 20));
+        new TestAttempt(ledger, Start(epoch: 2)).Heartbeat(Progress(1, 0, 0));
+        new TestAttempt(ledger, Start(epoch: 3)).Heartbeat(Progress(10, restart, restart + 1));
         ledger.CloseDead(_ => false);
 
         RunSummary run = ledger.Summary("r1")!;
@@ -121,9 +121,9 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        ledger.BeginAttempt(Start("r1"));
-        ledger.BeginAttempt(Start("r2", epoch: 5));
-        LedgerAttempt third = ledger.BeginAttempt(Start("r3", epoch: 5));
+        _ = new TestAttempt(ledger, Start("r1"));
+        _ = new TestAttempt(ledger, Start("r2", epoch: 5));
+        var third = new TestAttempt(ledger, Start("r3", epoch: 5));
         third.End(AttemptEnd.Failed);
 
         Assert.Empty(ledger.CloseDead(_ => true, "r9"));
@@ -136,7 +136,7 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt attempt = ledger.BeginAttempt(Start());
+        var attempt = new TestAttempt(ledger, Start());
         attempt.Heartbeat(Progress(10));
         ledger.CloseDead(_ => true);
         attempt.Heartbeat(Progress(20));
@@ -145,7 +145,6 @@ public sealed class LedgerQueryTests
 
         ledger.CloseDead(_ => true);
         attempt.End(AttemptEnd.Finished);
-        attempt.Heartbeat(Progress(500));
         AttemptSnapshot end = ledger.Summary("r1")!.Attempts[0].Attempt;
 
         Assert.Equal((AttemptEnd.Finished, false, TimeSpan.FromSeconds(20)), (end.Ended!.Value, end.Estimated, end.Progress.Elapsed));
@@ -156,9 +155,9 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        ledger.BeginAttempt(Start("r1", rate: Dollars(2))).End(AttemptEnd.Finished, Progress(3600));
-        ledger.BeginAttempt(Start("r2", rate: new AttemptRate(3, "EUR"))).End(AttemptEnd.Finished, Progress(3600));
-        ledger.BeginAttempt(Start("r3")).End(AttemptEnd.Finished, Progress(1800));
+        new TestAttempt(ledger, Start("r1", rate: Dollars(2))).End(AttemptEnd.Finished, Progress(3600));
+        new TestAttempt(ledger, Start("r2", rate: new AttemptRate(3, "EUR"))).End(AttemptEnd.Finished, Progress(3600));
+        new TestAttempt(ledger, Start("r3")).End(AttemptEnd.Finished, Progress(1800));
         var day = new DateOnly(2030, 1, 1);
         ledger.AddCostLine(new CostLine(CostCategory.Storage, 0.07m, "USD", day) { RunId = "r1", Description = "1 GB" });
         ledger.AddCostLine(new CostLine(CostCategory.Gpu, -0.5m, "USD", day) { RunId = "r1", Description = "credit", ByHand = true });
@@ -188,8 +187,8 @@ public sealed class LedgerQueryTests
     {
         using var test = new TestLedger();
         using RunLedger ledger = test.Open();
-        LedgerAttempt first = ledger.BeginAttempt(Start(epoch: 1) with { Provider = "vast", GpuKind = "A" });
-        ledger.BeginAttempt(Start(epoch: 2, rate: Dollars(9)) with { Provider = "vast", GpuKind = "B" });
+        var first = new TestAttempt(ledger, Start(epoch: 1) with { Provider = "vast", GpuKind = "A" });
+        _ = new TestAttempt(ledger, Start(epoch: 2, rate: Dollars(9)) with { Provider = "vast", GpuKind = "B" });
         AttemptRate rate = Dollars(1.5m) with { Source = "invoice", AsOf = new DateOnly(2030, 2, 1), Billing = new BillingTerms(60, 120) };
 
         Assert.Equal(0, ledger.SetRate(new AttemptFilter(new RunFilter { RunId = "r1" }) { GpuKind = "C" }, rate));
@@ -213,8 +212,8 @@ public sealed class LedgerQueryTests
             Provider = "aws", InstanceType = "g6.xlarge", Region = "eu-west-1", GpuKind = "L4", Pricing = Pricing.OnDemand,
             Rate = Dollars(0.8048m) with { Source = "price list", AsOf = new DateOnly(2029, 12, 31) },
         };
-        ledger.BeginAttempt(start);
-        ledger.BeginAttempt(Start("r2") with { Run = Start("r2").Run with { Project = "q", Tags = ["c"], Created = ManualTime.Start.AddDays(1) } });
+        _ = new TestAttempt(ledger, start);
+        _ = new TestAttempt(ledger, Start("r2") with { Run = Start("r2").Run with { Project = "q", Tags = ["c"], Created = ManualTime.Start.AddDays(1) } });
 
         Assert.Equivalent(start, ledger.Summary("r1")!.Attempts[0].Attempt.Start, strict: true);
         Assert.Equal(["r1", "r2"], ledger.Runs().Select(run => run.RunId));
@@ -233,7 +232,7 @@ public sealed class LedgerQueryTests
         using var test = new TestLedger();
         using (RunLedger ledger = test.Open())
         {
-            ledger.BeginAttempt(Start(rate: Dollars(0.1234567890123456789m)));
+            _ = new TestAttempt(ledger, Start(rate: Dollars(0.1234567890123456789m)));
             ledger.AddCostLine(new CostLine(CostCategory.Other, 0.10m, "USD", new DateOnly(2030, 1, 1)) { RunId = "r1" });
             Assert.Equal(0.1234567890123456789m, ledger.Summary("r1")!.Attempts[0].Attempt.Start.Rate!.Amount);
         }

@@ -78,7 +78,7 @@ public sealed class LedgerTortureTests
         (string run, int epoch, int count) = (words[0], int.Parse(words[1], CultureInfo.InvariantCulture), int.Parse(words[2], CultureInfo.InvariantCulture));
         using var truth = new FileStream(Environment.GetEnvironmentVariable(TruthVariable)!, FileMode.CreateNew, FileAccess.Write, FileShare.ReadWrite, bufferSize: 0);
         using RunLedger ledger = RunLedger.Open(Environment.GetEnvironmentVariable(LedgerVariable), Options(Environment.GetEnvironmentVariable(FallbackVariable)!));
-        LedgerAttempt attempt = ledger.BeginAttempt(Start(run, epoch, Dollars(1)));
+        var attempt = new TestAttempt(ledger, Start(run, epoch, Dollars(1)));
         Span<byte> note = stackalloc byte[sizeof(int)];
         for (int beat = 1; beat <= count; beat++)
         {

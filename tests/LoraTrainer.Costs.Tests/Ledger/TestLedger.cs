@@ -109,3 +109,21 @@ internal sealed class ManualTime : TimeProvider
 
     public void Advance(double seconds) => _now += TimeSpan.FromSeconds(seconds);
 }
+
+/// <summary>An attempt of this process as the program records it: its state at its start, now and then, and at its end.</summary>
+internal sealed class TestAttempt
+{
+    private readonly RunLedger _ledger;
+    private readonly AttemptStart _start;
+    private AttemptProgress _progress = TestLedger.Progress(0);
+
+    public TestAttempt(RunLedger ledger, AttemptStart start)
+    {
+        (_ledger, _start) = (ledger, start);
+        Heartbeat(_progress);
+    }
+
+    public void Heartbeat(AttemptProgress progress) => _ledger.Merge(TestLedger.Snapshot(_start, _progress = progress));
+
+    public void End(AttemptEnd how, AttemptProgress? progress = null) => _ledger.Merge(TestLedger.Snapshot(_start, progress ?? _progress, how));
+}
