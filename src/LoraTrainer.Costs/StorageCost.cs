@@ -17,7 +17,7 @@ public static class StorageCost
     {
         ArgumentOutOfRangeException.ThrowIfNegative(hours);
         Money whole = Moved(gigabytes, perGigabyteMonth);
-        return whole with { Amount = decimal.Round(whole.Amount * hours / HoursPerMonth, AttemptCost.Digits) };
+        return whole with { Amount = decimal.Round(whole.Amount * hours / HoursPerMonth, AttemptRate.Digits) };
     }
 
     /// <summary>What moving out costs: gigabytes * price.</summary>

@@ -122,5 +122,5 @@ public sealed record Charge
         : this with { Start = start, End = end, IsPart = true, Cost = Cost is { } cost ? new Money(Until(cost, end) - Until(cost, start), cost.Currency) : null };
 
     private decimal Until(Money cost, DateTimeOffset moment) =>
-        moment == End ? cost.Amount : decimal.Round(cost.Amount * (moment - Start).Ticks / Ticks, AttemptCost.Digits);
+        moment == End ? cost.Amount : decimal.Round(cost.Amount * (moment - Start).Ticks / Ticks, AttemptRate.Digits);
 }
