@@ -455,7 +455,7 @@ compare_builds() { # compare_builds ROWS OPTIONS...
         rows_to "$results/compare-$rows$round-${build##*/}.jsonl" "$build/LoraTrainer.Benchmarks" "$@" "cuda_$rows" || return 1
     done
   done
-  python3 - "$results" "$rows" << 'EOF'
+  python3 - "$results" "$rows" "$rehearsal" << 'EOF'
 import json, pathlib, statistics, sys
 folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 def rates(build):
@@ -470,6 +470,7 @@ for row in rows:
     old, new = ([statistics.mean(value[i] for value in rates[row]) for i in (0, 1)] for rates in (before, after))
     print(f"{row:58} {old[0]:8.1f} -> {new[0]:8.1f} {after[row][0][2]:8} of the baseline {old[1]:.3f} -> {new[1]:.3f}  x {new[0] / old[0]:.3f}")
 print(f"result: {len(rows)} rows of both builds" + "".join(f"; only one has {row}" for row in sorted(before.keys() ^ after.keys())))
+sys.exit(0 if rows or sys.argv[3] else 1)
 EOF
 }
 export -f compare_builds rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
