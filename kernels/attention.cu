@@ -11,8 +11,8 @@
 // backward computes P again from lse. scale must be positive. A hidden pair contributes an exact 0.
 //
 // Determinism: a block owns the rows it writes and adds in one fixed order: tiles of keys (or queries) upward, for dk and dv query head
-// after query head. There are no atomics, and dq has a kernel of its own. A row's bits depend on its own numbers and on where its
-// document starts modulo the tile, not on its neighbours.
+// after query head, the two halves of the query tiles each by itself. There are no atomics, and dq has a kernel of its own. A row's bits
+// depend on its own numbers and on where its document starts modulo the tile, not on its neighbours.
 //
 // LT_HEAD_DIM is head_dim rounded up to a multiple of 16 (16..256); head_dim is a multiple of 8. Columns head_dim..LT_HEAD_DIM exist on
 // chip only and hold zeros, like the rows of a tile that lie past the last token: nothing outside the tensors is read or written.
@@ -24,8 +24,8 @@
 //                                                                        <= 192     64 queries         64 keys              128
 //                                                                        <= 256     64 queries         32 keys              128
 //   attention_delta               query_heads, ceil(tokens / 32)         any        32 queries         -                    256
-//   attention_backward_keys       key_heads, ceil(tokens / rows)         <=  64    128 keys            32 queries           128
-//                                                                        <= 128    128 keys            32 queries           256
+//   attention_backward_keys       key_heads, ceil(tokens / rows)         <=  64     64 keys            64 queries           128
+//                                                                        <= 128     64 keys            64 queries           256
 //                                                                        <= 256     64 keys            16 queries           256
 //   attention_backward_queries    query_heads, ceil(tokens / rows)       <=  64    128 queries         64 keys              128
 //                                                                        <= 128    128 queries         64 keys              256
@@ -35,7 +35,7 @@
 //   Shared bytes, with pitch = 2 * (D + (D == 192 || D == 256 ? 0 : 8)) bytes a row, and `rows` and `tile` from the table:
 //     attention_forward             pitch * (rows + 2 * tile)
 //     attention_delta               0
-//     attention_backward_keys       pitch * (2 * rows + (D > 64 && D <= 128 ? 2 : 4) * tile) + 16 * tile
+//     attention_backward_keys       pitch * ((D > 64 && D <= 128 ? 1 : 2) * rows + 4 * tile) + 16 * tile
 //     attention_backward_queries    pitch * ((D <= 128 ? 0 : 2) * rows + 4 * tile)
 #include "port.cuh"
 
@@ -74,17 +74,26 @@ constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim > 128;
 constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim >= 128;
 #endif
 
-// Above 128 columns two warps share 16 keys: each computes their scores, and sums one half of the columns of dk and dv.
+// Two warps share their keys, so that a block has few of them: the first keys of a document are seen by all of its queries, and the last
+// block to end must not be much longer than the others. Up to 128 columns each of the two takes one half of every tile of queries, and
+// what they summed is added at the end. Above, the sums of all columns have no room in one warp's registers: each computes all scores,
+// and sums one half of the columns of dk and dv.
 constexpr int kKeysWarps = kHeadDim <= 64 ? 4 : 8;
 constexpr int kKeysColumnParts = kHeadDim <= 128 ? 1 : 2;
+constexpr int kKeysQueryParts = kHeadDim <= 128 ? 2 : 1;
 constexpr int kKeysRowTiles = kHeadDim <= 64 ? 2 : 1;
-constexpr int kKeysRows = kKeysWarps / kKeysColumnParts * kKeysRowTiles * 16;
-constexpr int kKeysTile = kHeadDim <= 128 ? 32 : 16;
+constexpr int kKeysWarpRows = kKeysRowTiles * 16;
+constexpr int kKeysRows = kKeysWarps / 2 * kKeysWarpRows;
+constexpr int kKeysStep = kHeadDim <= 128 ? 32 : 16;                    // queries that a warp takes at a time
+constexpr int kKeysTile = kKeysQueryParts * kKeysStep;
 constexpr int kKeysThreads = kKeysWarps * 32;
 constexpr bool kKeysInRegisters = kHeadDim > 64 && kHeadDim <= 128;
-constexpr int kKeysTileRows = 2 * kKeysRows + (kKeysInRegisters ? 2 : 4) * kKeysTile;
+constexpr int kKeysTileRows = (kKeysInRegisters ? 1 : 2) * kKeysRows + 4 * kKeysTile;
 constexpr int kKeysBytes = 2 * kPitch * kKeysTileRows + 16 * kKeysTile;
-static_assert(!kKeysInRegisters || kKeysRows >= 2 * kKeysTile, "the place of K becomes the second buffer of the query tiles");
+static_assert(kKeysColumnParts * kKeysQueryParts == 2, "two warps share their keys in one way or the other");
+static_assert(!kKeysInRegisters || kKeysRows <= 2 * kKeysTile, "the second buffer of the query tiles takes the place of K");
+static_assert(kKeysQueryParts == 1 || 4 * kKeysWarps * kKeysWarpRows * kHeadDim <= 2 * kPitch * (kKeysTileRows - kKeysRows),
+              "sums are exchanged by way of the tiles behind V");
 
 constexpr int kQueriesWarps = kHeadDim > 64 && kHeadDim <= 128 ? 8 : 4;
 constexpr int kQueriesRowTiles = kHeadDim <= 64 ? 2 : 1;
@@ -592,18 +601,39 @@ LT_DEVICE void hide_other_queries(
         }
 }
 
+// One warp's sums as the same lanes of another warp pick them up, 16 bytes at a time.
+template <int kTiles, int kColumns> LT_DEVICE void send_sums(float* slot, const float (&sums)[kTiles][kColumns][4]) {
+    float* const own = slot + (threadIdx.x & 31) * 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int n = 0; n < kColumns; n++)
+            store_f32x4(own + (m * kColumns + n) * 128, {sums[m][n][0], sums[m][n][1], sums[m][n][2], sums[m][n][3]});
+}
+
+template <int kTiles, int kColumns> LT_DEVICE void add_sums(float (&sums)[kTiles][kColumns][4], const float* slot) {
+    const float* const own = slot + (threadIdx.x & 31) * 4;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int n = 0; n < kColumns; n++) {
+            const f32x4 other = load_f32x4(own + (m * kColumns + n) * 128);
+            sums[m][n][0] += other.x, sums[m][n][1] += other.y, sums[m][n][2] += other.z, sums[m][n][3] += other.w;
+        }
+}
+
 // dk and dv of a tile of keys. Block (x, y): key head x, y-th tile of keys; the first ones have the most queries. All products are
 // turned so that keys are rows: then the sums of k q^T are, rounded, the left factor of P^T dO as they stand.
 // Queries come in tiles, from the first key on to the end of the last key's document, once for each query head of the key head; the
 // next tile is on its way while one is used.
 extern "C" __global__ void __launch_bounds__(kKeysThreads, kHeadDim <= 64 ? 2 : 1)
 attention_backward_keys(AttentionGradients arguments) {
-    constexpr int kRows = kKeysRows, kTile = kKeysTile, kThreads = kKeysThreads, kTiles = kKeysRowTiles;
-    constexpr int kParts = kKeysColumnParts, kPartSteps = (kSteps + kParts - 1) / kParts;
+    constexpr int kRows = kKeysRows, kTile = kKeysTile, kStep = kKeysStep, kThreads = kKeysThreads, kTiles = kKeysRowTiles;
+    constexpr int kPartSteps = (kSteps + kKeysColumnParts - 1) / kKeysColumnParts;
     LT_SHARED(memory);
     bf16* const v_tile = (bf16*)memory;
     bf16* const query_tiles = v_tile + kRows * kPitch;
-    bf16* const k_tile = query_tiles + (kKeysInRegisters ? 2 : 4) * kTile * kPitch;     // 2: the second buffer, once K is in registers
+    bf16* const k_tile = query_tiles + (kKeysInRegisters ? 2 : 4) * kTile * kPitch;     // 2: it becomes the second buffer, once K is in registers
     float* const query_numbers = (float*)(v_tile + kKeysTileRows * kPitch);
 
     const Lane lane = this_lane();
@@ -620,7 +650,8 @@ attention_backward_keys(AttentionGradients arguments) {
     cp_async_commit();
 
     // Queries from a key's own on to its document's end see it: of the first and last key of the block, and of the last one of the warp.
-    const int warp_row = lane.warp / kParts * kTiles * 16, first_step = lane.warp % kParts * kPartSteps;
+    const int warp_row = lane.warp / 2 * kKeysWarpRows, part = lane.warp % 2;
+    const int first_step = kKeysColumnParts == 2 ? part * kPartSteps : 0, part_query = kKeysQueryParts == 2 ? part * kStep : 0;
     const int last_key = first_key + keys - 1, warp_key = min(first_key + warp_row + kTiles * 16 - 1, last_key);
     const int first_end = document_end(arguments.positions, arguments.tokens, first_key);
     const int last_end = last_key < first_end ? first_end : document_end(arguments.positions, arguments.tokens, last_key);
@@ -642,7 +673,7 @@ attention_backward_keys(AttentionGradients arguments) {
 
     const int last_tile = (last_end - 1) / kTile, tile_count = (last_tile - first_tile + 1) * group;
     for (int count = 0; count < tile_count; count++) {
-        const int first_query = query_tile * kTile;
+        const int first_query = query_tile * kTile + part_query;        // of this warp
         cp_async_wait<0>();
         __syncthreads();                             // this tile is there, and nobody reads the other one any more
         if (query_tile == last_tile) head++, query_tile = first_tile;
@@ -652,19 +683,22 @@ attention_backward_keys(AttentionGradients arguments) {
             cp_async_commit();
         }
         const QueryTile tile = query_tile_buffer(query_tiles, query_numbers, count);
-        if (first_query + kTile <= first_key + warp_row || first_query >= warp_end) continue;           // sees no key of this warp
+        if (first_query + kStep <= first_key + warp_row || first_query >= warp_end) continue;           // sees no key of this warp
 
-        float weights[kTiles][kTile / 8][4], d_scores[kTiles][kTile / 8][4];
-        multiply_rows(weights, k_rows, tile.q, lane);
+        const bf16* const q = tile.q + part_query * kPitch;
+        const bf16* const d_output = tile.d_output + part_query * kPitch;
+        float weights[kTiles][kStep / 8][4], d_scores[kTiles][kStep / 8][4];
+        multiply_rows(weights, k_rows, q, lane);
         if (first_query < first_key + kRows - 1) hide_earlier_queries(weights, first_query, first_key + warp_row, lane);
-        if (first_query + kTile > first_end)
+        if (first_query + kStep > first_end)
             hide_other_queries(weights, first_query, arguments.positions, arguments.tokens, first_key + warp_row, lane);
-        multiply_rows(d_scores, v_rows, tile.d_output, lane);
+        multiply_rows(d_scores, v_rows, d_output, lane);
 #pragma unroll
-        for (int n = 0; n < kTile / 8; n++)
+        for (int n = 0; n < kStep / 8; n++)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const float lse2 = tile.lse[n * 8 + lane.column + i] * kLog2E, delta = tile.delta[n * 8 + lane.column + i];
+                const int query = part_query + n * 8 + lane.column + i;
+                const float lse2 = tile.lse[query] * kLog2E, delta = tile.delta[query];
 #pragma unroll
                 for (int m = 0; m < kTiles; m++)
 #pragma unroll
@@ -675,22 +709,40 @@ attention_backward_keys(AttentionGradients arguments) {
                         d_score = weight * (d_score - delta);
                     }
             }
-        u32 left[kTiles][kTile / 16][4];
+        u32 left[kTiles][kStep / 16][4];
         round_to_left(left, weights);
-        multiply_add(d_v, left, tile.d_output, first_step, lane);
+        multiply_add(d_v, left, d_output, first_step, lane);
         round_to_left(left, d_scores);
-        multiply_add(d_k, left, tile.q, first_step, lane);
+        multiply_add(d_k, left, q, first_step, lane);
     }
 
-    __syncthreads();                                 // warps that share rows of V are both done with them
+    const auto store = [&](bf16* gradient, const float (&sums)[kTiles][2 * kPartSteps][4], float scale, bf16* scratch, int scratch_pitch) {
 #pragma unroll
-    for (int m = 0; m < kTiles; m++) {
-        const int row = warp_row + m * 16;
-        bf16* const scratch = v_tile + row * kPitch;
-        const size_t target = first + (size_t)row * pitch;
-        const float scale = arguments.scale;
-        store_rows(arguments.d_v + target, pitch, keys - row, head_dim, scratch, d_v[m], 1.0f, 1.0f, first_step, lane);
-        store_rows(arguments.d_k + target, pitch, keys - row, head_dim, scratch, d_k[m], scale, scale, first_step, lane);
+        for (int m = 0; m < kTiles; m++) {
+            const int row = warp_row + m * 16;
+            store_rows(gradient + first + (size_t)row * pitch, pitch, keys - row, head_dim, scratch + m * scratch_pitch, sums[m], scale, scale, first_step, lane);
+        }
+    };
+    __syncthreads();                                 // nobody reads the tiles any more
+    if constexpr (kKeysQueryParts == 2) {
+        // One of the two warps finishes dv, the other dk. What it has picked up makes room for its rows.
+        constexpr int kSlot = kKeysWarpRows * kHeadDim;
+        float* const slots = (float*)query_tiles;
+        float* const received = slots + (lane.warp ^ 1) * kSlot;
+        if (part == 0) send_sums(slots + lane.warp * kSlot, d_k);
+        else send_sums(slots + lane.warp * kSlot, d_v);
+        __syncthreads();
+        if (part == 0) {
+            add_sums(d_v, received);
+            store(arguments.d_v, d_v, 1.0f, (bf16*)received, 0);
+        } else {
+            add_sums(d_k, received);
+            store(arguments.d_k, d_k, arguments.scale, (bf16*)received, 0);
+        }
+    } else {
+        bf16* const scratch = v_tile + warp_row * kPitch;
+        store(arguments.d_v, d_v, 1.0f, scratch, 16 * kPitch);
+        store(arguments.d_k, d_k, arguments.scale, scratch, 16 * kPitch);
     }
 }
 

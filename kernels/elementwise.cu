@@ -47,19 +47,20 @@ add_bias(
 }
 
 // d_bias += sum over rows of d_output. A block owns 32 columns of all rows; the order of the sum is add_column_sums'.
-// Launch: ceil(D / 32) blocks of 512 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(512)
+// Launch: ceil(D / 32) blocks of 1024 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(1024, 1)
 bias_gradient(
     float* __restrict__ d_bias,         // (D) added to
     const bf16* __restrict__ d_output,  // (N, D)
     int rows,                           // N
     int width) {                        // D
     __shared__ float scratch[1024];
-    add_column_sums(
+    add_column_sums<8>(
         d_bias, rows, width, width % 8 == 0 && is_aligned_16(d_output), scratch,
-        [=](float (&sums)[8], int row, int column) {
+        [=](int row, int column) { return load_16_bytes(d_output + (i64)row * width + column); },
+        [=](float (&sums)[8], const u32x4& loaded) {
             float dy[8];
-            load_bf16x8(dy, d_output + (i64)row * width + column);
+            unpack_bf16x8(dy, loaded);
 #pragma unroll
             for (int k = 0; k < 8; k++) sums[k] += dy[k];
         },

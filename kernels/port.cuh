@@ -123,6 +123,9 @@ LT_DEVICE bool is_aligned_4(const void* address) { return ((size_t)address & 3) 
 LT_DEVICE u32 load_4_bytes(const void* address) { return ((const u32x1*)address)->x; }
 LT_DEVICE void store_4_bytes(void* address, u32 value) { ((u32x1*)address)->x = value; }
 
+// 8 bytes in one access; the address is a multiple of 8.
+LT_DEVICE void store_8_bytes(void* address, const u32x2& value) { *(u32x2*)address = value; }
+
 LT_DEVICE void load_bf16x8(float (&values)[8], const bf16* address) { unpack_bf16x8(values, load_16_bytes(address)); }
 LT_DEVICE void store_bf16x8(bf16* address, const float (&values)[8]) { store_16_bytes(address, pack_bf16x8(values)); }
 
@@ -197,12 +200,27 @@ template <int Pending> LT_DEVICE void cp_async_wait() {
 #endif
 }
 
+// use(i, load(i)) for i = first, first + step, ... below `end`, in this order. kBatch loads are under way before the first of them is
+// used: what an unrolled loop does not give, where each round has a way out before its load.
+template <int kBatch, class Load, class Use> LT_DEVICE void in_batches(int first, int step, int end, Load load, Use use) {
+    int i = first;
+    for (; i + (kBatch - 1) * step < end; i += kBatch * step) {
+        decltype(load(i)) batch[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) batch[k] = load(i + k * step);
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) use(i + k * step, batch[k]);
+    }
+    if constexpr (kBatch > 1) in_batches<kBatch / 2>(i, step, end, load, use);
+}
+
 // output = input, a row of `width` elements, by a one-dimensional block. `aligned`: both rows start at multiples of 16 bytes and the
 // width is a multiple of 8.
 LT_DEVICE void copy_row(bf16* __restrict__ output, const bf16* __restrict__ input, int width, bool aligned) {
     if (aligned) {
-#pragma unroll 4
-        for (int i = threadIdx.x * 8; i < width; i += blockDim.x * 8) store_16_bytes(output + i, load_16_bytes(input + i));
+        in_batches<2>(
+            threadIdx.x * 8, blockDim.x * 8, width, [=](int i) { return load_16_bytes(input + i); },
+            [=](int i, const u32x4& eight) { store_16_bytes(output + i, eight); });
     } else {
 #pragma unroll 4
         for (int i = threadIdx.x; i < width; i += blockDim.x) output[i] = input[i];
@@ -325,20 +343,22 @@ LT_DEVICE bool block_any(bool condition, int* scratch) {
     return __any_sync(LT_ALL_LANES, lane < warps ? scratch[lane] : 0);
 }
 
-// totals[column] += the sum over all rows of a term, for a matrix of (rows, width) terms. A block owns 32 columns. eight(sums, row, column)
-// adds the terms of eight columns to eight sums, and is used where `aligned`; one(row, column) gives a single term.
+// totals[column] += the sum over all rows of a term, for a matrix of (rows, width) terms. A block owns 32 columns. load(row, column) reads
+// what the terms of eight columns are made of, add(sums, loaded) adds them to eight sums; both are used where `aligned`.
+// one(row, column) gives a single term. There are few blocks, so each has kBatch rows a thread under way.
 // The sum of a column: row group g of G takes the rows g, g + G, ...; the groups of a warp meet by exchange, the warps in their order.
 // Launch: ceil(width / 32) blocks of 32 * W threads, W <= 32; `scratch` is shared memory for 1024 floats.
-template <class Eight, class One>
-LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Eight eight, One one) {
+template <int kBatch, class Load, class Add, class One>
+LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Load load, Add add, One one) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     if (aligned) {
         // Four neighbouring lanes cover the 32 columns; a warp takes eight rows at a time.
         const int column = blockIdx.x * 32 + (lane & 3) * 8;
         float sums[8] = {};
         if (column < width) {
-#pragma unroll 4
-            for (int row = warp * 8 + (lane >> 2); row < rows; row += warps * 8) eight(sums, row, column);
+            in_batches<kBatch>(
+                warp * 8 + (lane >> 2), warps * 8, rows, [=](int row) { return load(row, column); },
+                [&](int, const decltype(load(0, 0))& loaded) { add(sums, loaded); });
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -348,10 +368,8 @@ LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned,
     } else {
         const int column = blockIdx.x * 32 + lane;
         float sum = 0.0f;
-        if (column < width) {
-#pragma unroll 4
-            for (int row = warp; row < rows; row += warps) sum += one(row, column);
-        }
+        if (column < width)
+            in_batches<kBatch>(warp, warps, rows, [=](int row) { return one(row, column); }, [&](int, float term) { sum += term; });
         scratch[warp * 32 + lane] = sum;
     }
     __syncthreads();

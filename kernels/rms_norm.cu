@@ -160,9 +160,15 @@ rms_norm_backward(
     }
 }
 
+// What eight terms of a weight's gradient are made of.
+struct WeightTerms {
+    u32x4 d_output, input;
+    float rstd;
+};
+
 // dw += sum over rows of dy * x * rstd. A block owns 32 columns of all rows.
-// Launch: ceil(D / 32) blocks of 512 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(512)
+// Launch: ceil(D / 32) blocks of 1024 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(1024, 1)
 rms_norm_weight_gradient(
     float* __restrict__ d_weight,       // (D) added to
     const bf16* __restrict__ d_output,  // (N, D)
@@ -172,16 +178,18 @@ rms_norm_weight_gradient(
     int width) {                        // D
     __shared__ float scratch[1024];
     const bool aligned = width % 8 == 0 && is_aligned_16(d_output) && is_aligned_16(input);
-    add_column_sums(
+    add_column_sums<4>(
         d_weight, rows, width, aligned, scratch,
-        [=](float (&sums)[8], int row, int column) {
+        [=](int row, int column) {
             const i64 i = (i64)row * width + column;
+            return WeightTerms{load_16_bytes(d_output + i), load_16_bytes(input + i), rstd[row]};
+        },
+        [=](float (&sums)[8], const WeightTerms& terms) {
             float dy[8], x[8];
-            load_bf16x8(dy, d_output + i);
-            load_bf16x8(x, input + i);
-            const float r = rstd[row];
+            unpack_bf16x8(dy, terms.d_output);
+            unpack_bf16x8(x, terms.input);
 #pragma unroll
-            for (int k = 0; k < 8; k++) sums[k] = fmaf(dy[k], x[k] * r, sums[k]);
+            for (int k = 0; k < 8; k++) sums[k] = fmaf(dy[k], x[k] * terms.rstd, sums[k]);
         },
         [=](int row, int column) {
             const i64 i = (i64)row * width + column;

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What has to be seen on a real GPU, in one script for a machine that has one and no .NET.
 #
-#   scripts/gpu-check.sh publish                 on a machine with the .NET SDK: packs the programs into publish/gpu-check/
-#   scripts/gpu-check.sh STAGE [FILTER]          on the machine with the GPU; STAGE is compile, test, sanitize, bench or all
+#   scripts/gpu-check.sh publish [COMMIT]        on a machine with the .NET SDK: packs the programs into publish/gpu-check/; with COMMIT also that
+#                                                commit's benchmarks, for compare
+#   scripts/gpu-check.sh STAGE [FILTER]          on the machine with the GPU; STAGE is compile, test, sanitize, bench, compare or all (all but compare)
 #   scripts/gpu-check.sh report                  what the parts have come to so far
 #   scripts/gpu-check.sh --stand-in STAGE        a rehearsal on the CPU stand-ins: tries this script and the programs, and says nothing about a GPU
 #
@@ -28,7 +29,7 @@ rehearsal=
 stage=${1:-}
 filter=${2:-}
 case $stage in
-  publish | compile | test | sanitize | bench | all | report) ;;
+  publish | compile | test | sanitize | bench | compare | all | report) ;;
   -h | --help) usage; exit 0 ;;
   '') usage >&2; exit 2 ;;
   *) { echo "there is no stage $stage"; usage; } >&2; exit 2 ;;
@@ -90,6 +91,21 @@ EOF
   [ "$bytes" -lt $((60 << 20)) ] || { say "that is more than 60 MiB"; return 1; }
 }
 
+# The benchmarks of another commit: its own files only, the run time and the packages are those of the programs.
+publish_before() {
+  local folder status
+  folder=$(mktemp -d)
+  git worktree add --detach --force "$folder/checkout" "$1" > /dev/null || return 1
+  dotnet publish "$folder/checkout/tests/LoraTrainer.Benchmarks" -c Release -r linux-x64 --self-contained -p:PublishTrimmed=false -p:DebugType=none -v quiet -nologo -o "$folder/out" &&
+    git rev-parse --short=12 "$1" > "$folder/out/LoraTrainer.commit" &&
+    (cd "$folder/out" && rm -f -- *.xml *.deps.json && tar -cf - LoraTrainer.*) | xz -6 > "$packed/before.tar.xz"
+  status=$?
+  git worktree remove --force "$folder/checkout"
+  rm -rf "$folder"
+  [ "$status" = 0 ] || return 1
+  say "$packed/before.tar.xz: the benchmarks of $(git rev-parse --short=12 "$1")"
+}
+
 commit() {
   local name
   name=$(git rev-parse --short=12 HEAD) || return 1
@@ -98,7 +114,7 @@ commit() {
 }
 
 if [ "$stage" = publish ]; then
-  publish
+  publish && { [ -z "$filter" ] || publish_before "$filter"; }
   exit
 fi
 
@@ -227,7 +243,7 @@ only_on_stand_ins="-class- *.CudaSourcesTests -class- *.PlantedMistakesTests -me
   -method- *.CheckedKernelsTests.Launch_MisalignedVector_IsAFault"
 
 # Functions that parts run: they are called in a shell of their own.
-export root work results programs rehearsal only_on_stand_ins
+export root work results programs packed rehearsal only_on_stand_ins
 
 # The rows of a command are its standard output. What it left out it says on standard error.
 rows_to() { # rows_to FILE COMMAND...
@@ -426,7 +442,38 @@ bitsandbytes_codes() { # bitsandbytes_codes PEERS: what the library's CUDA kerne
   PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} python3 "$peers/cuda_fixtures.py" "$folder" || return 1
   LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.Nf4KernelTests.Fixtures_*'
 }
-export -f rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
+# Both builds in turns, twice, so that what disturbs the machine meets both.
+compare_builds() { # compare_builds ROWS OPTIONS...
+  local rows=$1 round build before=$work/before
+  shift
+  [ -f "$packed/before.tar.xz" ] || { echo "result: $packed/before.tar.xz is not here: scripts/gpu-check.sh publish COMMIT makes it"; return 1; }
+  rm -rf "$before"
+  cp -a "$programs" "$before" && python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$packed/before.tar.xz" "$before" || return 1
+  for round in 1 2; do
+    for build in "$before" "$programs"; do
+      LT_BENCHMARK_COMMIT=$(cat "$build/LoraTrainer.commit" 2> /dev/null || cat "$build/commit") \
+        rows_to "$results/compare-$rows$round-${build##*/}.jsonl" "$build/LoraTrainer.Benchmarks" "$@" "cuda_$rows" || return 1
+    done
+  done
+  python3 - "$results" "$rows" "$rehearsal" << 'EOF'
+import json, pathlib, statistics, sys
+folder, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+def rates(build):
+    found = {}
+    for round in "12":
+        for row in map(json.loads, open(folder / f"compare-{name}{round}-{build}.jsonl")):
+            found.setdefault(row["name"], []).append((row["value"], row["ratio"], row["unit"]))
+    return found
+before, after = rates("before"), rates("programs")
+rows = [row for row in after if row in before]
+for row in rows:
+    old, new = ([statistics.mean(value[i] for value in rates[row]) for i in (0, 1)] for rates in (before, after))
+    print(f"{row:58} {old[0]:8.1f} -> {new[0]:8.1f} {after[row][0][2]:8} of the baseline {old[1]:.3f} -> {new[1]:.3f}  x {new[0] / old[0]:.3f}")
+print(f"result: {len(rows)} rows of both builds" + "".join(f"; only one has {row}" for row in sorted(before.keys() ^ after.keys())))
+sys.exit(0 if rows or sys.argv[3] else 1)
+EOF
+}
+export -f compare_builds rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
 
 # ---- stages -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -503,6 +550,15 @@ bench_stage() {
   fi
 }
 
+compare_stage() {
+  local rows shrink=()
+  [ -z "$rehearsal" ] || shrink=(--shrink)
+  for rows in kernel_ attention_; do
+    part "compare-${rows%_}" 100 compare_builds "$rows" "${shrink[@]}"
+    grep -h '^cuda_' "$results/logs/compare-${rows%_}.log" 2> /dev/null
+  done
+}
+
 # ---- run ----------------------------------------------------------------------------------------------------------------------------------------
 
 # Few files, so that any way of bringing them back will do.
@@ -568,6 +624,7 @@ case $stage in
   test) test_stage ;;
   sanitize) sanitize_stage ;;
   bench) bench_stage ;;
+  compare) compare_stage ;;
   all) compile_stage; test_stage; sanitize_stage; bench_stage ;;
 esac
 

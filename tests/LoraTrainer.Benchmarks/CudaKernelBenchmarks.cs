@@ -183,8 +183,8 @@ internal static class CudaKernelBenchmarks
         {
             var sets = bench.Sets(1.5 * logits, () => (Logits: bench.F32(m, v), Gradient: bench.BF16(m, v)));
             Tensor losses = bench.F32(m), targets = bench.Integers(RandomTokens(m, v)), rows = bench.Positions(m);
-            return i => bench.Device.Launch(
-                CudaKernels.SoftmaxCrossEntropy, LaunchShape.PerRow(m, v), losses, sets[i % sets.Length].Gradient, sets[i % sets.Length].Logits, targets, rows, v, 1f / m);
+            (LaunchShape shape, int kept) = LinearCrossEntropy.CudaLaunch(m, v, bench.Device.Info.SharedBytesPerBlock);
+            return i => bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, losses, sets[i % sets.Length].Gradient, sets[i % sets.Length].Logits, targets, rows, v, kept, 1f / m);
         });
         yield return Row("sum_losses", $"{s.Tokens}", (double)s.Tokens * F32, bench =>
         {

@@ -7,14 +7,15 @@ namespace LoraTrainer.Benchmarks;
 
 /// <summary>
 /// cuda_gemm_*: the products of an 8B step, in TFLOP/s against the fastest product, those of an adapter in GB/s against a copy. cuda_linear_nf4_*:
-/// the same with a 4-bit weight that is expanded first. cuda_attention_*: one causal document; the backward pass counts 2.5 times the forward's
-/// operations, whatever it computes again.
+/// the same with a 4-bit weight that is expanded first. cuda_attention_*: causal documents, one of the length in the name or as many as it says; the backward
+/// pass counts 2.5 times the forward's operations, whatever it computes again.
 /// </summary>
 internal static class CudaProductBenchmarks
 {
     private const int Rank = 8;
 
-    public static IEnumerable<CudaRow> Rows(CudaSizes s) => [.. Products(s), .. AdapterProducts(s), .. QuantizedProducts(s), .. s.HeadDims.SelectMany(dim => Attentions(s, dim))];
+    public static IEnumerable<CudaRow> Rows(CudaSizes s) => [.. Products(s), .. AdapterProducts(s), .. QuantizedProducts(s), .. s.HeadDims.SelectMany(dim => Attentions(s, dim, 1, s.Tokens)),
+        .. Attentions(s, s.HeadDims[0], 1, s.GemmTokens), .. Attentions(s, s.HeadDims[0], 4, s.GemmTokens / 4)];
 
     private static IEnumerable<CudaRow> Products(CudaSizes s)
     {
@@ -76,17 +77,18 @@ internal static class CudaProductBenchmarks
             bench.Positive(FourBitBlocks.NestedBlocksize), 0.5f);
     }
 
-    private static IEnumerable<CudaRow> Attentions(CudaSizes s, int dim)
+    private static IEnumerable<CudaRow> Attentions(CudaSizes s, int dim, int count, int length)
     {
-        int n = s.Tokens;
+        int n = count * length;
+        int[] positions = [.. Enumerable.Range(0, n).Select(i => i % length)], starts = [.. Enumerable.Range(0, count + 1).Select(i => i * length)];
         var heads = new AttentionHeads(s.QueryHeads, s.KeyHeads, dim, 1 / MathF.Sqrt(dim));
-        double forward = 2.0 * n * n * heads.QueryWidth;
-        string size = $"{n}x{heads.Query}x{dim}";
+        double forward = 2.0 * n * length * heads.QueryWidth;
+        string size = $"{(count == 1 ? "" : $"{count}x")}{length}x{heads.Query}x{dim}";
         yield return new CudaRow($"cuda_attention_forward_{size}", forward, CudaBaseline.Product, bench =>
         {
             Tensor q = bench.BF16(n, heads.QueryWidth), k = bench.BF16(n, heads.KeyValueWidth), v = bench.BF16(n, heads.KeyValueWidth);
             Tensor output = bench.BF16(n, heads.QueryWidth), lse = bench.F32(heads.Query, n);
-            var documents = new PackedDocuments(bench.Positions(n), new[] { 0, n });
+            var documents = new PackedDocuments(bench.Integers(positions), starts);
             return _ => Attention.Forward(output, lse, q, k, v, documents, heads);
         });
         yield return new CudaRow($"cuda_attention_backward_{size}", 2.5 * forward, CudaBaseline.Product, bench =>
@@ -94,7 +96,7 @@ internal static class CudaProductBenchmarks
             Tensor q = bench.BF16(n, heads.QueryWidth), k = bench.BF16(n, heads.KeyValueWidth), v = bench.BF16(n, heads.KeyValueWidth);
             Tensor dQ = bench.BF16(n, heads.QueryWidth), dK = bench.BF16(n, heads.KeyValueWidth), dV = bench.BF16(n, heads.KeyValueWidth);
             Tensor output = bench.BF16(n, heads.QueryWidth), dOutput = bench.BF16(n, heads.QueryWidth), lse = bench.F32(heads.Query, n);
-            var documents = new PackedDocuments(bench.Positions(n), new[] { 0, n });
+            var documents = new PackedDocuments(bench.Integers(positions), starts);
             Attention.Forward(output, lse, q, k, v, documents, heads);
             return _ => Attention.Backward(dQ, dK, dV, dOutput, output, lse, q, k, v, documents, heads);
         });

@@ -25,6 +25,9 @@ public sealed partial class CudaSourcesTests
 
     private static readonly int[] HeadDims = [16, 64, 80, 96, 128, 192, 256];
 
+    // What the cards that are served give a block at most, those of 9.0 and 10.0.
+    private const int LargestSharedBytesPerBlock = 227 << 10;
+
     // The compiler's own cache asks the driver of the process, and the stand-in knows nothing of it.
     private const string NoCache = "--no-cache";
 
@@ -270,6 +273,7 @@ public sealed partial class CudaSourcesTests
         "attention_forward" => CudaAttentionTiles.Forward(headDim).SharedBytes,
         "attention_backward_keys" => CudaAttentionTiles.BackwardKeys(headDim).SharedBytes,
         "attention_backward_queries" => CudaAttentionTiles.BackwardQueries(headDim).SharedBytes,
+        "softmax_cross_entropy" => (int)LinearCrossEntropy.CudaLaunch(1, 1 << 20, LargestSharedBytesPerBlock).Shape.SharedBytes,
         _ => 0,
     };
 

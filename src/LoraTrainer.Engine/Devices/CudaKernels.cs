@@ -47,7 +47,7 @@ internal static class CudaKernels
 
     public static readonly CudaKernel DropoutApply = Declare("dropout.cu", "dropout_apply", Pointer("output"), Pointer("input"), Int64("count"), UInt64("first_element"), UInt64("keep_threshold"), Float32("scale"), UInt64("seed"), UInt32("stream"), UInt32("step"));
 
-    public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Float32("gradient_scale"));
+    public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Int32("kept_pieces"), Float32("gradient_scale"));
 
     public static readonly CudaKernel SumLosses = Declare("reductions.cu", "sum_losses", Pointer("total"), Pointer("losses"), Int32("count"));
 

@@ -12,7 +12,6 @@ namespace LoraTrainer.Engine.Devices;
 internal readonly record struct LaunchShape(uint X, uint Y, uint Z, uint Threads, uint SharedBytes)
 {
     private const uint ElementwiseThreads = 256;
-    private const uint ColumnThreads = 512;
     private const uint LargestBlock = 1024;
 
     /// <summary>A row of blocks without dynamic shared memory.</summary>
@@ -25,7 +24,7 @@ internal readonly record struct LaunchShape(uint X, uint Y, uint Z, uint Threads
     public static LaunchShape PerRow(long rows, long width) => Blocks(rows, (uint)Math.Min(LargestBlock, 32 * Ceiling(width, 512)));
 
     /// <summary>Sums over rows: a block for each 32 columns.</summary>
-    public static LaunchShape PerColumns(long width) => Blocks(Ceiling(width, 32), ColumnThreads);
+    public static LaunchShape PerColumns(long width) => Blocks(Ceiling(width, 32), LargestBlock);
 
     /// <summary>One block that sums many numbers.</summary>
     public static LaunchShape OneBlock => Blocks(1, LargestBlock);

@@ -79,10 +79,10 @@ internal readonly record struct CudaAttentionTiles(int Rows, int Threads, int Sh
     public static CudaAttentionTiles BackwardKeys(int headDim)
     {
         int dim = Compiled(headDim);
-        int rows = dim <= 128 ? 128 : 64;
-        int tile = dim <= 128 ? 32 : 16;
-        int buffers = dim is > 64 and <= 128 ? 2 : 4;
-        return new CudaAttentionTiles(rows, dim <= 64 ? 128 : 256, RowBytes(dim) * (2 * rows + buffers * tile) + 16 * tile);
+        const int rows = 64;
+        int tile = dim <= 128 ? 64 : 16;
+        int keptRows = dim is > 64 and <= 128 ? rows : 2 * rows;
+        return new CudaAttentionTiles(rows, dim <= 64 ? 128 : 256, RowBytes(dim) * (keptRows + 4 * tile) + 16 * tile);
     }
 
     public static CudaAttentionTiles BackwardQueries(int headDim)

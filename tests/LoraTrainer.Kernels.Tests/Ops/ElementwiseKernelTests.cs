@@ -51,6 +51,28 @@ public sealed class ElementwiseKernelTests
         }
     }
 
+    /// <summary>So many rows that threads have 15 or 16 of them: batches of every size, and two of the largest.</summary>
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void BiasGradient_ManyRows_SumsEachOnce(string mode)
+    {
+        const int n = 15 * 256 + 5, d = 40;
+        using var bench = new KernelBench(mode);
+        Tensor dOutput = bench.RandomBf16(1, new Shape(n, d)), bias = bench.RandomF32(2, new Shape(d));
+        double[] terms = dOutput.Doubles(), sums = bias.Doubles(), size = [.. sums.Select(Math.Abs)];
+        for (int i = 0; i < terms.Length; i++)
+        {
+            sums[i % d] += terms[i];
+            size[i % d] += Math.Abs(terms[i]);
+        }
+
+        Elementwise.BiasGradient(bias, dOutput);
+
+        // Chains of 16 rows, eight of them, then 32.
+        Within(sums, [.. size.Select(v => 56 * U * v)], bias.Download(), "bias gradient");
+        bench.CheckMargins();
+    }
+
     [Theory]
     [MemberData(nameof(Shapes))]
     public void Rows_GatherThenScatter_MovesThoseRowsOnly(string mode, int n, int d)

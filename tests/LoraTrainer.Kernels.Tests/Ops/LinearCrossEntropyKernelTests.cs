@@ -83,6 +83,53 @@ public sealed class LinearCrossEntropyKernelTests
         bench.CheckMargins();
     }
 
+    /// <summary>Cards differ in how much of a row a block can keep: none of it, a part, all. The last piece of the row is a single thread's.</summary>
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void SoftmaxCrossEntropy_HoweverMuchIsKept_HasTheSameBits(string mode)
+    {
+        const int n = 2, vocabulary = 5 * 4096 + 4;
+        using var bench = new KernelBench(mode, capacityBytes: CapacityBytes);
+        Tensor logits = bench.RandomF32(1, new Shape(n, vocabulary), 12), rows = bench.Integers(1, 0);
+        double[] z = logits.Doubles(), expectedLosses = new double[n], gradient = new double[n * vocabulary], bound = new double[n * vocabulary];
+        int[] targets = [vocabulary - 1, 4095];
+        for (int i = 0; i < n; i++)
+        {
+            double[] row = z[(i * vocabulary)..((i + 1) * vocabulary)];
+            double max = row.Max(), sum = row.Sum(value => Math.Exp(value - max));
+            int target = targets[1 - i];
+            expectedLosses[1 - i] = max + Math.Log(sum) - row[target];
+            for (int v = 0; v < vocabulary; v++)
+            {
+                double p = Math.Exp(row[v] - max) / sum, hit = v == target ? 1 : 0;
+                gradient[i * vocabulary + v] = Scale * (p - hit);
+
+                // The difference to the maximum and its product are rounded, which exp magnifies; a thread sums 24 terms, 1024 threads meet in ten additions.
+                // An exponential below the smallest normal number is zero.
+                bound[i * vocabulary + v] = Scale * ((p * (2 * (max - row[v]) + 60) + hit) * U + 1.2e-38);
+            }
+        }
+
+        byte[]? losses = null, bits = null;
+        var kept = new List<int>();
+        foreach (int sharedBytes in (int[])[0, 20_000, 70_000, bench.Device.Info.SharedBytesPerBlock])
+        {
+            (LaunchShape shape, int pieces) = LinearCrossEntropy.CudaLaunch(n, vocabulary, sharedBytes);
+            kept.Add(pieces);
+            Tensor loss = bench.Poisoned(DType.F32, new Shape(n)), dLogits = bench.Poisoned(DType.BF16, new Shape(n, vocabulary));
+            bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, loss, dLogits, logits, bench.Integers(targets), rows, vocabulary, pieces, Scale);
+            Within(expectedLosses, [.. expectedLosses.Select(value => (Math.Abs(value) + 60) * U)], loss.Download(), $"losses, {pieces} pieces kept");
+            Within(gradient, RoundedBound(gradient, bound), dLogits.Download(), $"gradient, {pieces} pieces kept");
+            losses ??= loss.DownloadBytes();
+            bits ??= dLogits.DownloadBytes();
+            Assert.Equal(losses, loss.DownloadBytes());
+            Assert.True(bits.AsSpan().SequenceEqual(dLogits.DownloadBytes()), $"gradient: other bits with {pieces} pieces kept");
+        }
+
+        Assert.Equal([0, 1, 4, 6], kept);
+        bench.CheckMargins();
+    }
+
     [Theory]
     [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
     public void ForwardBackward_NoScoredRow_IsZero(string mode)
