@@ -255,7 +255,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
     private void Attempts()
     {
         page.Text("h3", "Attempts");
-        page.Table(["attempt", "machine", "begun (UTC)", "hours", "steps", "lost", "ended", "rate", "cost"], column => column is 3 or 4 or 5 or 8, rows =>
+        page.Table(["attempt", "machine", "begun (UTC)", "hours", "steps", "lost", "ended", "rate", "cost"], column => column is 3 or 4 or 5 or 7 or 8, rows =>
         {
             foreach (AttemptCost attempt in run.Attempts)
             {
@@ -264,14 +264,18 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
                 string machine = string.Join(", ", new[] { start.Holder.Host, start.Provider, start.InstanceType, start.Region, start.GpuKind.Length > 0 ? $"{start.GpuCount.ToString(CultureInfo.InvariantCulture)} × {start.GpuKind}" : "" }.Where(part => part.Length > 0));
                 rows.Row(
                     null, start.Epoch.ToString(CultureInfo.InvariantCulture), machine, Cell.When(ReportText.Moment(start.Started)), ReportText.Duration(attempt.Hours), $"{ReportText.Whole(progress.FirstStep)}–{ReportText.Whole(progress.LastStep)}",
-                    attempt.LostSteps == 0 ? "" : $"{ReportText.Whole(attempt.LostSteps)} steps, {ReportText.Duration(attempt.LostHours)}",
-                    (attempt.Attempt.Ended is { } end ? LedgerText.Of(end) : "at work") + (attempt.Attempt.Estimated ? " (last sign of life)" : ""), RateOf(start), attempt.Cost?.ToString(digits) ?? "no rate");
+                    attempt.LostSteps == 0 ? "" : $"{ReportText.Whole(attempt.LostSteps)} steps",
+                    (attempt.Attempt.Ended is { } end ? LedgerText.Of(end) : "at work") + (attempt.Attempt.Estimated ? " (last sign of life)" : ""), start.Rate is { } rate ? ReportText.UnitPrice(new Money(rate.Amount, rate.Currency)) : "", attempt.Cost?.ToString(digits) ?? "no rate");
             }
 
             CostSummary total = run.Total;
-            rows.Row("sum", "all", "", "", ReportText.Duration(total.Hours), ReportText.Whole(total.Steps), total.LostHours == 0 ? "" : ReportText.Duration(total.LostHours), "", "",
+            rows.Row("sum", "all", "", "", ReportText.Duration(total.Hours), ReportText.Whole(total.Steps), total.LostHours == 0 ? "" : $"{ReportText.Whole(run.Attempts.Sum(attempt => (long)attempt.LostSteps))} steps", "", "",
                 ReportText.Amounts(Money.Totals(run.Attempts.Select(attempt => attempt.Cost).OfType<Money>()), total.UnpricedHours, digits));
         });
+        foreach (IGrouping<string, AttemptCost> rate in run.Attempts.GroupBy(attempt => RateOf(attempt.Attempt.Start)))
+        {
+            page.Text("p", $"{rate.Key} (attempts {string.Join(", ", rate.Select(attempt => attempt.Attempt.Start.Epoch.ToString(CultureInfo.InvariantCulture)))}).", "soft");
+        }
     }
 
     private void Lines()
@@ -291,8 +295,8 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         });
     }
 
-    private static string RateOf(AttemptStart start) => start.Rate is not { } rate ? "not known"
-        : $"{ReportText.UnitPrice(new Money(rate.Amount, rate.Currency))} per {(rate.Per == RatePer.Machine ? "machine" : "GPU")}-hour" + (rate.Source.Length > 0 ? $", from {rate.Source}" : "") + (rate.AsOf is { } day ? $" of {LedgerText.Of(day)}" : "");
+    private static string RateOf(AttemptStart start) => start.Rate is not { } rate ? "The rate is not known"
+        : $"Rate: {ReportText.UnitPrice(new Money(rate.Amount, rate.Currency))} per {(rate.Per == RatePer.Machine ? "machine" : "GPU")}-hour" + (rate.Source.Length > 0 ? $", from {rate.Source}" : "") + (rate.AsOf is { } day ? $" of {LedgerText.Of(day)}" : "");
 
     private decimal? Planned(string key) =>
         run.Run.Config.TryGetValue(key, out string? text) && decimal.TryParse(text, NumberStyles.AllowDecimalPoint | NumberStyles.AllowExponent, CultureInfo.InvariantCulture, out decimal number) && number < 1e12m ? number : null;
