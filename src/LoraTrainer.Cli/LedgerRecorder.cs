@@ -108,6 +108,7 @@ internal sealed class LedgerRecorder : IDisposable
             LastStep = attempt.Step,
             SavedStep = attempt.SavedStep,
             Tokens = attempt.Tokens,
+            Samples = attempt.Samples,
         },
         LastSeen = attempt.LastSeen,
         Ended = attempt.Ended switch

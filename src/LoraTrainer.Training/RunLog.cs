@@ -10,7 +10,8 @@ namespace LoraTrainer.Training;
 /// <param name="Loss">NaN where the line has none.</param>
 /// <param name="Tokens">Of this step.</param>
 /// <param name="Seconds">Of this step.</param>
-public readonly record struct LoggedStep(int Step, double Loss, long Tokens, double Seconds);
+/// <param name="MemoryBytes">Resident memory of the process after it; 0 where the line has none.</param>
+public readonly record struct LoggedStep(int Step, double Loss, long Tokens, double Seconds, long MemoryBytes);
 
 /// <summary>log.jsonl: one JSON object for each logged step, appended and flushed as the steps are done.</summary>
 public sealed class RunLog : IDisposable
@@ -95,7 +96,8 @@ public sealed class RunLog : IDisposable
             JsonElement root = document.RootElement;
             return new LoggedStep(
                 root.GetProperty("step").GetInt32(), root.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN,
-                root.GetProperty("tokens").GetInt64(), root.GetProperty("seconds").GetDouble());
+                root.GetProperty("tokens").GetInt64(), root.GetProperty("seconds").GetDouble(),
+                root.TryGetProperty("memory_bytes", out JsonElement memory) ? memory.GetInt64() : 0);
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
         {
@@ -118,6 +120,7 @@ public sealed class RunLog : IDisposable
         json.WriteNumber("tokens", step.Tokens);
         json.WriteNumber("supervised_tokens", step.SupervisedTokens);
         json.WriteNumber("seconds", Math.Round(step.Seconds, 4));
+        json.WriteNumber("memory_bytes", ProcessMemory.ResidentBytes());
         json.WriteEndObject();
         json.Flush();
         line.WriteByte((byte)'\n');

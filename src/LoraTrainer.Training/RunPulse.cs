@@ -16,6 +16,7 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
     private int totalSteps;
     private int? savedStep;
     private long tokens;
+    private long samples;
     private TimeSpan stalled;
 
     /// <summary>What the machine is billed for so far: since the process started, or the machine did, by a clock that nobody sets.</summary>
@@ -44,6 +45,7 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
         {
             last = step;
             tokens += step.Tokens;
+            samples += step.Samples;
         }
     }
 
@@ -85,6 +87,7 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
                 TotalSteps = totalSteps,
                 SavedStep = savedStep,
                 Tokens = tokens,
+                Samples = samples,
                 Loss = last.Seconds > 0 ? last.Loss : null,
                 TokensPerSecond = last.Seconds > 0 ? last.Tokens / last.Seconds : null,
                 StallSeconds = stalled.TotalSeconds,

@@ -115,7 +115,7 @@ public sealed class LedgerVerbTests(LedgerVerbTests.OneRun one) : IClassFixture<
         XElement root = XDocument.Load(page).Root!;
 
         // The folder of the run is found by what the ledger knows.
-        Assert.Equal(2, root.Descendants("svg").Count());
+        Assert.Equal(3, root.Descendants("svg").Count());
         Assert.Contains("Peak memory", root.Value, StringComparison.Ordinal);
         Assert.Equal(2, again.ExitCode);
         Assert.Contains("exists already. Name another file, or replace it with --force.", again.Error, StringComparison.Ordinal);

@@ -26,7 +26,7 @@ public class RunLogTests
         File.WriteAllText(path, Two + rest);
         using (RunLog log = RunLog.Open(path, completedSteps: 2))
         {
-            log.Write(new StepResult(3, 0.5, 1, 1e-3, 10, 5, 0.1), epoch: 0.25);
+            log.Write(new StepResult(3, 0.5, 1, 1e-3, 10, 5, 2, 0.1), epoch: 0.25);
         }
 
         string[] lines = File.ReadAllLines(path);

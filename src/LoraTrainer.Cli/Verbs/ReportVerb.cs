@@ -198,7 +198,7 @@ internal static class ReportVerb
         return new RunMeasurements
         {
             Missing = steps.Count > 0 ? null : $"The run's folder {folder} is not on this machine, or has no log of steps, so there are no curves.",
-            Steps = [.. steps.Select(step => new StepMeasurement(step.Step, step.Loss, step.Tokens, step.Seconds))],
+            Steps = [.. steps.Select(step => new StepMeasurement(step.Step, step.Loss, step.Tokens, step.Seconds, step.MemoryBytes))],
             PeakBytes = memory?.Peak,
             PlannedBytes = memory?.Planned,
         };
@@ -396,6 +396,7 @@ internal static class ReportVerb
         WriteIf("billed_hours", total.BilledHours);
         WriteIf("steps", total.Steps);
         WriteIf("tokens", total.Tokens);
+        WriteIf("samples", total.Samples);
         json.WriteStartArray("by_category");
         foreach (CategoryCost category in run.IsWhole ? total.ByCategory : [])
         {

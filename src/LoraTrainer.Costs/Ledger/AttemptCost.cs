@@ -45,14 +45,10 @@ public sealed record AttemptCost
     public int KeptSteps => Attempt.Progress.LastStep - Attempt.Progress.FirstStep - LostSteps;
 
     /// <summary>Tokens of <see cref="KeptSteps"/>, by their share of its steps.</summary>
-    public long KeptTokens
-    {
-        get
-        {
-            int steps = KeptSteps + LostSteps;
-            return steps == 0 ? 0 : (long)(Attempt.Progress.Tokens * (decimal)KeptSteps / steps);
-        }
-    }
+    public long KeptTokens => Kept(Attempt.Progress.Tokens);
+
+    /// <summary>Samples of <see cref="KeptSteps"/>, by their share of its steps.</summary>
+    public long KeptSamples => Kept(Attempt.Progress.Samples);
 
     /// <param name="attempt">The attempt.</param>
     /// <param name="restart">The lowest step that a later attempt of the run did steps from; null where none has.</param>
@@ -90,6 +86,8 @@ public sealed record AttemptCost
 
         Money? CostOf(decimal time) => rate?.CostOf(time, attempt.Start.GpuCount);
     }
+
+    private long Kept(long count) => KeptSteps + LostSteps is > 0 and int steps ? (long)(count * (decimal)KeptSteps / steps) : 0;
 
     private static int LostStepsOf(AttemptSnapshot attempt, int? restart)
     {

@@ -119,6 +119,9 @@ public sealed record AttemptProgress
 
     /// <summary>Tokens of its own steps.</summary>
     public long Tokens { get; init; }
+
+    /// <summary>Rows of the data that its own steps were trained on, each as often as it was.</summary>
+    public long Samples { get; init; }
 }
 
 /// <summary>All that is known of an attempt at one moment. Of two snapshots of one attempt the later one holds the earlier.</summary>

@@ -249,10 +249,10 @@ internal sealed partial class LedgerDatabase : IDisposable
     {
         Execute(
             """
-            INSERT INTO progress(attempt_id, first_step, last_step, saved_step, tokens) VALUES (?, ?, ?, ?, ?)
-            ON CONFLICT(attempt_id) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step, saved_step = excluded.saved_step, tokens = excluded.tokens
+            INSERT INTO progress(attempt_id, first_step, last_step, saved_step, tokens, samples) VALUES (?, ?, ?, ?, ?, ?)
+            ON CONFLICT(attempt_id) DO UPDATE SET first_step = excluded.first_step, last_step = excluded.last_step, saved_step = excluded.saved_step, tokens = excluded.tokens, samples = excluded.samples
             """,
-            id, progress.FirstStep, progress.LastStep, progress.SavedStep, progress.Tokens);
+            id, progress.FirstStep, progress.LastStep, progress.SavedStep, progress.Tokens, progress.Samples);
         foreach ((LedgerPhase phase, TimeSpan time) in progress.Phases)
         {
             Execute(

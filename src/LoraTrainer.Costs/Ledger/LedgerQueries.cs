@@ -52,7 +52,7 @@ internal static class LedgerQueries
             """
             SELECT attempt_id, epoch, host, boot_id, process_id, process_start, provider, instance_type, region, gpu_kind, gpu_count, pricing,
                 rate, rate_per, currency, price_source, price_as_of, billing_granularity, billing_minimum, started, last_seen, elapsed_ticks, ended, estimated,
-                first_step, last_step, saved_step, tokens
+                first_step, last_step, saved_step, tokens, samples
             FROM attempts JOIN progress USING (attempt_id) WHERE run_id = ? ORDER BY epoch
             """,
             row => attempts.Add(Attempt(row, run, phases.GetValueOrDefault(row.GetInt64(0)) ?? [])),
@@ -156,6 +156,7 @@ internal static class LedgerQueries
             LastStep = row.GetInt32(25),
             SavedStep = row.IsDBNull(26) ? null : row.GetInt32(26),
             Tokens = row.GetInt64(27),
+            Samples = row.GetInt64(28),
         },
         Ended = Text(row, 22) is { } end ? LedgerText.Parse<AttemptEnd>(end) : null,
         Estimated = row.GetInt64(23) != 0,

@@ -84,5 +84,6 @@ internal static class LedgerSchema
         CREATE INDEX cost_lines_by_run ON cost_lines(run_id);
         CREATE INDEX cost_lines_by_project ON cost_lines(project);
         """,
+        "ALTER TABLE progress ADD COLUMN samples INTEGER NOT NULL DEFAULT 0;",
     ];
 }

@@ -80,11 +80,17 @@ public record CostSummary
     /// <summary>Tokens of <see cref="Steps"/>.</summary>
     public required long Tokens { get; init; }
 
+    /// <summary>Rows of the data that <see cref="Steps"/> were trained on.</summary>
+    public required long Samples { get; init; }
+
     /// <summary><see cref="GpuCost"/> by 1,000 <see cref="Steps"/>, lost ones paid with; empty where there are none.</summary>
     public IReadOnlyList<Money> CostPerThousandSteps => Steps == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount * 1_000 / Steps, cost.Currency))];
 
     /// <summary><see cref="GpuCost"/> by 1,000,000 <see cref="Tokens"/>, lost ones paid with; empty where there are none.</summary>
     public IReadOnlyList<Money> CostPerMillionTokens => Tokens == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount * 1_000_000 / Tokens, cost.Currency))];
+
+    /// <summary><see cref="GpuCost"/> by <see cref="Samples"/>, lost ones paid with; empty where there are none.</summary>
+    public IReadOnlyList<Money> CostPerSample => Samples == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount / Samples, cost.Currency))];
 
     internal static CostSummary Of(IReadOnlyList<AttemptCost> attempts, IReadOnlyList<CostLine> lines)
     {
@@ -113,6 +119,7 @@ public record CostSummary
             BillingRounding = Money.Totals(attempts.Select(attempt => attempt.BillingRounding).OfType<Money>()),
             Steps = attempts.Sum(attempt => (long)attempt.KeptSteps),
             Tokens = attempts.Sum(attempt => attempt.KeptTokens),
+            Samples = attempts.Sum(attempt => attempt.KeptSamples),
         };
 
         // Divided once, after they were added.

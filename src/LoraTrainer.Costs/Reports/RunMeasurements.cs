@@ -5,7 +5,8 @@ namespace LoraTrainer.Costs.Reports;
 /// <param name="Loss">Mean over its supervised tokens.</param>
 /// <param name="Tokens">Of this step.</param>
 /// <param name="Seconds">Of this step.</param>
-public readonly record struct StepMeasurement(int Step, double Loss, long Tokens, double Seconds);
+/// <param name="MemoryBytes">Resident memory of the process after it; 0: not known.</param>
+public readonly record struct StepMeasurement(int Step, double Loss, long Tokens, double Seconds, long MemoryBytes);
 
 /// <summary>What a run's own folder knows and the ledger does not.</summary>
 public sealed record RunMeasurements

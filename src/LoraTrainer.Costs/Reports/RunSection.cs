@@ -9,7 +9,6 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
     /// <summary>What the run was expected to take, where it was planned before.</summary>
     private const string PlannedHours = "planned_hours";
     private const string PlannedCost = "planned_cost";
-    private const string Samples = "samples";
 
     private static readonly LedgerPhase[] Beginning = [LedgerPhase.Start, LedgerPhase.Load, LedgerPhase.Quantize, LedgerPhase.Tokenize];
 
@@ -68,9 +67,9 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
 
         page.Tile("Steps", ReportText.Whole(total.Steps), Each(total.CostPerThousandSteps, "1,000"));
         page.Tile("Tokens", ReportText.Whole(total.Tokens), Each(total.CostPerMillionTokens, "million"));
-        if (Planned(Samples) is { } samples and > 0)
+        if (total.Samples > 0)
         {
-            page.Tile("Samples", ReportText.Whole((long)samples), Each([.. total.GpuCost.Select(cost => new Money(cost.Amount / samples, cost.Currency))], "sample"));
+            page.Tile("Samples", ReportText.Whole(total.Samples), Each(total.CostPerSample, "sample"));
         }
 
         if (total.GpuHours > 0 && train > 0 && total.UnpricedHours == 0 && total.GpuCost.Count > 0)
@@ -207,6 +206,18 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
             Marks = [.. later.Select(attempt => (double)attempt.Attempt.Progress.FirstStep)], MarkTitle = "another attempt goes on",
         }.Write(page.Writer, id + "-speed");
         page.Close();
+        if (measurements.Steps.Any(step => step.MemoryBytes > 0))
+        {
+            double bytes = measurements.Steps.Max(step => step.MemoryBytes) < 1L << 30 ? 1 << 20 : 1 << 30;
+            new LineChart
+            {
+                Title = "Memory",
+                XTitle = "step", YTitle = bytes < 1 << 30 ? "MiB of the process" : "GiB of the process", FromZero = true,
+                Points = [.. measurements.Steps.Where(step => step.MemoryBytes > 0).Select(step => ((double)step.Step, step.MemoryBytes / bytes))],
+                Marks = [.. later.Select(attempt => (double)attempt.Attempt.Progress.FirstStep)], MarkTitle = "another attempt goes on",
+            }.Write(page.Writer, id + "-memory");
+        }
+
         page.Text("p", "Within an attempt the steps are taken as equally long.", "soft");
     }
 

@@ -17,8 +17,9 @@ namespace LoraTrainer.Training.Loop;
 /// <param name="LearningRate">That was used.</param>
 /// <param name="Tokens">All tokens of the step.</param>
 /// <param name="SupervisedTokens">Those that were scored.</param>
+/// <param name="Samples">Rows of the data in the step.</param>
 /// <param name="Seconds">Wall time.</param>
-public readonly record struct StepResult(int Step, double Loss, double GradientNorm, double LearningRate, int Tokens, int SupervisedTokens, double Seconds);
+public readonly record struct StepResult(int Step, double Loss, double GradientNorm, double LearningRate, int Tokens, int SupervisedTokens, int Samples, double Seconds);
 
 /// <summary>
 /// The training loop's body: one call is one optimizer step. Losses and gradients are normalised by the supervised tokens of the whole global
@@ -104,7 +105,7 @@ public sealed class Trainer
         (double lossSum, double norm) = report.Read();
         RefuseNonFinite(lossSum, norm, bins);
         CompletedSteps++;
-        return new StepResult(CompletedSteps, lossSum / supervised, norm, rate, tokens, supervised, Stopwatch.GetElapsedTime(start).TotalSeconds);
+        return new StepResult(CompletedSteps, lossSum / supervised, norm, rate, tokens, supervised, SampleCount(bins), Stopwatch.GetElapsedTime(start).TotalSeconds);
     }
 
     /// <summary>Forward, loss and backward of one micro-batch; its losses are added to the report.</summary>
@@ -139,6 +140,17 @@ public sealed class Trainer
         {
             batch.Add(data.Train, bins[bin]);
         }
+    }
+
+    private static int SampleCount(IReadOnlyList<int[]> bins)
+    {
+        int count = 0;
+        for (int bin = 0; bin < bins.Count; bin++)
+        {
+            count += bins[bin].Length;
+        }
+
+        return count;
     }
 
     private int SupervisedTokens(IReadOnlyList<int[]> bins)

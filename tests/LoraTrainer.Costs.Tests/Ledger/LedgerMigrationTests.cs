@@ -56,7 +56,7 @@ public sealed class LedgerMigrationTests
         created.Open().Dispose();
 
         Assert.Equal(Schema(created), Schema(old));
-        Assert.Equal("2", Assert.Single(Rows(old, "PRAGMA user_version")));
+        Assert.Equal("3", Assert.Single(Rows(old, "PRAGMA user_version")));
     }
 
     [Fact]
@@ -81,7 +81,7 @@ public sealed class LedgerMigrationTests
         using var test = new TestLedger();
         test.Open().Dispose();
         test.Execute("PRAGMA user_version = 99");
-        string sentence = $"The ledger {test.Path} was written by a newer lora-trainer (its version is 99, this program knows 2). Use that one, or name another ledger.";
+        string sentence = $"The ledger {test.Path} was written by a newer lora-trainer (its version is 99, this program knows 3). Use that one, or name another ledger.";
         using (RunLedger ledger = test.Open())
         {
             Assert.Equal(sentence, ledger.Problem);
@@ -91,7 +91,7 @@ public sealed class LedgerMigrationTests
         }
 
         Assert.Equal("99", Assert.Single(Rows(test, "PRAGMA user_version")));
-        test.Execute("PRAGMA user_version = 2");
+        test.Execute("PRAGMA user_version = 3");
         using RunLedger again = test.Open();
         Assert.Equal(7, again.Summary("r1")!.Attempts[0].Attempt.Progress.Elapsed.TotalSeconds);
         Assert.Empty(test.Journals);

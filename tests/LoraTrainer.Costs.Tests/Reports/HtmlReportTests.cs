@@ -13,7 +13,7 @@ public sealed class HtmlReportTests
 
     private static readonly RunMeasurements Measured = new()
     {
-        Steps = [.. Enumerable.Range(1, 600).Select(step => new StepMeasurement(step, 7.0 / step, 100, step == 3 ? 0 : 0.5))],
+        Steps = [.. Enumerable.Range(1, 600).Select(step => new StepMeasurement(step, 7.0 / step, 100, step == 3 ? 0 : 0.5, 2_000_000_000 + step))],
         PeakBytes = 3L << 30,
         PlannedBytes = 2L << 30,
     };
@@ -96,7 +96,7 @@ public sealed class HtmlReportTests
         using var test = new TestLedger();
         LedgerTotals totals = TestReport.Mixed(test);
         RunSummary run = totals.Runs.Single(item => item.Run.RunId == "r1");
-        RunSummary planned = run with { Run = run.Run with { Config = new Dictionary<string, string> { ["planned_hours"] = "2", ["planned_cost"] = "17.142", ["samples"] = "100" } } };
+        RunSummary planned = run with { Run = run.Run with { Config = new Dictionary<string, string> { ["planned_hours"] = "2", ["planned_cost"] = "17.142" } }, Total = run.Total with { Samples = 100 } };
 
         XElement page = Page(CostReport.Of(totals with { Runs = [planned], ProjectLines = [] }, ReportPeriod.Always), _ => Measured).Page;
         string[][] rows = [.. page.Descendants("h3").Single(head => head.Value == "Plan against actual").ElementsAfterSelf("table").First().Descendants("tr").Select(row => row.Elements().Select(cell => cell.Value).ToArray())];
