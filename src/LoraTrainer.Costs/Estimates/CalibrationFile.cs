@@ -26,7 +26,7 @@ public sealed class CalibrationFile(string path, Action<string> warn)
         ?? (Environment.GetEnvironmentVariable(Variable) is { Length: > 0 } named ? named : Path.Combine(Path.GetDirectoryName(LedgerPath.Default)!, "calibration.jsonl"));
 
     /// <summary>The rows of one device, the oldest first. A line that is not a row is passed over with a warning.</summary>
-    public IReadOnlyList<CalibrationRow> RowsOf(string device) => [.. Read().Where(row => row.Device == device).TakeLast(RowsPerDevice)];
+    public IReadOnlyList<CalibrationRow> RowsOf(string device) => [.. Read(warn).Where(row => row.Device == device).TakeLast(RowsPerDevice)];
 
     /// <summary>Adds a row. One write of a whole line: processes that end at the same moment do not tear each other's rows.</summary>
     public void Append(CalibrationRow row)
@@ -48,7 +48,7 @@ public sealed class CalibrationFile(string path, Action<string> warn)
         }
     }
 
-    private List<CalibrationRow> Read()
+    private List<CalibrationRow> Read(Action<string> tell)
     {
         var rows = new List<CalibrationRow>();
         if (!File.Exists(path))
@@ -76,13 +76,13 @@ public sealed class CalibrationFile(string path, Action<string> warn)
                 }
                 catch (FormatException exception)
                 {
-                    warn(string.Create(CultureInfo.InvariantCulture, $"{path}:{number}: this line is not a measured row ({exception.Message}); it is passed over. Remove it to be rid of this warning."));
+                    tell(string.Create(CultureInfo.InvariantCulture, $"{path}:{number}: this line is not a measured row ({exception.Message}); it is passed over. Remove it to be rid of this warning."));
                 }
             }
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            warn($"What earlier runs measured cannot be read: {exception.Message}");
+            tell($"What earlier runs measured cannot be read: {exception.Message}");
         }
 
         return rows;
@@ -109,8 +109,8 @@ public sealed class CalibrationFile(string path, Action<string> warn)
     /// <summary>Leaves out the oldest rows of a device that has too many, by a new file in the old one's place. Rows of other versions go too.</summary>
     private void Shorten(string device)
     {
-        // Not each time: a device that is over the limit by a few rows costs nothing. A row that another process adds meanwhile may be lost.
-        List<CalibrationRow> rows = Read();
+        // What is wrong with other lines is told to those who read them. Not each time: a device that is over the limit by a few rows costs nothing. A row that another process adds meanwhile may be lost.
+        List<CalibrationRow> rows = Read(_ => { });
         int tooMany = rows.Count(row => row.Device == device) - RowsPerDevice;
         if (tooMany < RowsPerDevice / 10)
         {

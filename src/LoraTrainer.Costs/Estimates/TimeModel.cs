@@ -15,9 +15,9 @@ public readonly record struct MeasuredTime(RooflineTime Work, double Seconds);
 /// <param name="Operation">Seconds for each operation.</param>
 public readonly record struct TimeModel(double Products, double Attention, double Expansion, double Memory, double Operation)
 {
-    // A coefficient that is twice its prior weighs as much as a residual of a tenth: measurements win where they say something, and where they do not
+    // A coefficient that is twice its prior weighs as much as a residual of a twentieth: measurements win where they say something, and where they do not
     // (a part that none of the rows has much of) the prior's proportions stay.
-    private const double PriorWeight = 0.1;
+    private const double PriorWeight = 0.05;
 
     /// <summary>Seconds of some work.</summary>
     public double Seconds(RooflineTime work) =>
