@@ -120,7 +120,7 @@ public sealed class PlanMoneyTests
         using var folder = new TinyFolder();
         string calibration = folder.PathOf("measured.jsonl");
         var environment = new Dictionary<string, string> { ["LT_CALIBRATION"] = calibration };
-        foreach (string[] changes in new string[][] { [], ["--set", "sequence_len=48"], ["--set", "lora_r=16", "--set", "micro_batch_size=4", "--set", "gradient_accumulation_steps=2"] })
+        foreach (string[] changes in new string[][] { [], ["--set", "lora_r=8"], ["--set", "lora_r=16", "--set", "micro_batch_size=4", "--set", "gradient_accumulation_steps=2"] })
         {
             Ending train = await folder.RunAsync(["train", "tiny.yaml", .. changes], environment: environment);
             Assert.True(train.ExitCode == 0, train.ToString());
