@@ -32,6 +32,9 @@ internal sealed class LedgerRecorder : IDisposable
     /// <summary>True where the process that held an attempt has certainly ended.</summary>
     public static bool IsGone(AttemptHolder holder) => new LeaseHolder(holder.Host, holder.BootId, holder.ProcessId, holder.ProcessStart).IsProvablyDead;
 
+    /// <summary>Up to when the ledger has time of the holder's machine since it booted; null where it has none.</summary>
+    public DateTimeOffset? BilledUntil(LeaseHolder holder) => ledger.LastSeenOn(holder.Host, holder.BootId);
+
     /// <summary>Takes what is known of an attempt. Called from any thread; what the ledger does not take is a warning.</summary>
     public void Record(AttemptRecord attempt)
     {
@@ -80,7 +83,17 @@ internal sealed class LedgerRecorder : IDisposable
             },
             Epoch = attempt.Epoch,
             Holder = new AttemptHolder(attempt.Holder.Host, attempt.Holder.BootId, attempt.Holder.ProcessId, attempt.Holder.ProcessStart),
-            Rate = attempt.Rate is { } rate ? new AttemptRate(rate, attempt.Currency) { Source = "cost.rate" } : null,
+            Provider = attempt.Machine.Provider,
+            InstanceType = attempt.Machine.InstanceType,
+            Region = attempt.Machine.Region,
+            GpuKind = attempt.Gpu,
+            Pricing = attempt.Machine.IsSpot switch
+            {
+                true => Pricing.Spot,
+                false => Pricing.OnDemand,
+                _ => Pricing.Unknown,
+            },
+            Rate = attempt.Rate,
             Started = attempt.Started,
         },
         Progress = new AttemptProgress

@@ -141,7 +141,8 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
 
         if (progress.MoneySpent is { } money)
         {
-            parts.Add($"{Quantities.Money(money, progress.Currency)} spent");
+            string whole = progress.MoneyForecast is { } forecast ? $", about {Quantities.Money(forecast, null)} in all" : "";
+            parts.Add($"{Quantities.Money(money, progress.Currency)} spent{whole}");
         }
 
         return parts;

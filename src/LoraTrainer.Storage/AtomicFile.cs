@@ -13,36 +13,43 @@ public sealed partial class AtomicFile : IDisposable
     private readonly string finalPath;
     private readonly string temporaryPath;
     private readonly SafeFileHandle handle;
+    private readonly bool durable;
     private bool committed;
 
-    private AtomicFile(string finalPath, string temporaryPath, SafeFileHandle handle)
+    private AtomicFile(string finalPath, string temporaryPath, SafeFileHandle handle, bool durable)
     {
         this.finalPath = finalPath;
         this.temporaryPath = temporaryPath;
         this.handle = handle;
+        this.durable = durable;
     }
 
     /// <summary>Bytes written so far.</summary>
     public long Length { get; private set; }
 
     /// <summary>Starts a file that will be named <paramref name="path"/>. The folder must exist.</summary>
-    public static AtomicFile Create(string path)
+    /// <param name="path">The final name.</param>
+    /// <param name="durable">Waits for the disk before the name is given. False for a file that means nothing after a crash, such as one that is copied on from here.</param>
+    public static AtomicFile Create(string path, bool durable = true)
     {
         string finalPath = Path.GetFullPath(path);
         string folder = Path.GetDirectoryName(finalPath) ?? throw new ArgumentException($"{path} is not the path of a file.", nameof(path));
         string temporaryPath = Path.Combine(folder, $".{Path.GetFileName(finalPath)}.{Guid.NewGuid():N}.tmp");
         SafeFileHandle handle = File.OpenHandle(temporaryPath, FileMode.CreateNew, FileAccess.ReadWrite, FileShare.Read);
-        return new AtomicFile(finalPath, temporaryPath, handle);
+        return new AtomicFile(finalPath, temporaryPath, handle, durable);
     }
 
     /// <summary>For tests of failing disks: writes to an existing device, which stays when this is disposed.</summary>
     internal static AtomicFile Over(string finalPath, string device)
-        => new(finalPath, finalPath + ".none", File.OpenHandle(device, FileMode.Open, FileAccess.Write, FileShare.ReadWrite));
+        => new(finalPath, finalPath + ".none", File.OpenHandle(device, FileMode.Open, FileAccess.Write, FileShare.ReadWrite), durable: true);
 
     /// <summary>Writes the whole content and commits it, over whatever has that name.</summary>
-    public static void WriteAllBytes(string path, ReadOnlySpan<byte> content)
+    /// <param name="path">The final name.</param>
+    /// <param name="content">All of it.</param>
+    /// <param name="durable">As in <see cref="Create"/>.</param>
+    public static void WriteAllBytes(string path, ReadOnlySpan<byte> content, bool durable = true)
     {
-        using AtomicFile file = Create(path);
+        using AtomicFile file = Create(path, durable);
         file.Append(content);
         file.Commit();
     }
@@ -67,7 +74,7 @@ public sealed partial class AtomicFile : IDisposable
         Length += bytes.Length;
     }
 
-    /// <summary>Makes the file durable under its final name, replacing an older one.</summary>
+    /// <summary>Gives the file its final name, replacing an older one; durably, unless it was created otherwise.</summary>
     public void Commit()
     {
         Flush();
@@ -82,7 +89,13 @@ public sealed partial class AtomicFile : IDisposable
         committed = true;
     }
 
-    internal void SynchronizeName() => FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
+    internal void SynchronizeName()
+    {
+        if (durable)
+        {
+            FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
+        }
+    }
 
     /// <summary>Makes the file durable under its final name, unless that name is taken: then nothing changes and false is returned. Of several writers at once exactly one gets true.</summary>
     public bool TryCommitNew()
@@ -93,7 +106,7 @@ public sealed partial class AtomicFile : IDisposable
             return false;
         }
 
-        FileSystemCalls.SynchronizeFolder(Path.GetDirectoryName(finalPath)!);
+        SynchronizeName();
         return true;
     }
 
@@ -122,13 +135,16 @@ public sealed partial class AtomicFile : IDisposable
     [GeneratedRegex(@"^\..+\.[0-9a-f]{32}\.tmp$", RegexOptions.CultureInvariant)]
     private static partial Regex TemporaryName();
 
-    /// <summary>Makes the content durable under its temporary name; nothing can be appended after it.</summary>
+    /// <summary>Makes the content durable under its temporary name, where that is wanted; nothing can be appended after it.</summary>
     internal void Flush()
     {
         ObjectDisposedException.ThrowIf(handle.IsClosed, this);
         try
         {
-            RandomAccess.FlushToDisk(handle);
+            if (durable)
+            {
+                RandomAccess.FlushToDisk(handle);
+            }
         }
         catch (IOException exception)
         {

@@ -98,8 +98,10 @@ public sealed class RunFolder
     }
 
     /// <summary>Makes the folders and keeps other processes out of them until the result is disposed. Then the run is this process's: what killed ones left is removed.</summary>
-    /// <exception cref="TrainingSetupException">The folder cannot be written, or another process works on the run.</exception>
-    internal RunLock Claim()
+    /// <param name="onWaiting">As in <see cref="RunLock.AcquireAsync"/>.</param>
+    /// <param name="cancellation">Ends the waiting.</param>
+    /// <exception cref="TrainingSetupException">The folder cannot be written, or another process works on the run and is not waited for.</exception>
+    internal async Task<RunLock> ClaimAsync(Action<string>? onWaiting, CancellationToken cancellation)
     {
         if (File.Exists(config.OutputDir))
         {
@@ -110,7 +112,7 @@ public sealed class RunFolder
         {
             madeOutput = !Directory.Exists(config.OutputDir);
             Directory.CreateDirectory(config.OutputDir);
-            var claimed = new RunLock(config.OutputDir);
+            RunLock claimed = await RunLock.AcquireAsync(config.OutputDir, onWaiting, cancellation).ConfigureAwait(false);
             RemoveLeftovers();
             return claimed;
         }
@@ -144,7 +146,7 @@ public sealed class RunFolder
     /// <summary>Writes the config: from here on the folder is a run's.</summary>
     public void WriteConfig() => AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName), ResolvedConfig);
 
-    /// <summary>Takes back <see cref="Claim"/> and <see cref="WriteConfig"/> of a run that could not start, so that it can be started again once the cause is mended.</summary>
+    /// <summary>Takes back <see cref="ClaimAsync"/> and <see cref="WriteConfig"/> of a run that could not start, so that it can be started again once the cause is mended.</summary>
     internal void Withdraw()
     {
         File.Delete(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName));

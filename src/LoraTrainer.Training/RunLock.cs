@@ -12,20 +12,41 @@ internal sealed class RunLock : IDisposable
 
     // EWOULDBLOCK of Linux and macOS, ERROR_SHARING_VIOLATION of Windows.
     private static readonly int[] HeldByAnother = [11, 35, unchecked((int)0x80070020)];
+    private static readonly TimeSpan Poll = TimeSpan.FromSeconds(0.5);
 
     private readonly FileStream file;
 
+    private RunLock(FileStream file) => this.file = file;
+
     /// <param name="folder">Exists.</param>
+    /// <param name="onWaiting">Is told once that another process works on the run, which is then waited for; null: that is an error.</param>
+    /// <param name="cancellation">Ends the waiting.</param>
     /// <exception cref="TrainingSetupException">Another process works on the run.</exception>
-    public RunLock(string folder)
+    public static async Task<RunLock> AcquireAsync(string folder, Action<string>? onWaiting, CancellationToken cancellation)
     {
-        try
+        bool isTold = false;
+        while (true)
         {
-            file = new FileStream(Path.Combine(folder, FileName), FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None, bufferSize: 1);
-        }
-        catch (IOException exception) when (HeldByAnother.Contains(exception.HResult))
-        {
-            throw new TrainingSetupException($"Another process is working on the run in {folder}. Wait until it ends, or stop it with lora-trainer stop {folder}; then lora-trainer resume goes on.", exception);
+            try
+            {
+                return new RunLock(new FileStream(Path.Combine(folder, FileName), FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None, bufferSize: 1));
+            }
+            catch (IOException exception) when (HeldByAnother.Contains(exception.HResult))
+            {
+                string held = $"Another process is working on the run in {folder}.";
+                if (onWaiting is null)
+                {
+                    throw new TrainingSetupException($"{held} Wait until it ends, or stop it with lora-trainer stop {folder}; then lora-trainer resume goes on. With resume: auto this would wait.", exception);
+                }
+
+                if (!isTold)
+                {
+                    isTold = true;
+                    onWaiting($"{held} This process waits and goes on when that one ends. It can be stopped with lora-trainer stop {folder}");
+                }
+            }
+
+            await Task.Delay(Poll, cancellation).ConfigureAwait(false);
         }
     }
 

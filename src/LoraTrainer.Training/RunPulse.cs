@@ -1,16 +1,14 @@
 using System.Diagnostics;
 using LoraTrainer.Training.Checkpoints;
-using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training;
 
 /// <summary>How this process gets on, for those who look at the run from elsewhere. The training thread leaves its numbers here; another one takes them.</summary>
-internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phases, TimeProvider time)
+internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock phases, TimeProvider time)
 {
     private readonly Lock gate = new();
-    private readonly DateTimeOffset started = Process.GetCurrentProcess().StartTime.ToUniversalTime();
-    private readonly TimeSpan before = time.GetUtcNow() - Process.GetCurrentProcess().StartTime.ToUniversalTime();
+    private readonly TimeSpan before = time.GetUtcNow() - machine.Since;
     private readonly long since = Stopwatch.GetTimestamp();
     private string device = string.Empty;
     private StepResult last;
@@ -20,7 +18,7 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
     private long tokens;
     private TimeSpan stalled;
 
-    /// <summary>Since the process started, by a clock that nobody sets.</summary>
+    /// <summary>What the machine is billed for so far: since the process started, or the machine did, by a clock that nobody sets.</summary>
     public double ProcessSeconds => (before + Stopwatch.GetElapsedTime(since)).TotalSeconds;
 
     public void Opened(string description, int total)
@@ -76,7 +74,7 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
                 RunId = lease.RunId,
                 Epoch = lease.Epoch,
                 Holder = LeaseHolder.Current,
-                Started = started,
+                Started = machine.Since,
                 LastSeen = time.GetUtcNow(),
                 Seconds = ProcessSeconds,
                 PhaseSeconds = phases.Seconds,
@@ -90,8 +88,9 @@ internal sealed class RunPulse(RunLease lease, CostOptions cost, PhaseClock phas
                 Loss = last.Seconds > 0 ? last.Loss : null,
                 TokensPerSecond = last.Seconds > 0 ? last.Tokens / last.Seconds : null,
                 StallSeconds = stalled.TotalSeconds,
-                Rate = cost.Rate,
-                Currency = cost.Currency,
+                Machine = machine.Identity,
+                Gpu = machine.Gpu,
+                Rate = machine.Rate,
                 Ended = ended,
             };
         }

@@ -43,6 +43,9 @@ public sealed record RunStatus
     /// <summary>The process that has the lease, or had it last.</summary>
     public LeaseHolder? Holder { get; init; }
 
+    /// <summary>How the newest process ended, as its record says: finished, interrupted, stopped, budgetreached, failed; null while it runs, and where it was killed.</summary>
+    public string? Ended { get; init; }
+
     /// <summary>What the newest process does, or did last.</summary>
     public TrainingPhase? Phase { get; init; }
 
@@ -86,6 +89,9 @@ public sealed record RunStatus
 
     public required string OutputDir { get; init; }
 
+    /// <summary>The output_dir is on this machine; otherwise <see cref="Location"/> alone names the run here.</summary>
+    public required bool IsHere { get; init; }
+
     /// <summary>Reads it all.</summary>
     /// <param name="place">An output_dir, a run's folder among the checkpoints, or its URI there.</param>
     /// <param name="time">The clock.</param>
@@ -126,6 +132,7 @@ public sealed record RunStatus
                 RunId = lease?.RunId ?? newest?.RunId,
                 State = state,
                 Holder = lease?.Holder ?? newest?.Holder,
+                Ended = newest?.Ended,
                 Phase = newest?.Phase,
                 Since = newest?.Started,
                 LastSeen = Later(newest?.LastSeen, lease?.Written),
@@ -141,6 +148,7 @@ public sealed record RunStatus
                 Requests = await checkpoints.RequestsAsync(cancellation).ConfigureAwait(false),
                 Location = checkpoints.Location,
                 OutputDir = config.OutputDir,
+                IsHere = folder.HoldsRun,
             };
         }
     }
@@ -151,6 +159,7 @@ public sealed record RunStatus
         json.WriteString("run_name", RunName);
         json.WriteString("run_id", RunId);
         json.WriteString("state", State.ToString().ToLowerInvariant());
+        json.WriteString("ended", Ended);
         json.WriteString("host", Holder?.Host);
         json.WriteNumberOrNull("process", (long?)Holder?.ProcessId);
         json.WriteString("phase", Phase?.ToString().ToLowerInvariant());

@@ -269,7 +269,8 @@ internal sealed class Session
 
     private void Tell(in StepResult step)
     {
-        double perStep = state.TrainSeconds / step.Step;
+        var remaining = TimeSpan.FromSeconds(state.TrainSeconds / step.Step * (trainer.TotalSteps - step.Step));
+        double seconds = Pulse.ProcessSeconds;
         Observer.OnProgress(new TrainingProgress
         {
             Phase = TrainingPhase.Training,
@@ -282,9 +283,10 @@ internal sealed class Session
             SupervisedTokensPerSecond = step.SupervisedTokens / step.Seconds,
             MemoryBytes = ProcessMemory.ResidentBytes(),
             Elapsed = Stopwatch.GetElapsedTime(Started),
-            Remaining = TimeSpan.FromSeconds(perStep * (trainer.TotalSteps - step.Step)),
+            Remaining = remaining,
             Fraction = (double)step.Step / trainer.TotalSteps,
-            MoneySpent = Budget.Spent(Pulse.ProcessSeconds),
+            MoneySpent = Budget.Spent(seconds),
+            MoneyForecast = Budget.Forecast(seconds, remaining),
             Currency = Budget.Currency,
         });
     }

@@ -2,6 +2,7 @@ using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using System.Security.Cryptography;
 using System.Text;
+using LoraTrainer.Costs.Ledger;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
@@ -64,6 +65,12 @@ public sealed class TrainingRun
     /// <summary>Is given what is known of each attempt: of the earlier ones once, of this one every few seconds and at its end. From any thread; must not throw.</summary>
     public Action<AttemptRecord>? AttemptSeen { get; init; }
 
+    /// <summary>What an hour of a machine with such a GPU costs, for runs without <c>cost.rate</c>; null where it is not known. Must not throw.</summary>
+    public Func<MachineIdentity, string, AttemptRate?>? PriceOf { get; init; }
+
+    /// <summary>Up to when the ledger has time of the machine of a process since it booted; null where it has none. Must not throw.</summary>
+    public Func<LeaseHolder, DateTimeOffset?>? BilledUntil { get; init; }
+
     /// <summary>What the run came to; filled when <see cref="RunAsync"/> returns.</summary>
     public RunSummary? Summary { get; private set; }
 
@@ -108,7 +115,7 @@ public sealed class TrainingRun
             var checkpoints = new CheckpointStore(store, config.RunName, time);
             try
             {
-                RunEnding ending = await ClaimAsync(store, checkpoints, control, watcher.Provider, resume, force, evenIfStopped).ConfigureAwait(false);
+                RunEnding ending = await ClaimAsync(store, checkpoints, control, watcher, resume, force, evenIfStopped).ConfigureAwait(false);
                 if (control.Notice is { } notice)
                 {
                     await InterruptionWatcher.AcknowledgeAsync(notice, CancellationToken.None).ConfigureAwait(false);
@@ -138,7 +145,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Sees that the run may start, makes it this process's, and gives it back at the end.</summary>
-    private async Task<RunEnding> ClaimAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, ProviderInfo provider, bool resume, bool force, bool evenIfStopped)
+    private async Task<RunEnding> ClaimAsync(IObjectStore store, CheckpointStore checkpoints, RunControl control, InterruptionWatcher watcher, bool resume, bool force, bool evenIfStopped)
     {
         CancellationToken stop = control.Stop;
         byte[]? stored = await checkpoints.ReadConfigAsync(stop).ConfigureAwait(false);
@@ -148,7 +155,7 @@ public sealed class TrainingRun
             return LeftAlone();
         }
 
-        using RunLock claimed = folder.Claim();
+        using RunLock claimed = await folder.ClaimAsync(resume ? observer.OnNotice : null, stop).ConfigureAwait(false);
         StoreAbilities abilities;
         RunLease lease;
         try
@@ -177,14 +184,16 @@ public sealed class TrainingRun
                 await ForgetStopsAsync(checkpoints, stop).ConfigureAwait(false);
             }
 
-            var pulse = new RunPulse(lease, config.Cost, phases, time);
+            IReadOnlyList<AttemptRecord> earlier = await checkpoints.AttemptsAsync(stop).ConfigureAwait(false);
+            BilledMachine machine = BilledMachine.Here(config, await watcher.IdentifyAsync().ConfigureAwait(false), PriceOf, BilledHere(earlier), observer, time);
+            var pulse = new RunPulse(lease, machine, phases, time);
             lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
             lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));
             using var listening = new CancellationTokenSource();
             Task listener = Task.WhenAll(ListenAsync(store, checkpoints, control, listening.Token), BeatAsync(pulse, listening.Token));
             try
             {
-                RunEnding ending = await WorkAsync(checkpoints, lease, pulse, control, provider, resume, force, differences).ConfigureAwait(false);
+                RunEnding ending = await WorkAsync(checkpoints, lease, pulse, machine, control, watcher.Provider, resume, force, differences).ConfigureAwait(false);
                 return await EndAsync(checkpoints, lease, pulse, ending).ConfigureAwait(false);
             }
             catch (OperationCanceledException) when (stop.IsCancellationRequested)
@@ -203,6 +212,10 @@ public sealed class TrainingRun
             }
         }
     }
+
+    /// <summary>Up to when the time of this machine since it booted is counted, by attempts of this run or, as the ledger knows, of any.</summary>
+    private DateTimeOffset? BilledHere(IReadOnlyList<AttemptRecord> attempts) =>
+        new[] { BilledUntil?.Invoke(LeaseHolder.Current), attempts.Where(attempt => attempt.Holder.BootId == LeaseHolder.Current.BootId).Max(attempt => (DateTimeOffset?)attempt.LastSeen) }.Max();
 
     /// <summary>An explicit resume overrides who asked for a stop before it, and whose terminal may have died since.</summary>
     private static async Task ForgetStopsAsync(CheckpointStore checkpoints, CancellationToken stop)
@@ -223,7 +236,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Everything that happens under the lease.</summary>
-    private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, bool resume, bool force, IReadOnlyList<string> differences)
+    private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, BilledMachine machine, RunControl control, ProviderInfo provider, bool resume, bool force, IReadOnlyList<string> differences)
     {
         // Another process may have made the run, or gone on with it, since the first look.
         byte[]? stored = await checkpoints.ReadConfigAsync(control.Stop).ConfigureAwait(false);
@@ -255,7 +268,7 @@ public sealed class TrainingRun
                 AttemptSeen?.Invoke(attempt);
             }
 
-            var budget = new RunBudget(config.Cost, attempts.Where(attempt => attempt.Epoch != lease.Epoch));
+            var budget = new RunBudget(config.Cost, machine.Rate, attempts.Where(attempt => attempt.Epoch != lease.Epoch));
             bool hasAllSteps = attempts.Any(attempt => attempt.TotalSteps > 0 && attempt.SavedStep >= attempt.TotalSteps);
             if (!hasAllSteps && budget.ReasonToStop(pulse.ProcessSeconds, stepSeconds: 0, commit: null) is { } reason)
             {

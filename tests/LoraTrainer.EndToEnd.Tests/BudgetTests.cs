@@ -43,7 +43,7 @@ public sealed class BudgetTests : IDisposable
         Ending ending = await run.RunAsync("train", "tiny.yaml", "--set", "cost.budget=1");
 
         Assert.True(ending.ExitCode == 2, ending.ToString());
-        Assert.Contains("cost.budget is given and cost.rate is not", ending.Error, StringComparison.Ordinal);
+        Assert.Contains("cost.budget is given, and neither does cost.rate say what an hour costs", ending.Error, StringComparison.Ordinal);
         Assert.False(Directory.Exists(run.Out));
     }
 }

@@ -21,12 +21,27 @@ internal static class StatusVerb
         waiting (nobody has begun).
         """;
 
+    private static readonly string BudgetReached = nameof(RunEnding.BudgetReached).ToLowerInvariant();
+    private static readonly TimeSpan Patience = TimeSpan.FromSeconds(3);
+
     public static Verb Create()
     {
         Argument<string> run = new("RUN") { Description = "The output_dir of the run, or its place among the checkpoints." };
         return new Verb("status", "Say how a run stands, here or on another machine.", Examples) { run }.WithWork(async context =>
         {
-            RunStatus status = await RunStatus.ReadAsync(context.Arguments.GetRequiredValue(run), TimeProvider.System, context.Terminal.Note);
+            string place = context.Arguments.GetRequiredValue(run);
+            bool isTold = false;
+            Task<RunStatus> reading = RunStatus.ReadAsync(place, TimeProvider.System, note =>
+            {
+                isTold = true;
+                context.Terminal.Note(note);
+            });
+            if (await Task.WhenAny(reading, Task.Delay(Patience)) != reading && ObjectStore.IsUri(place) && !isTold)
+            {
+                context.Terminal.Note($"{place} has not answered yet. It is asked again until it does, or its retry_seconds (60 by default) are over.");
+            }
+
+            RunStatus status = await reading;
             context.Terminal.Result(Words(status));
             context.Terminal.Json(status.Write);
             return ExitCode.Done;
@@ -57,7 +72,7 @@ internal static class StatusVerb
         lines.Add(status.SafeCheckpoint is { } safe
             ? string.Create(culture, $"checkpoint:  step {safe.Step}, {(safe.Created is { } created ? $"{Time(created)}, " : "")}{Quantities.Bytes(safe.Files.Sum(file => file.SizeBytes))}, {ObjectStore.Append(status.Location, safe.Name)}")
             : "checkpoint:  none is safe yet");
-        lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted, {status.Hours:0.00} hours in all"));
+        lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted, {Quantities.Time(TimeSpan.FromHours(status.Hours))} in all"));
         if (status.Requests.Count > 0)
         {
             lines.Add($"asked for:   {string.Join(", ", status.Requests.Select(request => request.Kind.ToString().ToLowerInvariant()))}");
@@ -65,7 +80,8 @@ internal static class StatusVerb
 
         if (status.State is RunState.Silent or RunState.Released or RunState.Stopped or RunState.Waiting)
         {
-            lines.Add($"go on with:  lora-trainer resume {status.OutputDir}");
+            string more = status.Ended == BudgetReached ? " --set cost.budget=MORE (or cost.max_hours)" : "";
+            lines.Add($"go on with:  lora-trainer resume {(status.IsHere ? status.OutputDir : Quoted(status.Location))}{more}");
         }
 
         return string.Join(Environment.NewLine, lines);
@@ -75,11 +91,15 @@ internal static class StatusVerb
     {
         RunState.Training => $"{Doing(status)} on {Who(status.Holder)}{(status.Since is { } since ? $" since {Time(since)}" : "")}",
         RunState.Silent => $"no sign of life{(status.LastSeen is { } seen ? $" since {Time(seen)}" : "")} of {Who(status.Holder)}{(status.Holder?.IsProvablyDead == true ? ": it has ended" : "")}",
+        RunState.Released when status.Ended == BudgetReached => "released: a limit of money or hours is reached",
         RunState.Released => "released: nobody works on it, and whoever comes goes on",
         RunState.Stopped => "stopped by request: only an explicit resume goes on",
         RunState.Finished => "finished",
         _ => "waiting: nobody has begun with it",
     };
+
+    /// <summary>As a shell takes it.</summary>
+    private static string Quoted(string place) => place.Contains('?', StringComparison.Ordinal) ? $"'{place}'" : place;
 
     private static string Doing(RunStatus status) => status.Phase?.ToString().ToLowerInvariant() ?? "starting";
 

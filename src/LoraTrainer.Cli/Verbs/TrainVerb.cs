@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
+using LoraTrainer.Cli.Watching;
 using LoraTrainer.Costs;
 using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
@@ -54,8 +55,14 @@ internal static class TrainVerb
         await using (var display = new TrainingDisplay(context.Terminal, config.LoggingSteps, showSamples: true))
         {
             using var ledger = new LedgerRecorder(context.Arguments.GetValue(CommandLine.Ledger), config, display.OnWarning);
-            run = new TrainingRun(config, display, TimeProvider.System) { AttemptSeen = ledger.Record };
+            using TensorBoardLog? tensorBoard = config.UseTensorBoard ? new TensorBoardLog(config.OutputDir, TimeProvider.System, display.OnWarning) : null;
+            using OtlpMetrics? metrics = OtlpMetrics.Start(config);
+            run = new TrainingRun(config, new ObserverGroup(display, tensorBoard, metrics), TimeProvider.System) { AttemptSeen = ledger.Record, BilledUntil = ledger.BilledUntil, PriceOf = (machine, gpu) => MachinePrices.RateOf(machine, gpu, display.OnWarning) };
             ending = await run.RunAsync(resume, force, evenIfStopped, stop);
+            if (run.Summary is { } measured)
+            {
+                tensorBoard?.Evaluated(measured);
+            }
         }
 
         if (ending == RunEnding.Interrupted)

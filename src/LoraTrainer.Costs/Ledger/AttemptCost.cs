@@ -9,9 +9,6 @@ public sealed record PhaseCost(LedgerPhase Phase, decimal Hours, Money? Cost);
 /// </summary>
 public sealed record AttemptCost
 {
-    /// <summary>Digits behind the point of a cost that was worked out.</summary>
-    public const int Digits = 18;
-
     private const decimal SecondsInHour = 3600;
 
     public required AttemptSnapshot Attempt { get; init; }
@@ -70,7 +67,6 @@ public sealed record AttemptCost
 
         decimal seconds = Seconds(progress.Elapsed.Ticks);
         AttemptRate? rate = attempt.Start.Rate;
-        int units = rate?.Per == RatePer.Machine ? 1 : attempt.Start.GpuCount;
         decimal billed = rate?.Billing.BilledSeconds(seconds) ?? seconds;
         PhaseCost[] phases = [.. ticks.Where(phase => phase.Value > 0).Select(phase => new PhaseCost(phase.Key, Seconds(phase.Value) / SecondsInHour, CostOf(Seconds(phase.Value))))];
         Money? cost = CostOf(billed);
@@ -88,8 +84,7 @@ public sealed record AttemptCost
             Phases = phases,
         };
 
-        // One division, at the end: an hourly price divided first would lose digits. It has to end somewhere, and with so many digits sums are exact, in any order.
-        Money? CostOf(decimal time) => rate is null ? null : new Money(decimal.Round(rate.Amount * units * time / SecondsInHour, Digits), rate.Currency);
+        Money? CostOf(decimal time) => rate?.CostOf(time, attempt.Start.GpuCount);
     }
 
     private static int LostStepsOf(AttemptSnapshot attempt, int? restart)

@@ -15,6 +15,11 @@ public enum RatePer
 /// <param name="Per">Whether each GPU costs so much, or the machine with all of them.</param>
 public sealed record AttemptRate(decimal Amount, string Currency, RatePer Per = RatePer.Gpu)
 {
+    /// <summary>Digits behind the point of a cost that was worked out.</summary>
+    public const int Digits = 18;
+
+    private const decimal SecondsInHour = 3600;
+
     /// <summary>More for an hour is a mistake in a unit: the largest machines on offer cost a thousandth of it.</summary>
     public const decimal Highest = 100_000;
 
@@ -41,4 +46,16 @@ public sealed record AttemptRate(decimal Amount, string Currency, RatePer Per = 
             ? value
             : throw new ArgumentException($"Time is billed in units of more than 0 seconds with a minimum of at least 0, got {Check.Number(value.GranularitySeconds)} and {Check.Number(value.MinimumSeconds)}.");
     } = BillingTerms.PerSecond;
+
+    /// <summary>What a time costs, before the provider's units and minimum.</summary>
+    /// <param name="seconds">0 or more.</param>
+    /// <param name="gpuCount">GPUs of the attempt.</param>
+    public Money CostOf(decimal seconds, int gpuCount) =>
+        // One division, at the end: an hourly price divided first would lose digits. It has to end somewhere, and with so many digits sums are exact, in any order.
+        new(decimal.Round(Amount * (Per == RatePer.Machine ? 1 : gpuCount) * seconds / SecondsInHour, Digits), Currency);
+
+    /// <summary>What an attempt of that length costs.</summary>
+    /// <param name="seconds">0 or more.</param>
+    /// <param name="gpuCount">GPUs of the attempt.</param>
+    public Money BilledCostOf(decimal seconds, int gpuCount) => CostOf(Billing.BilledSeconds(seconds), gpuCount);
 }

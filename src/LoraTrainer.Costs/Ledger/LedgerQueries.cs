@@ -90,6 +90,15 @@ internal static class LedgerQueries
         return lines;
     }
 
+    public static DateTimeOffset? LastSeenOn(this LedgerDatabase database, string host, string bootId)
+    {
+        DateTimeOffset? seen = null;
+
+        // By the time that it stands for, not by the text: fractions of a second have more or fewer digits.
+        database.Read("SELECT last_seen FROM attempts WHERE host = ? AND boot_id = ?", row => seen = LedgerText.Time(row.GetString(0)) is { } time && !(time < seen) ? time : seen, host, bootId);
+        return seen;
+    }
+
     public static RunSummary Summary(this LedgerDatabase database, RunFacts run)
     {
         List<AttemptCost> attempts = database.Attempts(run);

@@ -197,6 +197,21 @@ public sealed class RunLedger : IDisposable
         return totals!;
     }
 
+    /// <summary>The last sign of life of any process on a machine since it booted; null where the ledger knows none, or cannot be read.</summary>
+    /// <param name="host">Its name.</param>
+    /// <param name="bootId">Another one after each start.</param>
+    public DateTimeOffset? LastSeenOn(string host, string bootId)
+    {
+        DateTimeOffset? seen = null;
+        lock (_lock)
+        {
+            ObjectDisposedException.ThrowIf(_isDisposed, this);
+            Try(_options.BusyTimeout, database => seen = database.LastSeenOn(host, bootId));
+        }
+
+        return seen;
+    }
+
     /// <summary>What is wrong with the file, thoroughly; empty where it is sound.</summary>
     /// <exception cref="LedgerException">The ledger cannot be read.</exception>
     public IReadOnlyList<string> CheckIntegrity()

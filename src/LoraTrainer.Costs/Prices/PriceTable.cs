@@ -42,6 +42,28 @@ public sealed class PriceTable
         return new PriceTable([.. own, .. shipped.Where(price => !replaced.Contains(Identity(price)))]);
     }
 
+    /// <summary>
+    /// What a provider asks for a machine: of its type where that is known, else of a single GPU. Only of its region, or where the price is one for all. A machine
+    /// of which is not known whether it is a spot one counts at the on-demand price, which is the higher one.
+    /// </summary>
+    /// <param name="provider">As the table names it.</param>
+    /// <param name="instanceType">The provider's name of the machine; empty: not known.</param>
+    /// <param name="gpu">As the table names it; empty: not known.</param>
+    /// <param name="region">The provider's name of it.</param>
+    /// <param name="isSpot">Null: not known.</param>
+    /// <returns>Null: there is no such price.</returns>
+    public Price? Find(string provider, string instanceType, string gpu, string region, bool? isSpot)
+    {
+        PricingModel pricing = isSpot == true ? PricingModel.Spot : PricingModel.OnDemand;
+        return Prices
+            .Where(price => string.Equals(price.Provider, provider, StringComparison.OrdinalIgnoreCase) && price.Pricing == pricing && (price.Region.Length == 0 || price.Region == region))
+            .Where(price => instanceType.Length > 0 ? price.InstanceType == instanceType : price.InstanceType.Length == 0 && gpu.Length > 0 && price.Gpu == gpu)
+
+            // The user's rows come first, and of two for the same the one of the region is the closer one.
+            .OrderByDescending(price => price.Region.Length > 0)
+            .FirstOrDefault();
+    }
+
     /// <summary>The rows of one file.</summary>
     /// <param name="file">Names it in messages.</param>
     /// <param name="text">Its content.</param>

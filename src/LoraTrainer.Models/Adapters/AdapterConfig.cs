@@ -351,5 +351,7 @@ public sealed record AdapterConfig
     }
 
     /// <summary>Writes adapter_config.json into the folder.</summary>
-    public void Save(string folder) => AtomicFile.WriteAllBytes(Path.Combine(folder, FileName), System.Text.Encoding.UTF8.GetBytes(ToJson()));
+    /// <param name="folder">Must exist.</param>
+    /// <param name="durable">As in <see cref="AtomicFile.Create"/>.</param>
+    public void Save(string folder, bool durable = true) => AtomicFile.WriteAllBytes(Path.Combine(folder, FileName), System.Text.Encoding.UTF8.GetBytes(ToJson()), durable);
 }

@@ -89,7 +89,9 @@ public sealed class LoraInjection
     }
 
     /// <summary>Writes the adapter as PEFT does: adapter_model.safetensors (f32) and adapter_config.json.</summary>
-    public void Save(string folder)
+    /// <param name="folder">Is made where it is not there.</param>
+    /// <param name="durable">As in <see cref="LoraTrainer.Storage.AtomicFile.Create"/>.</param>
+    public void Save(string folder, bool durable = true)
     {
         var writer = new SafetensorsWriter();
         foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
@@ -98,7 +100,7 @@ public sealed class LoraInjection
             Add(writer, linear.Name, PeftTensorKind.LoraB, adapter.B);
         }
 
-        PeftAdapterFolder.Save(folder, Config, writer);
+        PeftAdapterFolder.Save(folder, Config, writer, durable);
     }
 
     /// <summary>Switches the adapters off and on again: without them the model computes its base.</summary>

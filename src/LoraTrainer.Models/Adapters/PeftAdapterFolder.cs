@@ -61,13 +61,17 @@ public sealed class PeftAdapterFolder : IDisposable
     }
 
     /// <summary>Writes both files, the config last: where it is, the weights are whole. Tensors are named by <see cref="PeftAdapterFolderKey"/>.</summary>
-    public static void Save(string path, AdapterConfig config, SafetensorsWriter tensors)
+    /// <param name="path">The folder.</param>
+    /// <param name="config">The one.</param>
+    /// <param name="tensors">The other.</param>
+    /// <param name="durable">As in <see cref="LoraTrainer.Storage.AtomicFile.Create"/>.</param>
+    public static void Save(string path, AdapterConfig config, SafetensorsWriter tensors, bool durable = true)
     {
         ArgumentNullException.ThrowIfNull(config);
         ArgumentNullException.ThrowIfNull(tensors);
         Directory.CreateDirectory(path);
-        tensors.Save(System.IO.Path.Combine(path, WeightsFileName));
-        config.Save(path);
+        tensors.Save(System.IO.Path.Combine(path, WeightsFileName), durable);
+        config.Save(path, durable);
     }
 
     public void Dispose() => weights.Dispose();

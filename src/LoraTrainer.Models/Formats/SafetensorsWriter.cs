@@ -60,7 +60,9 @@ public sealed class SafetensorsWriter
     }
 
     /// <summary>Writes all tensors to <paramref name="path"/>, over whatever has that name.</summary>
-    public void Save(string path)
+    /// <param name="path">The file.</param>
+    /// <param name="durable">As in <see cref="AtomicFile.Create"/>.</param>
+    public void Save(string path, bool durable = true)
     {
         List<(SafetensorsEntry Entry, SafetensorsBytes Bytes)> ordered = [.. tensors
             .OrderByDescending(tensor => tensor.Entry.DType)
@@ -71,7 +73,7 @@ public sealed class SafetensorsWriter
             throw new InvalidOperationException($"{path}: {ordered.Count} tensors need a header of {header.Length - 8} bytes; the format allows at most {SafetensorsFile.MaximumHeaderBytes}. Write several files.");
         }
 
-        using AtomicFile file = AtomicFile.Create(path);
+        using AtomicFile file = AtomicFile.Create(path, durable);
         file.Append(header);
         byte[] piece = ArrayPool<byte>.Shared.Rent(PieceBytes);
         try

@@ -1,6 +1,9 @@
 using System.Diagnostics.CodeAnalysis;
 using System.Globalization;
 using System.Text.Json;
+using LoraTrainer.Costs;
+using LoraTrainer.Costs.Ledger;
+using LoraTrainer.Training.Interruptions;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Checkpoints;
@@ -56,10 +59,14 @@ public sealed record AttemptRecord
     /// <summary>How long its saves have kept the steps waiting, all together.</summary>
     public double StallSeconds { get; init; }
 
-    /// <summary>Price of an hour; null where it is not known.</summary>
-    public decimal? Rate { get; init; }
+    /// <summary>Where it runs, as far as that is known.</summary>
+    public MachineIdentity Machine { get; init; } = MachineIdentity.Unknown;
 
-    public required string Currency { get; init; }
+    /// <summary>The GPU it computes on, as its driver calls it; empty on a CPU.</summary>
+    public string Gpu { get; init; } = string.Empty;
+
+    /// <summary>Price of an hour; null where it is not known.</summary>
+    public AttemptRate? Rate { get; init; }
 
     /// <summary>How it ended: finished, interrupted, stopped, failed; null while it runs, and for ever where it was killed.</summary>
     public string? Ended { get; init; }
@@ -89,15 +96,16 @@ public sealed record AttemptRecord
                 Loss = Number(root, "loss"),
                 TokensPerSecond = Number(root, "tokens_per_second"),
                 StallSeconds = root.GetProperty("stall_seconds").GetDouble(),
-                Rate = root.GetProperty("rate") is { ValueKind: JsonValueKind.String } rate ? decimal.Parse(rate.GetString()!, CultureInfo.InvariantCulture) : null,
-                Currency = root.GetProperty("currency").GetString()!,
+                Machine = ReadMachine(root),
+                Gpu = Word(root, "gpu"),
+                Rate = ReadRate(root),
                 Ended = root.GetProperty("ended").GetString(),
             };
 
             // Written by who knows whom: nothing that would be a debt of a negative time, or an endless one.
-            bool isSound = double.IsFinite(attempt.Seconds) && attempt is { Seconds: >= 0, FirstStep: >= 0, Step: >= 0, SavedStep: null or >= 0, Tokens: >= 0, Epoch: > 0 and <= LeaseRecord.HighestEpoch, Rate: null or >= 0 }
+            bool isSound = double.IsFinite(attempt.Seconds) && attempt is { Seconds: >= 0, FirstStep: >= 0, Step: >= 0, SavedStep: null or >= 0, Tokens: >= 0, Epoch: > 0 and <= LeaseRecord.HighestEpoch }
                 && attempt.Seconds <= TimeSpan.FromDays(36_500).TotalSeconds && attempt.PhaseSeconds.Values.All(seconds => seconds >= 0 && seconds <= TimeSpan.FromDays(36_500).TotalSeconds)
-                && attempt.RunId is { Length: > 0 } && attempt.Currency is not null && attempt.Device is not null;
+                && attempt.RunId is { Length: > 0 } && attempt.Device is not null;
             attempt = isSound ? attempt : null;
             return isSound;
         }
@@ -106,6 +114,23 @@ public sealed record AttemptRecord
             attempt = null;
             return false;
         }
+
+        // What follows was not told by the first programs that wrote such records.
+        static string Word(JsonElement root, string name) => root.TryGetProperty(name, out JsonElement value) && value.ValueKind == JsonValueKind.String ? value.GetString()! : string.Empty;
+
+        static MachineIdentity ReadMachine(JsonElement root) => root.TryGetProperty("machine", out JsonElement machine) && machine.ValueKind == JsonValueKind.Object
+            ? new MachineIdentity(Word(machine, "provider"), Word(machine, "instance_type"), Word(machine, "region"), machine.TryGetProperty("spot", out JsonElement spot) && spot.ValueKind is JsonValueKind.True or JsonValueKind.False ? spot.GetBoolean() : null)
+            : MachineIdentity.Unknown;
+
+        static AttemptRate? ReadRate(JsonElement root) => root.GetProperty("rate") is not { ValueKind: JsonValueKind.String } rate ? null
+            : new AttemptRate(decimal.Parse(rate.GetString()!, CultureInfo.InvariantCulture), root.GetProperty("currency").GetString()!, Word(root, "rate_per") == "machine" ? RatePer.Machine : RatePer.Gpu)
+            {
+                Source = Word(root, "price_source"),
+                AsOf = Word(root, "price_as_of") is { Length: > 0 } day ? DateOnly.ParseExact(day, "yyyy-MM-dd", CultureInfo.InvariantCulture) : null,
+                Billing = new BillingTerms(Amount(root, "billing_granularity_seconds") ?? BillingTerms.PerSecond.GranularitySeconds, Amount(root, "billing_minimum_seconds") ?? 0),
+            };
+
+        static decimal? Amount(JsonElement root, string name) => Word(root, name) is { Length: > 0 } text ? decimal.Parse(text, CultureInfo.InvariantCulture) : null;
 
         static double? Number(JsonElement root, string name) => root.GetProperty(name) is { ValueKind: JsonValueKind.Number } number ? number.GetDouble() : null;
     }
@@ -139,8 +164,28 @@ public sealed record AttemptRecord
             json.WriteNumberOrNull("loss", Loss);
             json.WriteNumberOrNull("tokens_per_second", TokensPerSecond);
             json.WriteNumber("stall_seconds", Math.Round(StallSeconds, 4));
-            json.WriteMoney("rate", Rate);
-            json.WriteString("currency", Currency);
+            json.WriteStartObject("machine");
+            json.WriteString("provider", Machine.Provider);
+            json.WriteString("instance_type", Machine.InstanceType);
+            json.WriteString("region", Machine.Region);
+            if (Machine.IsSpot is { } spot)
+            {
+                json.WriteBoolean("spot", spot);
+            }
+
+            json.WriteEndObject();
+            json.WriteString("gpu", Gpu);
+            json.WriteMoney("rate", Rate?.Amount);
+            if (Rate is { } rate)
+            {
+                json.WriteString("currency", rate.Currency);
+                json.WriteString("rate_per", rate.Per == RatePer.Machine ? "machine" : "gpu");
+                json.WriteString("price_source", rate.Source);
+                json.WriteString("price_as_of", rate.AsOf?.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture));
+                json.WriteMoney("billing_granularity_seconds", rate.Billing.GranularitySeconds);
+                json.WriteMoney("billing_minimum_seconds", rate.Billing.MinimumSeconds);
+            }
+
             json.WriteString("ended", Ended);
             json.WriteEndObject();
         }

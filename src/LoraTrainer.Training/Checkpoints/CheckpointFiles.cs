@@ -30,7 +30,7 @@ public static class CheckpointFiles
     /// <summary>The resolved config, here and at the top of a run.</summary>
     public const string ConfigName = "config.resolved.yaml";
 
-    /// <summary>Writes all files into an empty folder.</summary>
+    /// <summary>Writes all files into an empty folder. The training waits meanwhile, so nothing here waits for the disk: the store that takes the files does.</summary>
     /// <param name="folder">Is there and empty.</param>
     /// <param name="config">Of the run.</param>
     /// <param name="trained">Values and moments.</param>
@@ -41,31 +41,31 @@ public static class CheckpointFiles
         CausalLanguageModel model = trained.Model;
         if (trained.Adapters is { } adapters)
         {
-            adapters.Save(folder);
+            adapters.Save(folder, durable: false);
         }
         else
         {
             var weights = new SafetensorsWriter();
             AddAll(weights, model, string.Empty, model.Parameters.Values);
-            weights.Save(Path.Combine(folder, ModelFolder.SingleFileName));
+            weights.Save(Path.Combine(folder, ModelFolder.SingleFileName), durable: false);
         }
 
         var optimizer = new SafetensorsWriter();
         AddAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
         AddAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
-        optimizer.Save(Path.Combine(folder, OptimizerName));
+        optimizer.Save(Path.Combine(folder, OptimizerName), durable: false);
         if (model.Device.ExportChoices() is { } choices)
         {
-            AtomicFile.WriteAllBytes(Path.Combine(folder, ChoicesName), choices);
+            AtomicFile.WriteAllBytes(Path.Combine(folder, ChoicesName), choices, durable: false);
         }
 
-        AtomicFile.WriteAllBytes(Path.Combine(folder, StateName), state.ToJson());
+        AtomicFile.WriteAllBytes(Path.Combine(folder, StateName), state.ToJson(), durable: false);
         if (File.Exists(log))
         {
             File.Copy(log, Path.Combine(folder, LogName));
         }
 
-        AtomicFile.WriteAllBytes(Path.Combine(folder, ConfigName), Encoding.UTF8.GetBytes(config.ToYaml()));
+        AtomicFile.WriteAllBytes(Path.Combine(folder, ConfigName), Encoding.UTF8.GetBytes(config.ToYaml()), durable: false);
     }
 
     /// <summary>Reads the trained values and the moments back, bit for bit, and the device's choices.</summary>

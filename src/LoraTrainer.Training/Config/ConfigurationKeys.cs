@@ -14,6 +14,10 @@ internal static class ConfigurationKeys
     private static readonly Text Any = new();
     private static readonly Text FieldName = new("field name", "a field name", value => value.Length > 0);
     private static readonly Text PathText = new("path", "a path", value => value.Trim().Length > 0);
+    private static readonly Text CollectorAddress = new(
+        "http address", "an address such as http://localhost:4318, without user and password (they belong into OTEL_EXPORTER_OTLP_HEADERS)",
+        value => IsHttpAddress(value) && new Uri(value).UserInfo.Length == 0);
+
     private static readonly Text HttpAddress = new("http address", "an address that starts with http:// or https://", IsHttpAddress);
 
     private static readonly RecordOf<CustomFormat> CustomBlock = new(
@@ -68,13 +72,13 @@ internal static class ConfigurationKeys
 
     private static readonly RecordOf<CostOptions> Cost = new(
         new CostOptions(),
-        Key<CostOptions, decimal?>("rate", new Optional<decimal>(new Money()), c => c.Rate, (c, v) => c with { Rate = v }, "Price of one hour; a CPU machine counts as one GPU.", "1.29", defaultText: "not known"),
+        Key<CostOptions, decimal?>("rate", new Optional<decimal>(new Money()), c => c.Rate, (c, v) => c with { Rate = v }, "Price of one hour; a CPU machine counts as one GPU.", "1.29", defaultText: "the price list's, where the cloud tells what machine this is"),
         Key<CostOptions, RateUnit>("rate_per", new Choice<RateUnit>(("gpu", RateUnit.Gpu), ("machine", RateUnit.Machine)), c => c.RatePer, (c, v) => c with { RatePer = v }, "What `rate` pays for. A run has one device, so both come to the same.", "machine"),
         Key<CostOptions, string>("currency", new Text("three capital letters", "a currency of three capital letters", value => value.Length == 3 && value.All(char.IsAsciiLetterUpper)), c => c.Currency, (c, v) => c with { Currency = v }, "The currency of all amounts.", "EUR"),
         Key<CostOptions, decimal?>("budget", new Optional<decimal>(new Money()), c => c.Budget, (c, v) => c with { Budget = v }, "Save and stop before the run has cost more than this.", "25", defaultText: "none"),
         Key<CostOptions, double?>("max_hours", new Optional<double>(Positive), c => c.MaxHours, (c, v) => c with { MaxHours = v }, "Save and stop before the run has taken longer than this.", "6", defaultText: "none"),
         Key<CostOptions, double>("warn_at", Share, c => c.WarnAt, (c, v) => c with { WarnAt = v }, "Warn when this share of the budget is spent.", "0.8"),
-        Key<CostOptions, BillingStart>("bill_from", new Choice<BillingStart>(("process", BillingStart.Process), ("boot", BillingStart.Boot)), c => c.BillFrom, (c, v) => c with { BillFrom = v }, "Count from the start of the program or of the machine.", "boot"),
+        Key<CostOptions, BillingStart>("bill_from", new Choice<BillingStart>(("process", BillingStart.Process), ("boot", BillingStart.Boot)), c => c.BillFrom, (c, v) => c with { BillFrom = v }, "Count from the start of the program, or from that of the machine, each of its seconds once. Not in a container.", "boot"),
         Key<CostOptions, string?>("project", new OptionalReference<string>(Any), c => c.Project, (c, v) => c with { Project = v }, "The project that pays, for reports.", "search-quality", defaultText: "none"),
         Key<CostOptions, EquatableList<KeyValuePair<string, string>>>("tags", new MapOf<string>(Any, "texts"), c => c.Tags, (c, v) => c with { Tags = v }, "Your own words for reports.", "{team: nlp}"),
         Key<CostOptions, string?>("ledger", new OptionalReference<string>(PathText), c => c.Ledger, (c, v) => c with { Ledger = v }, "The file of the cost ledger.", "costs.db", defaultText: "in your data folder"));
@@ -134,6 +138,8 @@ internal static class ConfigurationKeys
         Key("embeddings", new Choice<EmbeddingPlacement>(("device", EmbeddingPlacement.Device), ("host", EmbeddingPlacement.Host)), c => c.Device.Embeddings, (c, v) => c with { Device = c.Device with { Embeddings = v } }, "Where the input embeddings are kept.", "host"),
         Key("lm_head", new Choice<LmHeadFormat>(("bf16", LmHeadFormat.Bf16), ("int8", LmHeadFormat.EightBit)), c => c.Device.LmHead, (c, v) => c with { Device = c.Device with { LmHead = v } }, "How the frozen output head is kept.", "int8"),
         Key("logging_steps", new WholeNumber(1), c => c.LoggingSteps, (c, v) => c with { LoggingSteps = (int)v }, "One line of progress each so many steps.", "10"),
+        Key("use_tensorboard", Truth, c => c.UseTensorBoard, (c, v) => c with { UseTensorBoard = v }, "Write loss, speed, memory and cost of each step as a TensorBoard event file too, in `tensorboard/` of `output_dir`.", "true"),
+        Key("otlp_endpoint", new OptionalReference<string>(CollectorAddress), c => c.OtlpEndpoint, (c, v) => c with { OtlpEndpoint = v }, "Send the same as metrics to an OpenTelemetry collector (OTLP over HTTP) every ten seconds.", "http://localhost:4318", defaultText: "none, unless OTEL_EXPORTER_OTLP_ENDPOINT is set"),
         Key("checkpoint", Checkpoint, c => c.Checkpoint, (c, v) => c with { Checkpoint = v }, "When the whole state is saved, and where.", "{every_steps: 100}"),
         Key("interruption", Interruption, c => c.Interruption, (c, v) => c with { Interruption = v }, "How the run learns that its machine is about to be taken away.", "{sources: auto, file: /tmp/stop-training}"),
         Key("resume", new Choice<ResumeMode>(("never", ResumeMode.Never), ("auto", ResumeMode.Auto), ("must", ResumeMode.Must)), c => c.Resume, (c, v) => c with { Resume = v }, "What `train` does when the run exists: `never` says so and stops, `auto` goes on with it, `must` insists that there is one.", "auto"),

@@ -24,7 +24,6 @@ internal static class ContradictionRules
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
         CheckpointPlaceIsWrittenRight(config, issues);
-        BudgetNeedsARate(config, issues);
         TouchFileIsNamedAndWatched(config, issues);
     }
 
@@ -39,15 +38,6 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("checkpoint.uri");
             issues.Wrong("checkpoint.uri", where, $"checkpoint.uri ({where}): {exception.Message}");
-        }
-    }
-
-    private static void BudgetNeedsARate(TrainingConfig config, IssueCollector issues)
-    {
-        if (config.Cost is { Budget: not null, Rate: null })
-        {
-            ConfigurationLocation where = issues.Where("cost.budget");
-            issues.Wrong("cost.budget", where, $"cost.budget is given and cost.rate is not ({where}): without a price of an hour nothing can be counted. Give cost.rate, or limit the run with cost.max_hours.");
         }
     }
 

@@ -33,7 +33,6 @@ internal static class FeatureState
         ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
         ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
         ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
-        ("cost.bill_from", Is("boot"), "Counting from the start of the machine", "Use cost.bill_from: process."),
     ];
 
     /// <summary>The keys that have a row.</summary>

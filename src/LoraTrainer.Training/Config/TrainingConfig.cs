@@ -52,6 +52,12 @@ public sealed partial record TrainingConfig
 
     /// <summary>A line of progress and of <c>log.jsonl</c> each so many steps.</summary>
     public int LoggingSteps { get; init; } = 1;
+
+    /// <summary>Write a TensorBoard event file too.</summary>
+    public bool UseTensorBoard { get; init; }
+
+    /// <summary>The OpenTelemetry collector that gets metrics; null: none, unless the environment names one.</summary>
+    public string? OtlpEndpoint { get; init; }
 }
 
 public enum DeviceChoice

@@ -103,7 +103,12 @@ internal sealed class AzureEventsSource(MetadataClient client, Uri endpoint, Wat
         };
     }
 
-    private HttpRequestMessage Request(HttpMethod method, string path)
+    /// <summary>A question about the machine itself.</summary>
+    internal static HttpRequestMessage MachineRequest(Uri endpoint) => Request(endpoint, HttpMethod.Get, "/metadata/instance/compute?api-version=2021-02-01&format=json");
+
+    private HttpRequestMessage Request(HttpMethod method, string path) => Request(endpoint, method, path);
+
+    private static HttpRequestMessage Request(Uri endpoint, HttpMethod method, string path)
     {
         HttpRequestMessage request = MetadataClient.Request(method, endpoint, path);
         request.Headers.Add("Metadata", "true");

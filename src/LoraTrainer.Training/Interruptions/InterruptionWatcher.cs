@@ -19,6 +19,8 @@ public sealed class InterruptionWatcher : IAsyncDisposable
     private readonly HashSet<string> known = new(StringComparer.Ordinal);
     private readonly List<IDisposable> owned = [];
     private readonly List<NoticeSource> sources = [];
+    private readonly MachineIdentity told;
+    private Func<CancellationToken, Task<MachineIdentity>>? identify;
     private Task[] watches = [];
     private Task firstRound = Task.CompletedTask;
     private bool isFirstRoundOver;
@@ -30,6 +32,7 @@ public sealed class InterruptionWatcher : IAsyncDisposable
         this.time = time;
         this.timings = timings;
         Provider = ProviderInfo.Detect(options, traits);
+        told = MachineIdentity.Of(traits);
         AddSources(options, traits);
     }
 
@@ -59,6 +62,29 @@ public sealed class InterruptionWatcher : IAsyncDisposable
         InterruptionWatcher watcher = new(options, raised, warn, time, traits, timings);
         watcher.Begin();
         return watcher;
+    }
+
+    /// <summary>
+    /// Which machine this is. A platform's environment goes before the cloud below it, which bills the platform and not its users. Takes one and a half
+    /// seconds at most and never throws; where nobody tells, <see cref="MachineIdentity.Unknown"/>.
+    /// </summary>
+    public async Task<MachineIdentity> IdentifyAsync()
+    {
+        if (identify is null || told != MachineIdentity.Unknown)
+        {
+            return told;
+        }
+
+        using var limit = new CancellationTokenSource(timings.FirstRound, time);
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(limit.Token, ending.Token);
+        try
+        {
+            return await identify(either.Token).ConfigureAwait(false);
+        }
+        catch (Exception exception) when (exception is OperationCanceledException or ObjectDisposedException)
+        {
+            return MachineIdentity.Unknown;
+        }
     }
 
     /// <summary>Waits until every source was asked once, but not longer than one and a half seconds after the start.</summary>
@@ -105,6 +131,7 @@ public sealed class InterruptionWatcher : IAsyncDisposable
         {
             AwsMetadata metadata = new(Client(), aws, timings, time);
             owned.Add(metadata);
+            identify ??= cancellation => MachineIdentity.OfAsync(metadata, cancellation);
             sources.Add(new AwsSpotSource(metadata, timings, GraceOr(ProviderInfo.AwsGrace), time));
             sources.Add(new AwsRebalanceSource(metadata, timings, time));
         }
@@ -112,13 +139,16 @@ public sealed class InterruptionWatcher : IAsyncDisposable
         if (Endpoint("LT_GCP_METADATA", options.GcpEndpoint, InterruptionSources.Gcp) is { } gcp)
         {
             GcpMetadata metadata = new(Client(), gcp);
+            identify ??= cancellation => MachineIdentity.OfAsync(metadata, timings.Answer, cancellation);
             sources.Add(new GcpPreemptionSource(metadata, timings, GraceOr(ProviderInfo.GcpGrace), time));
             sources.Add(new GcpMaintenanceSource(metadata, timings, time));
         }
 
         if (Endpoint("LT_AZURE_METADATA", options.AzureEndpoint, InterruptionSources.Azure) is { } azure)
         {
-            sources.Add(new AzureEventsSource(Client(), azure, timings, GraceOr(ProviderInfo.AzureGrace), time));
+            MetadataClient client = Client();
+            identify ??= async cancellation => MachineIdentity.OfAzure((await client.SendAsync(AzureEventsSource.MachineRequest(azure), timings.Answer, cancellation).ConfigureAwait(false)).Body);
+            sources.Add(new AzureEventsSource(client, azure, timings, GraceOr(ProviderInfo.AzureGrace), time));
         }
 
         if ((isAuto || options.Sources.HasFlag(InterruptionSources.File)) && (traits.Variable("LT_INTERRUPT_FILE") ?? options.File) is { } file)

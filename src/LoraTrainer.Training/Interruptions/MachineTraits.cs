@@ -11,6 +11,9 @@ internal sealed class MachineTraits(Func<string, string?> variable, Func<string,
     /// <summary>The variable's value, or null if it is not set or empty.</summary>
     public string? Variable(string name) => variable(name) is { Length: > 0 } value ? value : null;
 
+    /// <summary>True in a container, which starts and ends without its machine.</summary>
+    public bool IsContainer => File.Exists("/.dockerenv") || File.Exists("/run/.containerenv") || Variable("container") is not null || Variable("KUBERNETES_SERVICE_HOST") is not null || Variable("RUNPOD_POD_ID") is not null;
+
     /// <summary>The cloud whose metadata this machine can ask, or <see cref="Config.InterruptionSources.None"/>.</summary>
     public Config.InterruptionSources Cloud
     {

@@ -48,6 +48,9 @@ public readonly record struct TrainingProgress
 
     public decimal? MoneySpent { get; init; }
 
+    /// <summary>What the run will have cost at its end, if it goes on as it does.</summary>
+    public decimal? MoneyForecast { get; init; }
+
     public string? Currency { get; init; }
 
     /// <summary>A few words about the moment, such as the file that is being read.</summary>

@@ -545,7 +545,6 @@ public sealed class RunLeaseTests : IAsyncDisposable
         Seconds = 1,
         PhaseSeconds = new Dictionary<TrainingPhase, double>(),
         Phase = TrainingPhase.Training,
-        Currency = "EUR",
     };
 
     private Dictionary<string, string> Contents() => Directory.EnumerateFiles(folder.File("run"), "*", SearchOption.AllDirectories).ToDictionary(path => path, File.ReadAllText);

@@ -19,6 +19,9 @@ public sealed class NoticeSourceTests
 
     private static InterruptionOptions Azure(MetadataServer server) => new() { Sources = InterruptionSources.Azure, AzureEndpoint = server.Address };
 
+    /// <summary>For questions that a test waits for anyway.</summary>
+    private static WatchTimings Patient { get; } = WatchedRun.Quick with { FirstRound = TimeSpan.FromSeconds(30) };
+
     /// <summary>IMDSv2 as EC2 speaks it: a token for each question, none without its header, 401 for a token that is not valid (any more).</summary>
     private sealed class AwsMachine
     {
@@ -61,10 +64,75 @@ public sealed class NoticeSourceTests
             {
                 SpotPath => Action,
                 "/latest/meta-data/events/recommendations/rebalance" => Rebalance,
+                "/latest/meta-data/instance-type" => "g6.xlarge",
+                "/latest/meta-data/placement/region" => "us-east-1",
+                "/latest/meta-data/instance-life-cycle" => "spot",
                 _ => null,
             };
             return body is null ? new MetadataReply(404, "<html>Not Found</html>") : new MetadataReply(200, body, ("Date", DateTimeOffset.UtcNow.ToString("r")));
         }
+    }
+
+    [Fact]
+    public async Task Aws_TellsWhichMachineThisIs()
+    {
+        AwsMachine machine = new();
+        await using MetadataServer server = new(machine.Answer);
+        await using WatchedRun run = new(Aws(server), Patient);
+
+        Assert.Equal(new MachineIdentity("aws", "g6.xlarge", "us-east-1", true), await run.Watcher.IdentifyAsync());
+    }
+
+    [Fact]
+    public async Task GoogleCloud_TellsWhichMachineThisIs()
+    {
+        await using MetadataServer server = new(request => request.Target switch
+        {
+            _ when request.Header("Metadata-Flavor") != "Google" => new MetadataReply(403),
+            "/computeMetadata/v1/instance/machine-type" => new MetadataReply(200, "projects/12/machineTypes/a2-highgpu-1g", ("Metadata-Flavor", "Google")),
+            "/computeMetadata/v1/instance/zone" => new MetadataReply(200, "projects/12/zones/us-central1-a", ("Metadata-Flavor", "Google")),
+            "/computeMetadata/v1/instance/scheduling/preemptible" => new MetadataReply(200, "FALSE", ("Metadata-Flavor", "Google")),
+            _ => new MetadataReply(404, "", ("Metadata-Flavor", "Google")),
+        });
+        await using WatchedRun run = new(Gcp(server), Patient);
+
+        Assert.Equal(new MachineIdentity("gcp", "a2-highgpu-1g", "us-central1", false), await run.Watcher.IdentifyAsync());
+    }
+
+    [Fact]
+    public async Task Azure_TellsWhichMachineThisIs()
+    {
+        await using MetadataServer server = new(request => request.Target.StartsWith("/metadata/instance/compute?", StringComparison.Ordinal) && request.Header("Metadata") == "true"
+            ? new MetadataReply(200, """{"location":"westeurope","name":"vm","priority":"Spot","vmSize":"Standard_NC24ads_A100_v4"}""")
+            : new MetadataReply(404));
+        await using WatchedRun run = new(Azure(server), Patient);
+
+        Assert.Equal(new MachineIdentity("azure", "Standard_NC24ads_A100_v4", "westeurope", true), await run.Watcher.IdentifyAsync());
+    }
+
+    /// <summary>A service that never answers, and one that answers with something that is no name, cost a moment and no more.</summary>
+    [Theory]
+    [InlineData("<html>\n a page</html>")]
+    [InlineData("")]
+    [InlineData("{\"vmSize\": 7, \"location\": \"a b\"}")]
+    [InlineData("[")]
+    public async Task Machine_ThatIsNotTold_IsUnknown(string body)
+    {
+        await using MetadataServer server = new(_ => new MetadataReply(200, body, ("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "60"), ("Metadata-Flavor", "Google")));
+        foreach (InterruptionOptions options in new[] { Aws(server), Gcp(server), Azure(server) })
+        {
+            await using WatchedRun run = new(options, Patient);
+            MachineIdentity identity = await run.Watcher.IdentifyAsync();
+            Assert.Equal(("", ""), (identity.InstanceType, identity.Region));
+        }
+    }
+
+    [Fact]
+    public async Task Platform_IsNamedBeforeTheCloudBelowIt()
+    {
+        await using WatchedRun run = new(new InterruptionOptions { Sources = InterruptionSources.None }, variables: new() { ["RUNPOD_POD_ID"] = "x", ["RUNPOD_DC_ID"] = "EU-RO-1" });
+
+        Assert.Equal(new MachineIdentity("runpod", "", "EU-RO-1", null), await run.Watcher.IdentifyAsync());
     }
 
     [Fact]
@@ -367,7 +435,7 @@ public sealed class NoticeSourceTests
     {
         AzureMachine machine = new();
         await using MetadataServer server = new(machine.Answer);
-        await using WatchedRun run = new(Azure(server));
+        await using WatchedRun run = new(Azure(server), Patient);
         await run.Watcher.FirstRoundAsync();
         machine.Events = $"{AzureMachine.Event("1", type, """["TRAINER-7"]""", status)},{AzureMachine.Event("last", "Preempt", """["TRAINER-7"]""")}";
         InterruptionNotice notice = await run.NextAsync();
