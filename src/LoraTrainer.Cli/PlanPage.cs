@@ -17,7 +17,7 @@ internal static class PlanPage
     private const int BarWidth = 50;
 
     /// <summary>What the hours are made of, and what not.</summary>
-    private const string Contains = "Hours contain start, tokenizing, loading, evaluating and all steps; not the machine's own start, downloads and uploads.";
+    private const string Contains = "Hours contain start, tokenizing, loading, evaluating and all steps; not the machine's own start, downloads and uploads. Where nothing was measured, models are taken to load at 500 MB/s.";
 
     /// <summary>The run where it is planned for: name and words of each line.</summary>
     /// <param name="here">Its time.</param>
@@ -162,17 +162,17 @@ internal static class PlanPage
     public static void Draw(Terminal terminal, OfferTable table, IReadOnlyList<TuningService> services, long? tokens, OfferFilter filter, IAnsiConsole? console = null)
     {
         bool byHours = filter.FastestFirst;
-        var bars = new List<(string Label, double Value, string Words)>();
+        var bars = new List<(string Label, double Value, string Words, bool IsService)>();
         foreach (Offer offer in table.Offers.Where(offer => offer.Fits).Take(BarsShown))
         {
             string label = $"{offer.Gpu.Name} {offer.Price.Provider} {PricesVerb.Word(offer.Price.Pricing)}";
             if (byHours && offer.Hours is { } hours)
             {
-                bars.Add((label, hours, string.Create(CultureInfo.InvariantCulture, $"{hours:0.00} h")));
+                bars.Add((label, hours, string.Create(CultureInfo.InvariantCulture, $"{hours:0.00} h"), false));
             }
             else if (!byHours && (offer.Cost ?? offer.CostPerMillionTokens) is { } cost)
             {
-                bars.Add((label, (double)cost.Amount, cost.ToString()));
+                bars.Add((label, (double)cost.Amount, cost.ToString(), false));
             }
         }
 
@@ -180,7 +180,7 @@ internal static class PlanPage
         foreach (TuningService service in services.Where(service => !byHours && tokens is not null && table.Offers.All(offer => offer.Price.Amount.Currency == service.PerMillionTokens.Currency)))
         {
             Money cost = service.Cost(tokens!.Value);
-            bars.Add(($"{service.Name} {service.Model}", (double)cost.Amount, cost.ToString()));
+            bars.Add(($"{service.Name} {service.Model}", (double)cost.Amount, cost.ToString(), true));
         }
 
         if (bars.Count == 0)
@@ -192,9 +192,9 @@ internal static class PlanPage
         if (terminal is { IsInteractive: true, IsJson: false })
         {
             var chart = new BarChart { Label = byHours ? "hours" : "cost", Width = 100 };
-            foreach ((string label, double value, string words) in bars)
+            foreach ((string label, double value, string words, bool isService) in bars)
             {
-                chart.AddItem(new BarChartItem($"{Markup.Escape(label)} ({Markup.Escape(words)})", Math.Round(value, 2), label.StartsWith("OpenAI", StringComparison.Ordinal) ? Color.Grey : Color.Green));
+                chart.AddItem(new BarChartItem($"{Markup.Escape(label)} ({Markup.Escape(words)})", Math.Round(value, 2), isService ? Color.Grey : Color.Green));
             }
 
             (console ?? AnsiConsole.Console).Write(chart);

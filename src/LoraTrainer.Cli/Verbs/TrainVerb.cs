@@ -88,9 +88,9 @@ internal static class TrainVerb
             return ExitCode.BudgetReached;
         }
 
-        if (run.Measurement is { } measured)
+        if (run.Measurement is { } speed)
         {
-            Remember(context, config, measured);
+            Remember(context, config, speed);
         }
 
         RunSummary summary = run.Summary!;

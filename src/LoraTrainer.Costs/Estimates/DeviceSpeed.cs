@@ -1,31 +1,5 @@
 namespace LoraTrainer.Costs.Estimates;
 
-/// <summary>What a run has to do besides the steps.</summary>
-/// <param name="ReadSeconds">Reading and tokenizing the data.</param>
-/// <param name="LoadBytes">Of the base's files.</param>
-/// <param name="IsQuantized">Whether they are quantized while they are loaded.</param>
-/// <param name="Evaluation">All evaluations together.</param>
-public readonly record struct RunWork(double ReadSeconds, double LoadBytes, bool IsQuantized, RooflineTime Evaluation);
-
-/// <summary>The time of a run by its parts.</summary>
-/// <param name="Start">Seconds from the start of the process until it loads: reading the configuration, tokenizing.</param>
-/// <param name="Load">Seconds of loading and quantizing.</param>
-/// <param name="Evaluation">Seconds of evaluating.</param>
-/// <param name="Steps">Seconds of all steps.</param>
-/// <param name="Error">Share by which the whole may be off in either direction, as far as is known.</param>
-public readonly record struct RunTime(double Start, double Load, double Evaluation, double Steps, double Error)
-{
-    public double Seconds => Start + Load + Evaluation + Steps;
-
-    public double Hours => Seconds / 3600;
-
-    /// <summary>The work done in 1 + error of the time, at most.</summary>
-    public double HoursHigh => Hours * (1 + Error);
-
-    /// <summary>As much faster as <see cref="HoursHigh"/> is slower.</summary>
-    public double HoursLow => Hours / (1 + Error);
-}
-
 /// <summary>A device's speed as far as it is known: its model, how well that was checked, and how fast it loads.</summary>
 public sealed record DeviceSpeed
 {
@@ -38,9 +12,8 @@ public sealed record DeviceSpeed
     // However well the measured rows agree with each other, the next run may meet another neighbour on the machine.
     private const double LeastError = 0.05;
 
-    // Where nothing was measured: a model of 270 MB took 0.5 s to load as it is and 1.0 s to quantize, from the page cache. A disk is slower at first.
+    // Assumed where nothing was measured: what the disk of a rented machine delivers, and the start of the process itself.
     private const double LoadBytesPerSecond = 500e6;
-    private const double QuantizeBytesPerSecond = 250e6;
     private const double StartSeconds = 1;
 
     private DeviceSpeed(TimeModel model, ModelCheck check, double error, IReadOnlyList<CalibrationRow> rows)
@@ -88,7 +61,7 @@ public sealed record DeviceSpeed
     {
         bool isQuantized = work.IsQuantized;
         double[] rates = [.. Rows.Where(row => row is { LoadSeconds: > 0, LoadBytes: > 0 } && row.IsQuantized == isQuantized).Select(row => row.LoadBytes / row.LoadSeconds)];
-        double rate = rates.Length > 0 ? TimeModel.Median(rates) : isQuantized ? QuantizeBytesPerSecond : LoadBytesPerSecond;
+        double rate = rates.Length > 0 ? TimeModel.Median(rates) : LoadBytesPerSecond;
 
         // Generating a token is another kind of work than a training step: what evaluations took against what the model says of them is a factor of its own.
         double[] factors = [.. Rows.Where(row => row.EvaluationSeconds > 0 && row.Evaluation.Operations > 0).Select(row => row.EvaluationSeconds / Model.Seconds(row.Evaluation))];
