@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # How far is the time that `plan` tells from the time that `train` takes, on this machine's CPU?
-# Usage: scripts/plan-validation.sh [REPEATS]
+# Usage: scripts/plan-validation.sh [ROUNDS]
 #
 # Trains five configurations (the shape of the model, lengths, micro-batches, rank, 4 bits or bf16, recomputation all differ), whose measured rows calibrate
 # the plan; then plans five others, trains them too, and prints planned and measured seconds per step, and the same for the whole process.
-# Each training is done REPEATS times (default 2) and its fastest row counts: a busy neighbour on the machine makes a step slower, nothing makes it faster.
-# Takes about REPEATS x 2 minutes on a quiet machine with two cores. Writes below a temporary folder and removes it.
+# All ten are trained once in each of ROUNDS rounds (default 3), so that what disturbs the machine for a while meets both sets, and the fastest row of each
+# counts: a busy neighbour makes a step slower, nothing makes it faster. The plans see the rows of the first five only.
+# Takes about a minute and a half a round on a quiet machine with two cores. Writes below a temporary folder and removes it; LT_PLAN_ROWS names a file that
+# the ten rows are kept in.
 set -euo pipefail
 export LC_ALL=C
 cd "$(dirname "$0")/.."
-repeats=${1:-2}
-[ -n "${LT_NO_BUILD:-}" ] || dotnet build -c Release -v quiet -nologo src/LoraTrainer.Cli >&2
-program=(dotnet exec "$PWD/src/LoraTrainer.Cli/bin/Release/net10.0/lora-trainer.dll")
+rounds=${1:-3}
+dotnet build -c Release -v quiet -nologo src/LoraTrainer.Cli >&2
 orders=$PWD/quickstart/task/train.jsonl tokenizer=$PWD/quickstart/base
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cp -r src/LoraTrainer.Cli/bin/Release/net10.0 "$work/program"
+program=(dotnet exec "$work/program/lora-trainer.dll")
 cd "$work"
 export LT_LEDGER=$work/ledger.db
 
@@ -64,38 +67,33 @@ field() { # NAME of the first number after "NAME":, of standard input
     sed -n 's/.*"'"$1"'": *\([0-9.eE+-]*\).*/\1/p' | head -1
 }
 
-measure() { # NAME: the fastest of the repeated trainings; its row on standard output, the seconds of its process in NAME.total
-    local name=$1 best= row seconds
-    for ((i = 0; i < repeats; i++)); do
-        rm -rf "out-$name" row.jsonl
-        LT_CALIBRATION=$work/row.jsonl "${program[@]}" train "$name.yaml" --json > summary.json 2> train.log || { cat train.log >&2; exit 1; }
-        seconds=$(field step_seconds < row.jsonl)
-        if [ -z "$best" ] || awk "BEGIN { exit !($seconds < $best) }"; then
-            best=$seconds
-            row=$(cat row.jsonl)
-            sed -n '/"seconds": {/,/}/p' summary.json | field total > "$name.total"
-        fi
-    done
-    echo "$row"
+train() { # NAME: trains it once; its row becomes NAME.row if it is the fastest so far, and the seconds of its process NAME.total
+    local name=$1
+    rm -rf "out-$name" row.jsonl
+    LT_CALIBRATION=$work/row.jsonl "${program[@]}" train "$name.yaml" --json > summary.json 2> train.log || { cat train.log >&2; exit 1; }
+    if [ ! -f "$name.row" ] || awk "BEGIN { exit !($(field step_seconds < row.jsonl) < $(field step_seconds < "$name.row")) }"; then
+        mv row.jsonl "$name.row"
+        sed -n '/"seconds": {/,/}/p' summary.json | field total > "$name.total"
+    fi
 }
 
-while read -r name rest; do
-    [ -n "$name" ] || continue
-    configure "$name" $rest
-    measure "$name" >> calibration.jsonl
-    echo "calibrated with $name: $rest: $(tail -1 calibration.jsonl | field step_seconds) s a step" >&2
-done <<< "$calibration"
+rows() { grep -v '^$' <<< "$1"; }
 
+while read -r name rest; do configure "$name" $rest; done < <(rows "$calibration$held_out")
+for ((round = 1; round <= rounds; round++)); do
+    # Calibration and held-out configurations in turns.
+    while read -r name _; do train "$name"; done < <(paste -d '\n' <(rows "$calibration") <(rows "$held_out"))
+    echo "round $round of $rounds: load average $(cut -d ' ' -f 1 /proc/loadavg)" >&2
+done
+
+while read -r name _; do cat "$name.row"; done < <(rows "$calibration") > calibration.jsonl
 printf '%-4s %-38s %12s %12s %8s %12s %12s %8s\n' "" "hidden layers heads length micro ..." "planned s" "measured s" "error" "planned all" "measured all" "error"
 while read -r name rest; do
-    [ -n "$name" ] || continue
-    configure "$name" $rest
     "${program[@]}" plan "$name.yaml" --json --calibration calibration.jsonl --gpu none > plan.json 2> plan.log || { cat plan.log >&2; exit 1; }
     planned=$(sed -n '/"time": {/,/"check"/p' plan.json | field steps)
     whole=$(sed -n '/"time": {/,/"check"/p' plan.json | field hours)
-    measured=$(measure "$name" | tee -a held-out.jsonl | field step_seconds)
-    awk -v name="$name" -v rest="$rest" -v p="$planned" -v m="$measured" -v w="$whole" -v t="$(cat "$name.total")" 'BEGIN {
+    awk -v name="$name" -v rest="$rest" -v p="$planned" -v m="$(field step_seconds < "$name.row")" -v w="$whole" -v t="$(cat "$name.total")" 'BEGIN {
         p = p / 12; w = w * 3600; printf "%-4s %-38s %12.4f %12.4f %+7.1f%% %12.1f %12.1f %+7.1f%%\n", name, rest, p, m, 100 * (p / m - 1), w, t, 100 * (w / t - 1) }'
-done <<< "$held_out"
+done < <(rows "$held_out")
 sed -n 's/.*"basis": "\(.*\)",\{0,1\}/\1/p' plan.json
-if [ -n "${LT_PLAN_ROWS:-}" ]; then cat calibration.jsonl held-out.jsonl > "$LT_PLAN_ROWS"; fi
+if [ -n "${LT_PLAN_ROWS:-}" ]; then cat ./?.row > "$LT_PLAN_ROWS"; fi

@@ -28,7 +28,7 @@ public sealed class MemoryFitsTests : IDisposable
     public void Cut_IsWhatTheTrainerDoes(bool packed, int microBatchSize)
     {
         TrainingConfig config = Config(("sample_packing", packed ? "true" : "false"), ("micro_batch_size", microBatchSize), ("gradient_accumulation_steps", 2));
-        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, default);
+        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
         TrainingData data = inputs.Data!;
         MicroBatches cut = inputs.Cut(microBatchSize)!.Value;
         long tokens = 0, batches = 0;
@@ -55,7 +55,7 @@ public sealed class MemoryFitsTests : IDisposable
     [Fact]
     public void Of_FindsTheLargestMicroBatch()
     {
-        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, default);
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
         var fits = new MemoryFits(inputs);
         long[] sizes = [1, 2, 4, 8];
         long[] bytes = [.. sizes.Select(size => inputs.Memory(inputs.Config, fits.Device, inputs.Cut((int)size)!.Value.LargestTokens).ArenaBytes)];
@@ -74,7 +74,7 @@ public sealed class MemoryFitsTests : IDisposable
     [Fact]
     public void WithSwitches_TakesAsFewAsNeeded()
     {
-        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, default);
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
         var fits = new MemoryFits(inputs);
         int tokens = inputs.Cut(1)!.Value.LargestTokens;
         TrainingConfig recomputed = inputs.Config with { Device = inputs.Config.Device with { GradientCheckpointing = GradientCheckpointing.On } };
@@ -92,7 +92,7 @@ public sealed class MemoryFitsTests : IDisposable
     [Fact]
     public void Work_OfLargerMicroBatches_IsTheSameFlopsInFewerOperations()
     {
-        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, default);
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
         DeviceSelection cpu = new(DevicePlatform.Cpu, 1, null);
         (double Flops, double Operations) Step(int size)
         {
@@ -111,8 +111,8 @@ public sealed class MemoryFitsTests : IDisposable
     public void WithoutData_SequencesAreFull_AndHoursNeedMaxSteps()
     {
         File.Delete(folder.File("train.jsonl"));
-        using RunInputs unknown = RunInputs.Read(Config(), SilentObserver.Instance, default);
-        using RunInputs counted = RunInputs.Read(Config(("max_steps", 5)), SilentObserver.Instance, default);
+        using RunInputs unknown = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        using RunInputs counted = RunInputs.Read(Config(("max_steps", 5)), SilentObserver.Instance, TestContext.Current.CancellationToken);
 
         Assert.Null(unknown.Tokens);
         Assert.Null(unknown.TokensOrFull);
