@@ -18,6 +18,9 @@ public sealed class CalibrationFile(string path, Action<string> warn)
     /// <summary>Rows that are kept for each device, the newest.</summary>
     public const int RowsPerDevice = 200;
 
+    private const int Attempts = 200;
+    private static readonly TimeSpan BetweenAttempts = TimeSpan.FromMilliseconds(20);
+
     // A few hundred bytes a row: well above it only where something else wrote into it.
     private const int LongestLine = 1 << 16;
 
@@ -26,21 +29,19 @@ public sealed class CalibrationFile(string path, Action<string> warn)
         ?? (Environment.GetEnvironmentVariable(Variable) is { Length: > 0 } named ? named : Path.Combine(Path.GetDirectoryName(LedgerPath.Default)!, "calibration.jsonl"));
 
     /// <summary>The rows of one device, the oldest first. A line that is not a row is passed over with a warning.</summary>
-    public IReadOnlyList<CalibrationRow> RowsOf(string device) => [.. Read(warn).Where(row => row.Device == device).TakeLast(RowsPerDevice)];
+    public IReadOnlyList<CalibrationRow> RowsOf(string device) => [.. Read().Where(row => row.Device == device).TakeLast(RowsPerDevice)];
 
-    /// <summary>Adds a row. One write of a whole line: processes that end at the same moment do not tear each other's rows.</summary>
+    /// <summary>Adds a row, one process after the other: each writes its whole line at the end while it has the file for itself.</summary>
     public void Append(CalibrationRow row)
     {
         try
         {
             Directory.CreateDirectory(Path.GetDirectoryName(Path.GetFullPath(path))!);
-            byte[] line = Encoding.UTF8.GetBytes((EndsWithinLine() ? "\n" : "") + row.ToLine() + "\n");
-            using (FileStream stream = new(path, new FileStreamOptions { Mode = FileMode.Append, Access = FileAccess.Write, Share = FileShare.ReadWrite, BufferSize = 0 }))
-            {
-                stream.Write(line);
-            }
-
-            Shorten(row.Device);
+            using FileStream stream = Open(FileMode.OpenOrCreate, FileAccess.ReadWrite, FileShare.None);
+            stream.Seek(0, SeekOrigin.End);
+            stream.Write(Encoding.UTF8.GetBytes((EndsWithinLine(stream) ? "\n" : "") + row.ToLine() + "\n"));
+            stream.Flush();
+            Shorten(row.Device, stream);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException or NotSupportedException or ArgumentException)
         {
@@ -48,55 +49,73 @@ public sealed class CalibrationFile(string path, Action<string> warn)
         }
     }
 
-    private List<CalibrationRow> Read(Action<string> tell)
+    /// <summary>Waits for another process that adds a row, which takes milliseconds.</summary>
+    private FileStream Open(FileMode mode, FileAccess access, FileShare share)
     {
-        var rows = new List<CalibrationRow>();
+        for (int attempt = 1; ; attempt++)
+        {
+            try
+            {
+                return new FileStream(path, mode, access, share);
+            }
+            catch (IOException) when (attempt < Attempts && File.Exists(path))
+            {
+                Thread.Sleep(BetweenAttempts);
+            }
+        }
+    }
+
+    private List<CalibrationRow> Read()
+    {
         if (!File.Exists(path))
         {
-            return rows;
+            return [];
         }
 
         try
         {
-            int number = 0;
-            foreach (string line in File.ReadLines(path, Encoding.UTF8))
-            {
-                number++;
-                if (string.IsNullOrWhiteSpace(line))
-                {
-                    continue;
-                }
-
-                try
-                {
-                    if ((line.Length > LongestLine ? throw new FormatException($"{line.Length} characters are no row") : CalibrationRow.FromLine(line)) is { } row)
-                    {
-                        rows.Add(row);
-                    }
-                }
-                catch (FormatException exception)
-                {
-                    tell(string.Create(CultureInfo.InvariantCulture, $"{path}:{number}: this line is not a measured row ({exception.Message}); it is passed over. Remove it to be rid of this warning."));
-                }
-            }
+            using FileStream stream = Open(FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
+            return Read(stream, warn);
         }
         catch (Exception exception) when (exception is IOException or UnauthorizedAccessException)
         {
-            tell($"What earlier runs measured cannot be read: {exception.Message}");
+            warn($"What earlier runs measured cannot be read: {exception.Message}");
+            return [];
+        }
+    }
+
+    private List<CalibrationRow> Read(FileStream stream, Action<string> tell)
+    {
+        var rows = new List<CalibrationRow>();
+        int number = 0;
+        using var reader = new StreamReader(stream, Encoding.UTF8, leaveOpen: true);
+        while (reader.ReadLine() is { } line)
+        {
+            number++;
+            if (string.IsNullOrWhiteSpace(line))
+            {
+                continue;
+            }
+
+            try
+            {
+                if ((line.Length > LongestLine ? throw new FormatException($"{line.Length} characters are no row") : CalibrationRow.FromLine(line)) is { } row)
+                {
+                    rows.Add(row);
+                }
+            }
+            catch (FormatException exception)
+            {
+                tell(string.Create(CultureInfo.InvariantCulture, $"{path}:{number}: this line is not a measured row ({exception.Message}); it is passed over. Remove it to be rid of this warning."));
+            }
         }
 
         return rows;
     }
 
-    /// <summary>A process that was killed while it wrote leaves half a line: the next row must not become part of it.</summary>
-    private bool EndsWithinLine()
+    /// <summary>A process that was killed while it wrote leaves half a line: the next row must not become part of it. The stream is at its end before and after.</summary>
+    private static bool EndsWithinLine(FileStream stream)
     {
-        if (!File.Exists(path))
-        {
-            return false;
-        }
-
-        using FileStream stream = new(path, FileMode.Open, FileAccess.Read, FileShare.ReadWrite | FileShare.Delete);
         if (stream.Length == 0)
         {
             return false;
@@ -106,11 +125,14 @@ public sealed class CalibrationFile(string path, Action<string> warn)
         return stream.ReadByte() != '\n';
     }
 
-    /// <summary>Leaves out the oldest rows of a device that has too many, by a new file in the old one's place. Rows of other versions go too.</summary>
-    private void Shorten(string device)
+    /// <summary>
+    /// Leaves out the oldest rows of a device that has too many, by a new file in the old one's place, while the old one is held. Rows of other versions go too.
+    /// </summary>
+    private void Shorten(string device, FileStream stream)
     {
-        // What is wrong with other lines is told to those who read them. Not each time: a device that is over the limit by a few rows costs nothing. A row that another process adds meanwhile may be lost.
-        List<CalibrationRow> rows = Read(_ => { });
+        // What is wrong with other lines is told to those who read them. Not each time: a device that is over the limit by a few rows costs nothing.
+        stream.Seek(0, SeekOrigin.Begin);
+        List<CalibrationRow> rows = Read(stream, _ => { });
         int tooMany = rows.Count(row => row.Device == device) - RowsPerDevice;
         if (tooMany < RowsPerDevice / 10)
         {

@@ -6,7 +6,7 @@ public sealed record DeviceSpeed
     // Without measurements of the device itself: what one kind of device showed is applied to another.
     internal const double ErrorOfOtherGpus = 0.35;
 
-    // Processors of one vendor that were measured differed by 2.5 in the rate of a thread.
+    // Processors of one vendor whose products were measured (tests/Benchmarks/results) differ by 2.5 in the rate of a thread.
     internal const double ErrorOfOtherProcessors = 1.5;
 
     // However well the measured rows agree with each other, the next run may meet another neighbour on the machine.
