@@ -2,10 +2,14 @@ using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
 using LoraTrainer.Cli.Watching;
+using LoraTrainer.Costs;
+using LoraTrainer.Costs.Estimates;
+using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -84,6 +88,11 @@ internal static class TrainVerb
             return ExitCode.BudgetReached;
         }
 
+        if (run.Measurement is { } speed)
+        {
+            Remember(context, config, speed);
+        }
+
         RunSummary summary = run.Summary!;
         context.Terminal.Say(Words(summary, config));
         context.Terminal.Json(summary.Write);
@@ -93,6 +102,22 @@ internal static class TrainVerb
         }
 
         return ExitCode.Done;
+    }
+
+    /// <summary>Leaves what the run measured for later plans.</summary>
+    private static void Remember(VerbContext context, TrainingConfig config, RunMeasurement measured)
+    {
+        try
+        {
+            if (PlannedTime.RowOf(config, measured, GpuTable.Load(UserFiles.Gpus(null))) is { } row)
+            {
+                new CalibrationFile(CalibrationFile.Locate(null), context.Terminal.Warn).Append(row);
+            }
+        }
+        catch (Exception exception) when (exception is CsvFormatException or IOException or UnauthorizedAccessException)
+        {
+            context.Terminal.Warn($"What this run measured is not kept for later plans: {exception.Message}");
+        }
     }
 
     /// <summary>What the user wants done at the end. Its failure cannot hurt a run that is finished and safe: it is told, loudly.</summary>
