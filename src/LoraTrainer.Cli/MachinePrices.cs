@@ -16,7 +16,9 @@ internal static class MachinePrices
     {
         try
         {
-            return PriceTable.Load(UserFiles.Prices(null)).Find(machine.Provider, machine.InstanceType, gpu, machine.Region, machine.IsSpot) is { } price
+            // Price lists have names of their own for GPUs.
+            string listed = gpu.Length > 0 && GpuTable.Load(UserFiles.Gpus(null)).OfDriver(gpu) is { } known ? known.Name : string.Empty;
+            return PriceTable.Load(UserFiles.Prices(null)).Find(machine.Provider, machine.InstanceType, listed, machine.Region, machine.IsSpot) is { } price
                 ? new AttemptRate(price.Amount.Amount, price.Amount.Currency, price.Per == PriceUnit.Gpu ? RatePer.Gpu : RatePer.Machine) { Source = price.Source, AsOf = price.AsOf, Billing = price.Billing }
                 : null;
         }

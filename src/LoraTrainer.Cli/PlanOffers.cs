@@ -49,15 +49,12 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
             return new LocalTime(null, null, null, null, "the plan is for a GPU, and there is none here");
         }
 
-        string device = driverName ?? PlannedTime.ProcessorName(selection.Threads);
-        DeviceRates? known = !isGpu ? PlannedTime.ProcessorRates(selection.Threads) : gpus.OfDriver(device) is { } gpu ? PlannedTime.RatesOf(gpu) : null;
-        if (known is not { } rates)
+        string device = PlannedTime.NameOf(selection, driverName);
+        if (PlannedTime.SpeedOf(selection, device, gpus, calibration) is not ({ } speed, { } rates))
         {
             return new LocalTime(device, null, null, null, $"the rates of {device} are not known; a row in your gpus.csv tells them");
         }
 
-        IReadOnlyList<CalibrationRow> rows = calibration.RowsOf(device);
-        DeviceSpeed speed = isGpu ? DeviceSpeed.OfGpu(rows) : DeviceSpeed.OfProcessor(rows);
         (double perSecond, RunTime? time) = TimeOf(inputs.Config, inputs.Work(inputs.Config, selection, inputs.Config.Batch.MicroBatchSize), rates, speed);
         return new LocalTime(device, speed, perSecond, time, time is null ? "the run's tokens are not known" : null);
     }
@@ -135,9 +132,7 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         RooflineTime step = PlannedTime.StepOf(work, rates);
         double stepTokens = work.Batches.MeanTokens * work.Batches.Count / work.Steps;
         double perSecond = stepTokens / speed.Model.Seconds(step);
-        return (perSecond, inputs.Steps is { } steps
-            ? speed.TimeOf(step * steps, new RunWork(inputs.ReadSeconds, inputs.WeightBytes, config.Quantization.LoadIn4Bit, PlannedTime.EvaluationOf(work, config.Evaluation, rates)))
-            : null);
+        return (perSecond, inputs.Steps is { } steps ? PlannedTime.Of(config, work, steps, inputs.ReadSeconds, inputs.WeightBytes, rates, speed) : null);
     }
 
     /// <summary>Saves as the config asks for them, or as often as loses least; interruptions as often as is assumed of spot machines.</summary>

@@ -83,9 +83,9 @@ internal static class PlanPage
                     PricesVerb.Word(offer.Price.Pricing),
                     offer.MicroBatchSize?.ToString(culture) ?? "",
                     offer.TokensPerSecond?.ToString("#,0", culture) ?? "not known",
-                    offer.Hours is { } hours ? string.Create(culture, $"{hours:0.00} ({offer.HoursLow:0.00}-{offer.HoursHigh:0.00})") : "",
+                    offer is { Hours: { } hours, HoursLow: { } shortest, HoursHigh: { } longest } ? $"{Clock(hours)} ({Clock(shortest)}-{Clock(longest)})" : "",
                     hasHours
-                        ? offer is { Cost: { } cost, CostLow: { } low, CostHigh: { } high } ? string.Create(culture, $"{cost} ({low.Amount:0.00}-{high.Amount:0.00})") : ""
+                        ? offer is { Cost: { } cost, CostLow: { } low, CostHigh: { } high } ? $"{cost} ({Digits(low)}-{Digits(high)})" : ""
                         : offer.CostPerMillionTokens?.ToString() ?? "",
                     offer.Price.AsOf.ToString("yyyy-MM-dd", culture) + (offer.Price.AgeInDays(today) > PriceTable.StaleAfterDays ? "*" : ""),
                 }),
@@ -151,7 +151,7 @@ internal static class PlanPage
         lines.Add(Columns.Align(cells, column => column == 3));
         lines.Add("  (these train models of their own, with tokens counted by their own tokenizers)");
         string best = full.Best is { } offer
-            ? $"{offer.Gpu.Name} of {offer.Price.Provider}, {PricesVerb.Word(offer.Price.Pricing)}{(offer is { Cost: { } cost, Hours: { } hours } ? string.Create(culture, $": {hours:0.00} hours, {cost}") : "")}"
+            ? $"{offer.Gpu.Name} of {offer.Price.Provider}, {PricesVerb.Word(offer.Price.Pricing)}{(offer is { Cost: { } cost, Hours: { } hours } ? $": {Clock(hours)} hours, {cost}" : "")}"
             : "on none of these GPUs";
         lines.Add($"  All parameters of the same model trained (adapter: none) need {Quantities.Bytes(full.Bytes)} at least; it fits {(full.Best is null ? "" : "on ")}{best}.");
         lines.Add("  As published, not derived: all of LLaMA-2 7B in fp32 with Adam takes 112 GB; ten hours on a p4d at $32 were $320.");
@@ -168,7 +168,7 @@ internal static class PlanPage
             string label = $"{offer.Gpu.Name} {offer.Price.Provider} {PricesVerb.Word(offer.Price.Pricing)}";
             if (byHours && offer.Hours is { } hours)
             {
-                bars.Add((label, hours, string.Create(CultureInfo.InvariantCulture, $"{hours:0.00} h"), false));
+                bars.Add((label, hours, Clock(hours), false));
             }
             else if (!byHours && (offer.Cost ?? offer.CostPerMillionTokens) is { } cost)
             {
@@ -308,6 +308,9 @@ internal static class PlanPage
         json.WriteString("source", offer.Price.Source);
         json.WriteEndObject();
     }
+
+    /// <summary>An amount without its currency.</summary>
+    private static string Digits(Money amount) => amount.ToString().Split(' ')[0];
 
     private static string Clock(double hours) => hours < 1e6 ? Quantities.Time(TimeSpan.FromHours(hours)) : string.Create(CultureInfo.InvariantCulture, $"{hours:0} hours");
 }

@@ -2,6 +2,7 @@ using System.Globalization;
 using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
@@ -83,6 +84,40 @@ internal static class PlannedTime
         RooflineTime always = Of(evaluation.Loss, rates) + (Of(evaluation.Prompt, rates) * evaluation.Rows), token = Of(evaluation.Token, rates) * evaluation.Rows;
         RooflineTime before = always + (token * evaluation.LongestAnswer), after = always + (token * evaluation.ExpectedAnswer);
         return (options.Before ? before : default) + (options.After ? after : default);
+    }
+
+    /// <summary>How measurements name a device.</summary>
+    /// <param name="selection">The device.</param>
+    /// <param name="driverName">The GPU's name; null for a processor.</param>
+    public static string NameOf(DeviceSelection selection, string? driverName) => driverName ?? ProcessorName(selection.Threads);
+
+    /// <summary>What is known of a device's speed, and its yardstick; null where its rates are not known.</summary>
+    /// <param name="selection">The device.</param>
+    /// <param name="name">As <see cref="NameOf"/> has it.</param>
+    /// <param name="gpus">Known GPUs.</param>
+    /// <param name="calibration">What was measured.</param>
+    public static (DeviceSpeed Speed, DeviceRates Rates)? SpeedOf(DeviceSelection selection, string name, GpuTable gpus, CalibrationFile calibration)
+    {
+        bool isGpu = selection.Platform == DevicePlatform.Cuda;
+        DeviceRates? known = !isGpu ? ProcessorRates(selection.Threads) : gpus.OfDriver(name) is { } gpu ? RatesOf(gpu) : null;
+        return known is { } rates ? (isGpu ? DeviceSpeed.OfGpu(calibration.RowsOf(name)) : DeviceSpeed.OfProcessor(calibration.RowsOf(name)), rates) : null;
+    }
+
+    /// <summary>The time of a run of so many steps.</summary>
+    public static RunTime Of(TrainingConfig config, WorkPlan work, int steps, double readSeconds, double weightBytes, in DeviceRates rates, DeviceSpeed speed) =>
+        speed.TimeOf(StepOf(work, rates) * steps, new RunWork(readSeconds, weightBytes, config.Quantization.LoadIn4Bit, EvaluationOf(work, config.Evaluation, rates)));
+
+    /// <summary>Hours that a run which is about to begin is expected to take; null where its device's rates are not known.</summary>
+    /// <param name="config">The run's.</param>
+    /// <param name="expected">Its work.</param>
+    /// <param name="gpus">Known GPUs.</param>
+    /// <param name="calibration">What was measured.</param>
+    public static double? HoursOf(TrainingConfig config, ExpectedRun expected, GpuTable gpus, CalibrationFile calibration)
+    {
+        string? gpu = expected.Device.Platform == DevicePlatform.Cuda && CudaDevice.TryDescribe(out CudaDeviceInfo? info, out _) ? info.Name : null;
+        return SpeedOf(expected.Device, NameOf(expected.Device, gpu), gpus, calibration) is ({ } speed, { } rates)
+            ? Of(config, expected.Work, expected.Work.Steps, expected.ReadSeconds, expected.WeightBytes, rates, speed).Hours
+            : null;
     }
 
     /// <summary>What a finished run tells later plans; null where its device's rates are not known.</summary>

@@ -68,6 +68,9 @@ public sealed class TrainingRun
     /// <summary>What an hour of a machine with such a GPU costs, for runs without <c>cost.rate</c>; null where it is not known. Must not throw.</summary>
     public Func<MachineIdentity, string, AttemptRate?>? PriceOf { get; init; }
 
+    /// <summary>How many hours a run is expected to take, from its first step to its last; null where that is not known. Must not throw.</summary>
+    public Func<ExpectedRun, double?>? HoursOf { get; init; }
+
     /// <summary>Up to when the ledger has time of the machine of a process since it booted; null where it has none. Must not throw.</summary>
     public Func<LeaseHolder, DateTimeOffset?>? BilledUntil { get; init; }
 
@@ -496,6 +499,7 @@ public sealed class TrainingRun
         PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
         WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data.HeldOut);
+        pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
 
         phases.Enter(TrainingPhase.Loading);
         ReturnGarbage();

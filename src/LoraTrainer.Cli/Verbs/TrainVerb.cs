@@ -57,7 +57,7 @@ internal static class TrainVerb
             using var ledger = new LedgerRecorder(context.Arguments.GetValue(CommandLine.Ledger), config, display.OnWarning);
             using TensorBoardLog? tensorBoard = config.UseTensorBoard ? new TensorBoardLog(config.OutputDir, TimeProvider.System, display.OnWarning) : null;
             using OtlpMetrics? metrics = OtlpMetrics.Start(config);
-            run = new TrainingRun(config, new ObserverGroup(display, tensorBoard, metrics), TimeProvider.System) { AttemptSeen = ledger.Record, BilledUntil = ledger.BilledUntil, PriceOf = (machine, gpu) => MachinePrices.RateOf(machine, gpu, display.OnWarning) };
+            run = new TrainingRun(config, new ObserverGroup(display, tensorBoard, metrics), TimeProvider.System) { AttemptSeen = ledger.Record, BilledUntil = ledger.BilledUntil, PriceOf = (machine, gpu) => MachinePrices.RateOf(machine, gpu, display.OnWarning), HoursOf = expected => Expected(config, expected, display.OnWarning) };
             ending = await run.RunAsync(resume, force, evenIfStopped, stop);
             if (run.Summary is { } measured)
             {
@@ -102,6 +102,20 @@ internal static class TrainVerb
         }
 
         return ExitCode.Done;
+    }
+
+    /// <summary>What plans would say of the run that begins.</summary>
+    private static double? Expected(TrainingConfig config, ExpectedRun expected, Action<string> warn)
+    {
+        try
+        {
+            return PlannedTime.HoursOf(config, expected, GpuTable.Load(UserFiles.Gpus(null)), new CalibrationFile(CalibrationFile.Locate(null), warn));
+        }
+        catch (Exception exception) when (exception is CsvFormatException or IOException or UnauthorizedAccessException)
+        {
+            warn($"How long the run may take is not known: {exception.Message}");
+            return null;
+        }
     }
 
     /// <summary>Leaves what the run measured for later plans.</summary>

@@ -60,6 +60,13 @@ public sealed record WorkPlan
     }
 }
 
+/// <summary>A run that is about to begin.</summary>
+/// <param name="Device">Where.</param>
+/// <param name="Work">All of it.</param>
+/// <param name="WeightBytes">Of the base's files.</param>
+/// <param name="ReadSeconds">That reading and tokenizing the data took.</param>
+public sealed record ExpectedRun(DeviceSelection Device, WorkPlan Work, long WeightBytes, double ReadSeconds);
+
 /// <summary>The operations of one evaluation on held-out rows.</summary>
 /// <param name="Loss">Of all forward passes that the loss needs.</param>
 /// <param name="Prompt">Reading one prompt of mean length.</param>
