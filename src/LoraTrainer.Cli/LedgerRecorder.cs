@@ -36,6 +36,11 @@ internal sealed class LedgerRecorder : IDisposable
     /// <summary>The ledger at a path; null: the usual one.</summary>
     public static RunLedger Open(string? path, Action<string> warn) => RunLedger.Open(path, new LedgerOptions { RemoteFileSystemOf = MountedFileSystem.RemoteTypeOf, Warn = warn });
 
+    /// <summary>A ledger that is looked at: one that is named must be there.</summary>
+    public static RunLedger OpenExisting(string? path, Action<string> warn) => path is null || File.Exists(path)
+        ? Open(path, warn)
+        : throw new FileNotFoundException($"{path}: there is no such ledger. Without --ledger the usual one is read.");
+
     /// <summary>True where the process that held an attempt has certainly ended.</summary>
     public static bool IsGone(AttemptHolder holder) => new LeaseHolder(holder.Host, holder.BootId, holder.ProcessId, holder.ProcessStart).IsProvablyDead;
 

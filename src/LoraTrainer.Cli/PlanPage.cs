@@ -5,6 +5,7 @@ using LoraTrainer.Costs;
 using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
+using LoraTrainer.Training.Config;
 using Spectre.Console;
 
 namespace LoraTrainer.Cli;
@@ -22,7 +23,8 @@ internal static class PlanPage
     /// <summary>The run where it is planned for: name and words of each line.</summary>
     /// <param name="here">Its time.</param>
     /// <param name="cost">What that costs at cost.rate; null where no rate is given.</param>
-    public static IEnumerable<(string Name, string Value)> Lines(LocalTime here, Money? cost)
+    /// <param name="limits">Of the config.</param>
+    public static IEnumerable<(string Name, string Value)> Lines(LocalTime here, Money? cost, CostOptions limits)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         if (here.TokensPerSecond is not { } rate)
@@ -45,6 +47,15 @@ internal static class PlanPage
         if (cost is { } money)
         {
             yield return ("cost", $"{money} at cost.rate");
+            if (limits.Budget is { } budget && money.Amount > budget)
+            {
+                yield return ("", $"more than cost.budget, {new Money(budget, limits.Currency)}: the run would stop before its end");
+            }
+        }
+
+        if (limits.MaxHours is { } most && here.Time?.Hours > most)
+        {
+            yield return ("", string.Create(culture, $"more than cost.max_hours, {most}: the run would stop before its end"));
         }
     }
 
@@ -71,6 +82,10 @@ internal static class PlanPage
         Offer[] shown = all ? fitting : [.. fitting.Take(RowsShown)];
         var parts = new List<string>();
         bool hasHours = fitting.Any(offer => offer.Hours is not null);
+
+        // As many for all, so that they can be compared by eye.
+        int digits = shown.Any(offer => offer.CostLow is { } least && least.Amount < 0.1m) ? 4 : 2;
+        string Digits(Money amount) => amount.ToString(digits).Split(' ')[0];
         if (shown.Length > 0)
         {
             string[][] cells =
@@ -85,7 +100,7 @@ internal static class PlanPage
                     offer.TokensPerSecond?.ToString("#,0", culture) ?? "not known",
                     offer is { Hours: { } hours, HoursLow: { } shortest, HoursHigh: { } longest } ? $"{Clock(hours)} ({Clock(shortest)}-{Clock(longest)})" : "",
                     hasHours
-                        ? offer is { Cost: { } cost, CostLow: { } low, CostHigh: { } high } ? $"{cost} ({Digits(low)}-{Digits(high)})" : ""
+                        ? offer is { Cost: { } cost, CostLow: { } low, CostHigh: { } high } ? $"{cost.ToString(digits)} ({Digits(low)}-{Digits(high)})" : ""
                         : offer.CostPerMillionTokens?.ToString() ?? "",
                     offer.Price.AsOf.ToString("yyyy-MM-dd", culture) + (offer.Price.AgeInDays(today) > PriceTable.StaleAfterDays ? "*" : ""),
                 }),
@@ -120,12 +135,12 @@ internal static class PlanPage
 
         if (shown.FirstOrDefault(offer => offer.Spot is not null) is { Spot: { } spot } interrupted)
         {
-            string met = interrupted.Hours is not null ? string.Create(culture, $", so {spot.Interruptions(interrupted.Time!.Value.Hours):0.0} are expected on {interrupted.Gpu.Name} of {interrupted.Price.Provider}") : "";
+            string met = interrupted.Hours is not null ? string.Create(culture, $", so {spot.Interruptions(interrupted.Time!.Value.Hours):0.##} are expected on {interrupted.Gpu.Name} of {interrupted.Price.Provider}") : "";
             lines.Add(string.Create(culture, $"Spot: assumed are {spot.MeanHours:0.#} hours between interruptions{met}; saves and lost work take {spot.SaveShare * 100:0.0} % more time, and each new machine {spot.RestartSeconds:0} s until it goes on ({PlanOffers.ReplacementSeconds:0} s of them assumed)."));
         }
 
         lines.Add(Contains);
-        lines.Add("Times of GPUs rest on the rates that single kernels reached on an H200, where ten whole steps took 1 % more to 11 % less than they say. On other GPUs that was not checked: low and high are 35 % apart from the middle, until a train on such a GPU has measured it.");
+        lines.Add("Times of GPUs rest on the rates that single kernels reached on an H200, where ten whole steps took 1 % more to 11 % less than they say. On other GPUs that was not checked: low and high are 35 % away from the middle, until a train on such a GPU has measured it.");
         if (shown.Any(offer => offer.Price.AgeInDays(today) > PriceTable.StaleAfterDays))
         {
             lines.Add($"* older than {PriceTable.StaleAfterDays} days: ask the provider before you rely on it. lora-trainer prices shows the sources.");
@@ -150,10 +165,10 @@ internal static class PlanPage
         ];
         lines.Add(Columns.Align(cells, column => column == 3));
         lines.Add("  (these train models of their own, with tokens counted by their own tokenizers)");
-        string best = full.Best is { } offer
-            ? $"{offer.Gpu.Name} of {offer.Price.Provider}, {PricesVerb.Word(offer.Price.Pricing)}{(offer is { Cost: { } cost, Hours: { } hours } ? $": {Clock(hours)} hours, {cost}" : "")}"
-            : "on none of these GPUs";
-        lines.Add($"  All parameters of the same model trained (adapter: none) need {Quantities.Bytes(full.Bytes)} at least; it fits {(full.Best is null ? "" : "on ")}{best}.");
+        string? best = full.Best is { } offer
+            ? $"{offer.Gpu.Name} of {offer.Price.Provider}, {PricesVerb.Word(offer.Price.Pricing)}{(offer is { Cost: { } cost, Hours: { } hours } ? $": {Clock(hours)}, {cost}" : "")}"
+            : null;
+        lines.Add($"  All parameters of the same model trained (adapter: none) need {Quantities.Bytes(full.Bytes)} at least; {(best is null ? "none of the offers that were asked for has that" : $"that fits on {best}")}.");
         lines.Add("  As published, not derived: all of LLaMA-2 7B in fp32 with Adam takes 112 GB; ten hours on a p4d at $32 were $320.");
         return string.Join(Environment.NewLine, lines);
     }
@@ -308,9 +323,6 @@ internal static class PlanPage
         json.WriteString("source", offer.Price.Source);
         json.WriteEndObject();
     }
-
-    /// <summary>An amount without its currency.</summary>
-    private static string Digits(Money amount) => amount.ToString().Split(' ')[0];
 
     private static string Clock(double hours) => hours < 1e6 ? Quantities.Time(TimeSpan.FromHours(hours)) : string.Create(CultureInfo.InvariantCulture, $"{hours:0} hours");
 }

@@ -24,7 +24,9 @@ internal sealed class StopSignals(Terminal terminal) : IDisposable
     public bool StopRequested => stop.IsCancellationRequested;
 
     /// <summary>From now on a first signal cancels the token that is returned, after saying <paramref name="whatHappensNow"/>.</summary>
-    public CancellationToken Listen(string whatHappensNow)
+    /// <param name="whatHappensNow">A sentence.</param>
+    /// <param name="say">Says it, where something else draws on the terminal; null: the terminal does.</param>
+    public CancellationToken Listen(string whatHappensNow, Action<string>? say = null)
     {
         foreach (PosixSignal signal in new[] { PosixSignal.SIGINT, PosixSignal.SIGTERM })
         {
@@ -39,7 +41,7 @@ internal sealed class StopSignals(Terminal terminal) : IDisposable
                 if (Interlocked.Increment(ref received) == 1)
                 {
                     first = Stopwatch.GetTimestamp();
-                    terminal.Warn($"Stop requested. {whatHappensNow} Press Ctrl-C again to abort at once.");
+                    (say ?? terminal.Warn)($"Stop requested. {whatHappensNow} Press Ctrl-C again to abort at once.");
                     stop.Cancel();
                 }
                 else

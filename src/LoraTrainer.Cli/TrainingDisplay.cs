@@ -148,6 +148,27 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
         return parts;
     }
 
+    /// <summary>The numbers in a line: where it is narrow, what nobody watches all the time is left out first, and the time left and the money stay.</summary>
+    private static string Fitted(in TrainingProgress progress, int width)
+    {
+        TrainingProgress shown = progress;
+        string all = string.Join("  ", Parts(shown));
+        for (int step = 0; all.Length >= width && step < 5; step++)
+        {
+            shown = step switch
+            {
+                0 => shown with { GradientNorm = null },
+                1 => shown with { LearningRate = null },
+                2 => shown with { SupervisedTokensPerSecond = null },
+                3 => shown with { MemoryBytes = null },
+                _ => shown with { TokensPerSecond = null },
+            };
+            all = string.Join("  ", Parts(shown));
+        }
+
+        return all;
+    }
+
     private static string OneLine(string text)
     {
         string line = text.ReplaceLineEndings(" ").Trim();
@@ -209,7 +230,7 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
         bar.Append(new string('━', done), new Style(Color.Green));
         bar.Append(new string('━', room - done), new Style(Color.Grey));
         bar.Append($"{percent} {head}");
-        string numbers = string.Join("  ", Parts(progress));
+        string numbers = Fitted(progress, width);
         return new Rows(Cropped(bar), new Text(numbers.Length >= width ? numbers[..Math.Max(0, width - 1)] : numbers));
 
         static IRenderable Cropped(Paragraph paragraph)

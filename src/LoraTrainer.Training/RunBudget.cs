@@ -31,11 +31,7 @@ internal sealed class RunBudget
     {
         this.options = options;
         this.rate = rate;
-        if (options.Budget is not null && rate is null)
-        {
-            throw new TrainingSetupException("cost.budget is given, and neither does cost.rate say what an hour costs nor is a price of this machine known: nothing could be counted. Give cost.rate, or limit the run with cost.max_hours.");
-        }
-
+        RequireRate(options, rate);
         foreach (AttemptRecord attempt in earlier)
         {
             AttemptRate? paid = attempt.Rate ?? rate;
@@ -52,6 +48,15 @@ internal sealed class RunBudget
     }
 
     public string Currency => options.Currency;
+
+    /// <exception cref="TrainingSetupException">A budget without a rate: nothing could be counted.</exception>
+    public static void RequireRate(CostOptions options, AttemptRate? rate)
+    {
+        if (options.Budget is not null && rate is null)
+        {
+            throw new TrainingSetupException("cost.budget is given, and neither does cost.rate say what an hour costs nor is a price of this machine known: nothing could be counted. Give cost.rate, or limit the run with cost.max_hours.");
+        }
+    }
 
     /// <summary>What the run has cost over all attempts, the killed ones included.</summary>
     /// <param name="seconds">Of this process so far.</param>
@@ -80,7 +85,7 @@ internal sealed class RunBudget
 
         double hours = hoursBefore + (seconds + reserve) / 3600;
         return options.MaxHours is { } most && hours > most
-            ? string.Create(CultureInfo.InvariantCulture, $"cost.max_hours is reached: the run has taken {hoursBefore + seconds / 3600:0.###} of {most} hours.")
+            ? string.Create(CultureInfo.InvariantCulture, $"cost.max_hours is reached: the run has taken {hoursBefore + seconds / 3600:0.####} of {most} hours, and a step more with its checkpoint would go beyond it.")
             : null;
     }
 

@@ -42,7 +42,7 @@ internal sealed class RunLock : IDisposable
                 if (!isTold)
                 {
                     isTold = true;
-                    onWaiting($"{held} This process waits and goes on when that one ends. It can be stopped with lora-trainer stop {folder}");
+                    onWaiting($"{held} This process waits and goes on when that one ends. Who does not want to wait stops the other one with lora-trainer stop {folder}");
                 }
             }
 

@@ -158,6 +158,10 @@ public sealed class TrainingRun
             return LeftAlone();
         }
 
+        // Before anything is taken or counted: a start that is refused is no attempt.
+        IReadOnlyList<AttemptRecord> before = await checkpoints.AttemptsAsync(stop).ConfigureAwait(false);
+        BilledMachine machine = BilledMachine.Here(config, await watcher.IdentifyAsync().ConfigureAwait(false), PriceOf, BilledHere(before), observer, time);
+        RunBudget.RequireRate(config.Cost, machine.Rate);
         using RunLock claimed = await folder.ClaimAsync(resume ? observer.OnNotice : null, stop).ConfigureAwait(false);
         StoreAbilities abilities;
         RunLease lease;
@@ -187,8 +191,6 @@ public sealed class TrainingRun
                 await ForgetStopsAsync(checkpoints, stop).ConfigureAwait(false);
             }
 
-            IReadOnlyList<AttemptRecord> earlier = await checkpoints.AttemptsAsync(stop).ConfigureAwait(false);
-            BilledMachine machine = BilledMachine.Here(config, await watcher.IdentifyAsync().ConfigureAwait(false), PriceOf, BilledHere(earlier), observer, time);
             var pulse = new RunPulse(lease, machine, phases, time);
             lease.Lost.Register(() => control.RequestStop(StopReason.LeaseLost));
             lease.StartRenewing(cancellation => checkpoints.WriteAttemptAsync(pulse.Take(), cancellation));

@@ -170,7 +170,7 @@ internal static class LedgerVerb
     private static Verb Check() => new Verb("check", "Say whether the ledger is sound, and what is open.", CheckExamples) { CommandLine.Ledger }.WithWork(context =>
     {
         string? path = context.Arguments.GetValue(CommandLine.Ledger);
-        using RunLedger ledger = LedgerRecorder.Open(path, context.Terminal.Warn);
+        using RunLedger ledger = LedgerRecorder.OpenExisting(path, context.Terminal.Warn);
         string[] damage = ledger.Problem is { } problem ? [problem] : [.. ledger.CheckIntegrity()];
         bool isReadable = ledger.Problem is null && damage.Length == 0;
         RunSummary[] runs = isReadable ? [.. ledger.Totals().Runs] : [];

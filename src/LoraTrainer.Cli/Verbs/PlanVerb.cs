@@ -107,7 +107,7 @@ internal static class PlanVerb
         FullTraining full = offers.Full(filter);
         IReadOnlyList<TuningService> services = TuningService.Shipped;
         DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
-        terminal.Result(Words(inputs, plan, available, PlanPage.Lines(here, cost)));
+        terminal.Result(Words(inputs, plan, available, PlanPage.Lines(here, cost, config.Cost)));
         if (context.Arguments.GetValue(Compare))
         {
             PlanPage.Draw(terminal, table, services, inputs.TokensOrFull, filter);
@@ -153,7 +153,7 @@ internal static class PlanVerb
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
-        lines.Add(("this machine", Fits(plan, available)));
+        lines.Add(("this machine", Fits(config, plan, available)));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
         lines.Add(("tokens", inputs.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
         lines.Add(("steps", inputs.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
@@ -162,7 +162,7 @@ internal static class PlanVerb
         return string.Join(Environment.NewLine, lines.Select(line => line.Name.PadRight(width) + line.Value));
     }
 
-    private static string Fits(RunPlan plan, long? available)
+    private static string Fits(TrainingConfig config, RunPlan plan, long? available)
     {
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         if (available is not { } bytes)
@@ -174,7 +174,25 @@ internal static class PlanVerb
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
         return plan.Memory.ArenaBytes + (isGpu ? 0 : plan.HostBytes) <= bytes
             ? $"fits: {has}"
-            : $"too small: {has}. Try gradient_checkpointing: true, a smaller micro_batch_size or sequence_len, {(isGpu ? "load_in_4bit: true, or device: cpu" : "or load_in_4bit: true")}";
+            : $"too small: {has}. Try {Smaller(config, isGpu)}";
+    }
+
+    /// <summary>What of the switches that save memory is not on yet.</summary>
+    private static string Smaller(TrainingConfig config, bool isGpu)
+    {
+        List<string> ways = config.Device.GradientCheckpointing == GradientCheckpointing.Off ? ["gradient_checkpointing: true"] : [];
+        ways.Add("a smaller micro_batch_size or sequence_len");
+        if (!config.Quantization.LoadIn4Bit && config.Adapter.Kind != AdapterKind.None)
+        {
+            ways.Add("load_in_4bit: true");
+        }
+
+        if (isGpu)
+        {
+            ways.Add("device: cpu");
+        }
+
+        return ways.Count == 1 ? ways[0] : $"{string.Join(", ", ways.SkipLast(1))} or {ways[^1]}";
     }
 
     private static string Word(DevicePlatform platform) => platform == DevicePlatform.Cuda ? "cuda" : "cpu";

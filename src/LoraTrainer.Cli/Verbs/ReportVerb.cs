@@ -69,7 +69,7 @@ internal static class ReportVerb
             }
 
             RefuseToOverwrite(page, context.Arguments.GetValue(force));
-            using RunLedger ledger = LedgerRecorder.Open(context.Arguments.GetValue(CommandLine.Ledger), context.Terminal.Warn);
+            using RunLedger ledger = LedgerRecorder.OpenExisting(context.Arguments.GetValue(CommandLine.Ledger), context.Terminal.Warn);
             ledger.CloseDead(LedgerRecorder.IsGone);
             string? named = context.Arguments.GetValue(run), ofProject = context.Arguments.GetValue(project);
             CostReport report = CostReport.Of(Read(ledger, named, ofProject), period);
@@ -279,9 +279,9 @@ internal static class ReportVerb
         List<string> lines =
         [
             $"{ReportText.Plain(NameOf(run.Run))}  ({run.Run.RunId[..Math.Min(8, run.Run.RunId.Length)]}, {ReportText.Plain(run.Run.Model)})",
-            $"cost      {ReportText.Amounts(total.Cost, total.UnpricedHours, digits)} for {ReportText.Duration(total.Hours)} hours, {ReportText.Duration(total.BilledHours)} billed",
-            $"lost      {ReportText.Duration(total.LostHours)} hours{(total.LostCost.Count > 0 ? ", " + ReportText.Amounts(total.LostCost, 0, digits) : "")}, computed again after interruptions",
-            $"done      {Whole(total.Steps)} steps, {Whole(total.Tokens)} tokens",
+            $"cost      {ReportText.Amounts(total.Cost, total.UnpricedHours, digits)} for {ReportText.Duration(total.Hours)}, {ReportText.Duration(total.BilledHours)} billed",
+            $"lost      {(total.LostHours > 0 ? $"{ReportText.Duration(total.LostHours)}{(total.LostCost.Count > 0 ? ", " + ReportText.Amounts(total.LostCost, 0, digits) : "")}, computed again after interruptions" : "nothing")}",
+            $"done      {ReportText.Whole(total.Steps)} steps, {ReportText.Whole(total.Tokens)} tokens",
         ];
         if (total.CostPerThousandSteps.Count > 0)
         {
@@ -290,7 +290,7 @@ internal static class ReportVerb
 
         if (!reported.IsWhole)
         {
-            lines.Add($"period    {ReportText.Amounts(reported.Within.Cost, reported.Within.UnpricedHours, digits)} and {ReportText.Duration(reported.Within.Hours)} hours of it lie in the time asked for; this is the whole run");
+            lines.Add($"period    {ReportText.Amounts(reported.Within.Cost, reported.Within.UnpricedHours, digits)} and {ReportText.Duration(reported.Within.Hours)} of it lie in the time asked for; this is the whole run");
         }
 
         lines.Add("");

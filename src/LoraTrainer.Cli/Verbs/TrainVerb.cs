@@ -49,11 +49,11 @@ internal static class TrainVerb
     /// <summary>What train and resume have in common: the display, the run, the words at its end.</summary>
     internal static async Task<ExitCode> RunAsync(VerbContext context, TrainingConfig config, bool resume, bool force, bool evenIfStopped)
     {
-        CancellationToken stop = context.Signals.Listen("A checkpoint is saved, then the program ends; the run can be resumed.");
         RunEnding ending;
         TrainingRun run;
         await using (var display = new TrainingDisplay(context.Terminal, config.LoggingSteps, showSamples: true))
         {
+            CancellationToken stop = context.Signals.Listen("What was computed is saved, then the program ends; a run that has begun can be resumed.", display.OnWarning);
             using var ledger = new LedgerRecorder(context.Arguments.GetValue(CommandLine.Ledger), config, display.OnWarning);
             using TensorBoardLog? tensorBoard = config.UseTensorBoard ? new TensorBoardLog(config.OutputDir, TimeProvider.System, display.OnWarning) : null;
             using OtlpMetrics? metrics = OtlpMetrics.Start(config);
@@ -67,7 +67,9 @@ internal static class TrainVerb
 
         if (ending == RunEnding.Interrupted)
         {
-            context.Terminal.Say($"Interrupted. Go on with: lora-trainer resume {config.OutputDir}");
+            context.Terminal.Say(await HasBegunAsync(config)
+                ? $"Interrupted. Go on with: lora-trainer resume {config.OutputDir}"
+                : "Interrupted before the run began: there is nothing to resume. Start it again with the same command.");
             return ExitCode.Interrupted;
         }
 
@@ -79,7 +81,8 @@ internal static class TrainVerb
 
         if (ending == RunEnding.BudgetReached)
         {
-            context.Terminal.Say($"Stopped at the limit, with everything saved. Go on with a higher one: lora-trainer resume {config.OutputDir} --set cost.budget=MORE (or cost.max_hours)");
+            string limit = config.Cost.Budget is null ? "cost.max_hours" : config.Cost.MaxHours is null ? "cost.budget" : "cost.budget (or cost.max_hours)";
+            context.Terminal.Say($"Stopped at the limit, with everything saved. Go on with a higher one: lora-trainer resume {config.OutputDir} --set {limit}=MORE");
             if (config.OnFinish.Command is { } last)
             {
                 await FinishAsync(context, last);
@@ -102,6 +105,19 @@ internal static class TrainVerb
         }
 
         return ExitCode.Done;
+    }
+
+    /// <summary>Whether there is a run to resume, here or beside the checkpoints; a store that does not answer now may have one.</summary>
+    private static async Task<bool> HasBegunAsync(TrainingConfig config)
+    {
+        try
+        {
+            return await new RunFolder(config).HoldsRunAnywhereAsync();
+        }
+        catch (IOException)
+        {
+            return true;
+        }
     }
 
     /// <summary>What plans would say of the run that begins.</summary>

@@ -83,14 +83,17 @@ public record CostSummary
     /// <summary>Rows of the data that <see cref="Steps"/> were trained on.</summary>
     public required long Samples { get; init; }
 
-    /// <summary><see cref="GpuCost"/> by 1,000 <see cref="Steps"/>, lost ones paid with; empty where there are none.</summary>
-    public IReadOnlyList<Money> CostPerThousandSteps => Steps == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount * 1_000 / Steps, cost.Currency))];
+    /// <summary>Of <see cref="Steps"/>, those of attempts with a rate: what a step cost can only be told of them.</summary>
+    public required (long Steps, long Tokens, long Samples) Priced { get; init; }
 
-    /// <summary><see cref="GpuCost"/> by 1,000,000 <see cref="Tokens"/>, lost ones paid with; empty where there are none.</summary>
-    public IReadOnlyList<Money> CostPerMillionTokens => Tokens == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount * 1_000_000 / Tokens, cost.Currency))];
+    /// <summary>What machines cost by 1,000 steps, lost ones paid with; empty where there are none with a price.</summary>
+    public IReadOnlyList<Money> CostPerThousandSteps => Each(1_000, Priced.Steps);
 
-    /// <summary><see cref="GpuCost"/> by <see cref="Samples"/>, lost ones paid with; empty where there are none.</summary>
-    public IReadOnlyList<Money> CostPerSample => Samples == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount / Samples, cost.Currency))];
+    /// <summary>The same by 1,000,000 tokens.</summary>
+    public IReadOnlyList<Money> CostPerMillionTokens => Each(1_000_000, Priced.Tokens);
+
+    /// <summary>The same by one row of the data.</summary>
+    public IReadOnlyList<Money> CostPerSample => Each(1, Priced.Samples);
 
     internal static CostSummary Of(IReadOnlyList<AttemptCost> attempts, IReadOnlyList<CostLine> lines)
     {
@@ -120,11 +123,16 @@ public record CostSummary
             Steps = attempts.Sum(attempt => (long)attempt.KeptSteps),
             Tokens = attempts.Sum(attempt => attempt.KeptTokens),
             Samples = attempts.Sum(attempt => attempt.KeptSamples),
+            Priced = (Priced(attempt => attempt.KeptSteps), Priced(attempt => attempt.KeptTokens), Priced(attempt => attempt.KeptSamples)),
         };
+
+        long Priced(Func<AttemptCost, long> count) => attempts.Where(attempt => attempt.Cost is not null).Sum(count);
 
         // Divided once, after they were added.
         static decimal Hours(decimal ticks) => ticks / TimeSpan.TicksPerHour;
     }
+
+    private Money[] Each(decimal unit, long count) => count == 0 ? [] : [.. GpuCost.Select(cost => new Money(cost.Amount * unit / count, cost.Currency))];
 }
 
 /// <summary>One run: its facts, its attempts by epoch, its cost lines, and what they add up to.</summary>

@@ -96,7 +96,7 @@ public sealed class HtmlReportTests
         using var test = new TestLedger();
         LedgerTotals totals = TestReport.Mixed(test);
         RunSummary run = totals.Runs.Single(item => item.Run.RunId == "r1");
-        RunSummary planned = run with { Run = run.Run with { Config = new Dictionary<string, string> { ["planned_hours"] = "2", ["planned_cost"] = "17.142" } }, Total = run.Total with { Samples = 100 } };
+        RunSummary planned = run with { Run = run.Run with { Config = new Dictionary<string, string> { ["planned_hours"] = "2", ["planned_cost"] = "17.142" } }, Total = run.Total with { Samples = 100, Priced = run.Total.Priced with { Samples = 100 } } };
 
         XElement page = Page(CostReport.Of(totals with { Runs = [planned], ProjectLines = [] }, ReportPeriod.Always), _ => Measured).Page;
         string[][] rows = [.. page.Descendants("h3").Single(head => head.Value == "Plan against actual").ElementsAfterSelf("table").First().Descendants("tr").Select(row => row.Elements().Select(cell => cell.Value).ToArray())];
