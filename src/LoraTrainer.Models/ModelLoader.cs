@@ -44,6 +44,7 @@ public sealed class ModelLoader
 
     private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress)
     {
+        RefuseWithoutKernel(config, device.Platform);
         this.config = config;
         this.folder = folder;
         this.device = device;
@@ -71,6 +72,18 @@ public sealed class ModelLoader
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
         new ModelLoader(config, folder, device, progress).LoadTrainable();
+
+    /// <summary>Refuses a model that the device has no kernels for: before data are read, not in the middle of a run.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="platform">Of the device.</param>
+    /// <exception cref="ModelFormatException">Names what is missing.</exception>
+    public static void RefuseWithoutKernel(ModelConfig config, DevicePlatform platform)
+    {
+        if (platform == DevicePlatform.Cuda && config.NeedsCpu() is { } what)
+        {
+            throw new ModelFormatException($"This {config.ModelType} model needs {what}, which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.");
+        }
+    }
 
     private CausalLanguageModel LoadFrozen(BaseFormat format)
     {

@@ -76,6 +76,24 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     }
 
     [Theory]
+    [MemberData(nameof(PackedModels))]
+    public void CachedLogits_AreThoseOfTheWholeText(string model, string configFile)
+    {
+        using ModelFixture fixture = Load(model, configFile);
+        FixtureTensors expected = fixture.Expected("expected.safetensors");
+        int[] ids = [.. expected.Integers("input_ids").Take((int)expected.Shape("input_ids")[1])];
+        var text = new HostBatch();
+        text.Add(ids, default);
+        float[] whole = fixture.Logits(text);
+        var cache = new KeyValueCache(fixture.Device, fixture.Model, ids.Length);
+        int vocabulary = fixture.Model.Config.VocabSize;
+        foreach (int end in new[] { 5, 6, 7, ids.Length - 2, ids.Length - 1, ids.Length })
+        {
+            TensorAssert.BitEqual(whole[((end - 1) * vocabulary)..(end * vocabulary)], fixture.LogitsAfter(ids[cache.Length..end], cache), $"{model} after {end} tokens");
+        }
+    }
+
+    [Theory]
     [MemberData(nameof(GradientModels))]
     public void LossAndGradients_AreThoseOfTransformers(string model, string configFile)
     {

@@ -42,6 +42,12 @@ public sealed partial record ModelConfig
     /// <summary>gate, up and down have biases.</summary>
     public bool MlpBias { get; init; }
 
+    /// <summary>W: in a layer that slides a query sees W keys at most, its own included. Null where no layer does.</summary>
+    public int? SlidingWindow { get; init; }
+
+    /// <summary>For each layer whether it slides; empty where none does.</summary>
+    public IReadOnlyList<bool> SlidingLayers { get; init; } = [];
+
     /// <summary>lm_head is the embedding matrix.</summary>
     public bool TieWordEmbeddings { get; init; }
 
@@ -75,6 +81,12 @@ public sealed partial record ModelConfig
     /// <summary>Reads the content of a config.json; <paramref name="file"/> names it in messages.</summary>
     public static ModelConfig Parse(string file, ReadOnlyMemory<byte> utf8) => Parse(JsonFields.Parse(file, utf8));
 
+    /// <summary>The window of a layer's attention; 0 for none.</summary>
+    internal int WindowOf(int layer) => SlidingWindow is { } window && SlidingLayers[layer] ? window : 0;
+
+    /// <summary>What of this model's mathematics no GPU kernel computes yet, in words; null where a GPU computes all of it.</summary>
+    public string? NeedsCpu() => SlidingWindow is { } window ? $"attention in a sliding window of {window} tokens (sliding_window)" : null;
+
     private static ModelConfig Parse(JsonFields json)
     {
         var notices = new List<string>();
@@ -88,6 +100,8 @@ public sealed partial record ModelConfig
             : family.NumKeyValueHeads ?? heads;
         int maxPositions = json.Integer("max_position_embeddings", family.MaxPositionEmbeddings, 1, 1 << 30);
         int vocabulary = json.Integer("vocab_size", family.VocabSize, 1, 1 << 24);
+        int layers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096);
+        (int? window, IReadOnlyList<bool> sliding) = Windows(json, family, layers);
         var config = new ModelConfig
         {
             ModelType = family.ModelType,
@@ -95,14 +109,16 @@ public sealed partial record ModelConfig
             VocabSize = vocabulary,
             HiddenSize = hidden,
             IntermediateSize = json.Integer("intermediate_size", family.IntermediateSize, 1, LargestWidth * 4),
-            NumHiddenLayers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096),
+            NumHiddenLayers = layers,
             NumAttentionHeads = heads,
             NumKeyValueHeads = keyValueHeads,
             HeadDim = HeadDimension(json, family, hidden, heads),
             MaxPositionEmbeddings = maxPositions,
             RmsNormEps = json.Number("rms_norm_eps", family.RmsNormEps, 0, 1),
-            AttentionBias = json.Truth("attention_bias", false),
-            MlpBias = json.Truth("mlp_bias", false),
+            AttentionBias = family.AttentionBiasKey && json.Truth("attention_bias", false),
+            MlpBias = family.MlpBiasKey && json.Truth("mlp_bias", false),
+            SlidingWindow = window,
+            SlidingLayers = sliding,
             TieWordEmbeddings = json.Truth("tie_word_embeddings", family.TieWordEmbeddings),
             Rope = RopeParameters.Parse(json, family.RopeTheta, maxPositions, notices),
             InitializerRange = json.Number("initializer_range", 0.02, 0, 1e3),
@@ -168,6 +184,37 @@ public sealed partial record ModelConfig
         }
     }
 
+    /// <summary>The window and the layers that have it.</summary>
+    private static (int? Window, IReadOnlyList<bool> Layers) Windows(JsonFields json, ModelConfigFamily family, int layers)
+    {
+        if (family.Windows == WindowRule.None)
+        {
+            return (null, []);
+        }
+
+        int? window = json.Has("sliding_window") ? json.OptionalInteger("sliding_window", 1, int.MaxValue) : family.SlidingWindow;
+        bool[] slides = [.. Enumerable.Range(0, layers).Select(layer => window is not null)];
+        if (json.Texts("layer_types") is { } types)
+        {
+            bool[] named = LayerTypes(json, types, layers);
+            if (!named.SequenceEqual(slides))
+            {
+                throw json.Error("layer_types", $"does not fit sliding_window, which in the family {family.ModelType} holds for every layer. Remove layer_types, or set sliding_window to null if no layer slides.");
+            }
+        }
+
+        return slides.Contains(true) ? (window, slides) : (null, []);
+    }
+
+    private static bool[] LayerTypes(JsonFields json, IReadOnlyList<string> types, int layers) => types.Count != layers
+        ? throw json.Error("layer_types", $"names {types.Count} layers, but num_hidden_layers is {layers}. One of the two is wrong.")
+        : [.. types.Select(type => type switch
+        {
+            "sliding_attention" => true,
+            "full_attention" => false,
+            _ => throw json.Wrong("layer_types", "a list of full_attention and sliding_attention", "Another kind of layer is not supported."),
+        })];
+
     private static int HeadDimension(JsonFields json, ModelConfigFamily family, int hidden, int heads)
     {
         int? given = json.Has("head_dim") ? json.OptionalInteger("head_dim", 2, 1 << 14) : family.HeadDim;
@@ -228,9 +275,8 @@ public sealed partial record ModelConfig
         var fields = new SortedDictionary<string, Action<Utf8JsonWriter>>(StringComparer.Ordinal)
         {
             ["architectures"] = writer => PythonJson.WriteTexts(writer, [Architecture]),
-            ["attention_bias"] = writer => writer.WriteBooleanValue(AttentionBias),
             ["attention_dropout"] = writer => PythonJson.WriteFloat(writer, 0),
-            ["bos_token_id"] = writer => WriteToken(writer, BosTokenId),
+            ["bos_token_id"] = writer => WriteNumber(writer, BosTokenId),
             ["eos_token_id"] = WriteEos,
             ["head_dim"] = writer => writer.WriteNumberValue(HeadDim),
             ["hidden_act"] = writer => writer.WriteStringValue("silu"),
@@ -238,12 +284,11 @@ public sealed partial record ModelConfig
             ["initializer_range"] = writer => PythonJson.WriteFloat(writer, InitializerRange),
             ["intermediate_size"] = writer => writer.WriteNumberValue(IntermediateSize),
             ["max_position_embeddings"] = writer => writer.WriteNumberValue(MaxPositionEmbeddings),
-            ["mlp_bias"] = writer => writer.WriteBooleanValue(MlpBias),
             ["model_type"] = writer => writer.WriteStringValue(ModelType),
             ["num_attention_heads"] = writer => writer.WriteNumberValue(NumAttentionHeads),
             ["num_hidden_layers"] = writer => writer.WriteNumberValue(NumHiddenLayers),
             ["num_key_value_heads"] = writer => writer.WriteNumberValue(NumKeyValueHeads),
-            ["pad_token_id"] = writer => WriteToken(writer, PadTokenId),
+            ["pad_token_id"] = writer => WriteNumber(writer, PadTokenId),
             ["rms_norm_eps"] = writer => PythonJson.WriteFloat(writer, RmsNormEps),
             ["rope_scaling"] = writer =>
             {
@@ -261,6 +306,7 @@ public sealed partial record ModelConfig
             ["use_cache"] = writer => writer.WriteBooleanValue(true),
             ["vocab_size"] = writer => writer.WriteNumberValue(VocabSize),
         };
+        AddFamilyFields(fields, ModelConfigFamily.Supported.Single(family => family.ModelType == ModelType));
         if (DType is { } dtype)
         {
             fields["torch_dtype"] = writer => writer.WriteStringValue(dtype switch { SafetensorsDType.F16 => "float16", SafetensorsDType.BF16 => "bfloat16", _ => "float32" });
@@ -269,11 +315,30 @@ public sealed partial record ModelConfig
         return PythonJson.WriteSorted(fields) + "\n";
     }
 
+    /// <summary>The fields that only some families have.</summary>
+    private void AddFamilyFields(SortedDictionary<string, Action<Utf8JsonWriter>> fields, ModelConfigFamily family)
+    {
+        if (family.AttentionBiasKey)
+        {
+            fields["attention_bias"] = writer => writer.WriteBooleanValue(AttentionBias);
+        }
+
+        if (family.MlpBiasKey)
+        {
+            fields["mlp_bias"] = writer => writer.WriteBooleanValue(MlpBias);
+        }
+
+        if (family.Windows != WindowRule.None)
+        {
+            fields["sliding_window"] = writer => WriteNumber(writer, SlidingWindow);
+        }
+    }
+
     private void WriteEos(Utf8JsonWriter writer)
     {
         if (EosTokenIds.Count < 2)
         {
-            WriteToken(writer, EosTokenIds.Count == 1 ? EosTokenIds[0] : null);
+            WriteNumber(writer, EosTokenIds.Count == 1 ? EosTokenIds[0] : null);
             return;
         }
 
@@ -286,9 +351,9 @@ public sealed partial record ModelConfig
         writer.WriteEndArray();
     }
 
-    private static void WriteToken(Utf8JsonWriter writer, int? token)
+    private static void WriteNumber(Utf8JsonWriter writer, int? value)
     {
-        if (token is { } number)
+        if (value is { } number)
         {
             writer.WriteNumberValue(number);
         }

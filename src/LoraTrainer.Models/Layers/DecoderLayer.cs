@@ -28,7 +28,7 @@ public sealed class DecoderLayer
         string prefix = $"model.layers.{index}";
         int queryWidth = config.NumAttentionHeads * config.HeadDim;
         int keyValueWidth = config.NumKeyValueHeads * config.HeadDim;
-        Heads = new AttentionHeads(config.NumAttentionHeads, config.NumKeyValueHeads, config.HeadDim, (float)(1 / Math.Sqrt(config.HeadDim)));
+        Heads = new AttentionHeads(config.NumAttentionHeads, config.NumKeyValueHeads, config.HeadDim, (float)(1 / Math.Sqrt(config.HeadDim)), config.WindowOf(index));
         InputNorm = new RmsNormLayer(prefix + ".input_layernorm", (float)config.RmsNormEps);
         Query = new AdaptedLinear(prefix + ".self_attn.q_proj", config.HiddenSize, queryWidth);
         Key = new AdaptedLinear(prefix + ".self_attn.k_proj", config.HiddenSize, keyValueWidth);

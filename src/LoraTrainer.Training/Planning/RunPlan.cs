@@ -30,6 +30,7 @@ public sealed record RunPlan(DeviceSelection Device, MemoryPlan Memory, long Hos
         ModelFolder.RequireFolder(config.BaseModel);
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         DeviceSelection selection = DeviceSelection.ForPlan(config.Device.Choice, config.Device.Threads);
+        ModelLoader.RefuseWithoutKernel(shape, selection.Platform);
         var notices = new List<string>();
         TrainingData? data = LoadData(config, shape, selection.Threads, observer, notices, cancellation);
         int tokens = data is null

@@ -86,6 +86,16 @@ public sealed class EveryOpTests
             Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, Heads);
             return [o, lse, dq, dk, dv];
         }),
+        ["attention with window and softcap"] = (3 * 2.0 * (9 * (60 - 9) + 9 * (74 - 9)) * 80, device =>
+        {
+            AttentionHeads heads = Heads with { Window = 9, Softcap = 2 };
+            Tensor q = device.Random(1, new Shape(N, 80)), k = device.Random(2, new Shape(N, 40)), v = device.Random(3, new Shape(N, 40)), o = device.Poisoned(new Shape(N, 80)), lse = device.Poisoned(new Shape(4, N));
+            Tensor dq = device.Poisoned(new Shape(N, 80)), dk = device.Poisoned(new Shape(N, 40)), dv = device.Poisoned(new Shape(N, 40));
+            PackedDocuments documents = Documents(device, 30, N);
+            Attention.Forward(o, lse, q, k, v, documents, heads);
+            Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, heads);
+            return [o, lse, dq, dk, dv];
+        }),
         ["adamw"] = (12.0 * 70000 + 2.0 * 70000, device =>
         {
             Tensor p = device.Random(1, new Shape(70000)), g = device.Random(2, new Shape(70000)), m = device.Random(3, new Shape(70000)), v = device.Filled(0.5f, new Shape(70000));

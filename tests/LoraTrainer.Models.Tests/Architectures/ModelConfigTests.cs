@@ -8,6 +8,8 @@ namespace LoraTrainer.Models.Tests.Architectures;
 
 public class ModelConfigTests
 {
+    private const string Supported = "llama, mistral";
+
     public static TheoryData<string> ModelCases => [.. Fixtures.Cases("models")];
 
     public static TheoryData<string> PlanCases => [.. Fixtures.Cases("plan")];
@@ -15,7 +17,7 @@ public class ModelConfigTests
     [Theory]
     [Trait("Category", "Fixtures")]
     [MemberData(nameof(ModelCases))]
-    public void Parse_FixtureModels_ParsesLlamaAndNamesOtherFamilies(string name)
+    public void Parse_FixtureModels_ParsesSupportedFamiliesAndNamesOthers(string name)
     {
         string folder = Fixtures.Require($"models/{name}");
         string[] configs = [.. Directory.GetFiles(folder, "config*.json").Order(StringComparer.Ordinal)];
@@ -27,7 +29,7 @@ public class ModelConfigTests
             if (Fixtures.FamiliesNotYetSupported.Contains(family))
             {
                 var refused = Assert.Throws<ModelFormatException>(() => ModelConfig.Parse(path));
-                Assert.Contains($"model_type is '{family}', a family that is not supported. Supported: llama.", refused.Message, StringComparison.Ordinal);
+                Assert.Contains($"model_type is '{family}', a family that is not supported. Supported: {Supported}.", refused.Message, StringComparison.Ordinal);
                 continue;
             }
 
@@ -94,8 +96,8 @@ public class ModelConfigTests
     }
 
     [Theory]
-    [InlineData("\"model_type\": \"mamba\"", "config.json:2: model_type is 'mamba', a family that is not supported. Supported: llama. Choose a base model of one of these.")]
-    [InlineData("\"vocab_size\": 5", "config.json: model_type is missing, so the model's family is not known. Supported: llama. Check that this is the config.json of a language model.")]
+    [InlineData("\"model_type\": \"mamba\"", "config.json:2: model_type is 'mamba', a family that is not supported. Supported: " + Supported + ". Choose a base model of one of these.")]
+    [InlineData("\"vocab_size\": 5", "config.json: model_type is missing, so the model's family is not known. Supported: " + Supported + ". Check that this is the config.json of a language model.")]
     [InlineData("\"model_type\": \"llama\", \"architectures\": [\"LlamaForSequenceClassification\"]", "config.json:2: architectures says 'LlamaForSequenceClassification'; of the family llama only LlamaForCausalLM, the language model, is supported. Choose a base model of that class.")]
     [InlineData("\"model_type\": \"llama\",\n\"hidden_act\": \"gelu\"", "config.json:3: hidden_act must be silu, got \"gelu\". Another activation is not supported for this family.")]
     [InlineData("\"model_type\": \"llama\", \"hidden_size\": 4096.5", "config.json:2: hidden_size must be a whole number from 1 to 1048576, got 4096.5.")]
