@@ -1,6 +1,7 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
+using LoraTrainer.TestSupport;
 using Xunit;
 using static LoraTrainer.TestSupport.OpHarness;
 
