@@ -58,9 +58,10 @@ public sealed class MemoryPlanTests
         using var folder = new TemporaryFolder();
         File.WriteAllText(folder.File("config.json"), "{\"model_type\": \"mistral\", \"sliding_window\": 512}");
         var config = new TrainingConfig { BaseModel = folder.Path, Device = new DeviceOptions { Choice = DeviceChoice.Cuda } };
+        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
         Assert.Equal(
             "This mistral model needs attention in a sliding window of 512 tokens (sliding_window), which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.",
-            Assert.Throws<ModelFormatException>(() => RunPlan.Of(config, SilentObserver.Instance, TestContext.Current.CancellationToken)).Message);
+            Assert.Throws<ModelFormatException>(() => RunPlan.Of(inputs)).Message);
     }
 
     private static MemoryPlan Plan(ModelConfig shape, bool fourBit, bool recompute, int tokens)

@@ -35,7 +35,8 @@ public static partial class Columns
             case CpuDevice cpu:
                 MoveCpu(cpu, whole, chosen, first, gather);
                 break;
-            case MeasureDevice:
+            case MeasureDevice measure:
+                measure.Count(0, chosen, chosen);
                 break;
             default:
                 Contract.ThrowNoKernel(op, whole.Device);

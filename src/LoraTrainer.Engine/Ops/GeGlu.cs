@@ -27,7 +27,7 @@ public static partial class GeGlu
                 cpu.RoundActivations(output);
                 break;
             case MeasureDevice measure:
-                measure.Count(10.0 * n * f);
+                measure.Count(10.0 * n * f, output, gate, up);
                 break;
             default:
                 Contract.ThrowNoKernel(op, gate.Device);
@@ -61,7 +61,7 @@ public static partial class GeGlu
                 cpu.RoundActivations(dGate, dUp);
                 break;
             case MeasureDevice measure:
-                measure.Count(20.0 * n * f);
+                measure.Count(20.0 * n * f, dGate, dUp, dOutput, gate, up);
                 break;
             default:
                 Contract.ThrowNoKernel(op, gate.Device);

@@ -38,7 +38,7 @@ public static partial class RmsNorm
                 ForwardCuda(cuda, output, rstd, input, gain, eps);
                 break;
             case MeasureDevice measure:
-                measure.Count(4.0 * n * d);
+                measure.Count(4.0 * n * d, output, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);
@@ -90,7 +90,7 @@ public static partial class RmsNorm
                 BackwardCuda(cuda, dInput, dWeight, dOutput, input, gain, rstd, mode);
                 break;
             case MeasureDevice measure:
-                measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d);
+                measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d, dInput, dOutput, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);

@@ -21,7 +21,7 @@ public static partial class Softcap
                 ForwardCpu(cpu, values, cap);
                 break;
             case MeasureDevice measure:
-                measure.Count(4.0 * n * v);
+                measure.Count(4.0 * n * v, values, values);
                 break;
             default:
                 Contract.ThrowNoKernel(op, values.Device);
@@ -47,7 +47,7 @@ public static partial class Softcap
                 BackwardCpu(cpu, dValues, values, cap);
                 break;
             case MeasureDevice measure:
-                measure.Count(4.0 * n * v);
+                measure.Count(4.0 * n * v, dValues, dValues, values);
                 break;
             default:
                 Contract.ThrowNoKernel(op, values.Device);
