@@ -62,6 +62,11 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
     {
+        if (inputs.Shape.NeedsCpu() is { } what)
+        {
+            return new OfferTable([], [$"No GPU is offered: this {inputs.Shape.ModelType} model needs {what}, which no GPU kernel computes yet."]);
+        }
+
         var offers = new List<Offer>();
         var unknown = new SortedSet<string>(StringComparer.Ordinal);
         foreach (Price price in prices.Prices.Where(filter.Takes))
@@ -79,9 +84,14 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         return new OfferTable(filter.Apply(offers), [.. Notes(offers, unknown, filter)]);
     }
 
-    /// <summary>Training all parameters on the same offers.</summary>
-    public FullTraining Full(OfferFilter filter)
+    /// <summary>Training all parameters on the same offers; null where no GPU computes the model.</summary>
+    public FullTraining? Full(OfferFilter filter)
     {
+        if (inputs.Shape.NeedsCpu() is not null)
+        {
+            return null;
+        }
+
         long bytes = fits.LeastOfFullTraining().ArenaBytes;
         IEnumerable<Offer> offers = prices.Prices.Where(filter.Takes).Select(price => gpus.Named(price.Gpu) is { } gpu ? OfferFor(price, gpu, full: true) : null).OfType<Offer>().Where(offer => offer.Fits);
         return new FullTraining(bytes, filter.Apply(offers) is [var best, ..] ? best : null);

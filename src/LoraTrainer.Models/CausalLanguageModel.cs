@@ -8,7 +8,7 @@ using LoraTrainer.Models.Layers;
 namespace LoraTrainer.Models;
 
 /// <summary>
-/// A decoder-only language model of the Llama family: embedding, pre-norm blocks, final norm, output layer. It has a forward and a backward
+/// A decoder-only language model built as Llama is: embedding, blocks, final norm, output layer. It has a forward and a backward
 /// pass written out; memory comes from the device's arena and goes back when a pass ends.
 /// </summary>
 public sealed class CausalLanguageModel
@@ -16,13 +16,17 @@ public sealed class CausalLanguageModel
     private readonly RopeFrequencies frequencies;
     private readonly DecoderLayer.Saved[] saved;
     private readonly Tensor[] layerInputs;
+    private readonly float embeddingScale;
+    private readonly float softcap;
 
     internal CausalLanguageModel(ModelConfig config, Device device)
     {
         Config = config;
         Device = device;
         Layers = [.. Enumerable.Range(0, config.NumHiddenLayers).Select(index => new DecoderLayer(index, config))];
-        FinalNorm = new RmsNormLayer("model.norm", (float)config.RmsNormEps);
+        FinalNorm = new RmsNormLayer("model.norm", config.HiddenSize, (float)config.RmsNormEps, (float)config.NormGainOffset);
+        embeddingScale = config.EmbeddingScale(device.ComputesInBF16);
+        softcap = (float)(config.LogitSoftcap ?? 0);
         saved = new DecoderLayer.Saved[Layers.Count];
         layerInputs = new Tensor[Layers.Count + 1];
         frequencies = config.Rope.ComputeInverseFrequencies(config.HeadDim, config.MaxPositionEmbeddings, config.MaxPositionEmbeddings);
@@ -111,7 +115,7 @@ public sealed class CausalLanguageModel
 
         if (TrainedEmbedding is not null)
         {
-            Embedding.Backward(TrainedEmbedding.Gradient, dHidden, batch.Tokens, Config.PadTokenId ?? -1);
+            Embedding.Backward(TrainedEmbedding.Gradient, dHidden, batch.Tokens, Config.PadTokenId ?? -1, embeddingScale);
         }
     }
 
@@ -122,7 +126,7 @@ public sealed class CausalLanguageModel
     {
         using ArenaFrame pass = Device.Arena.Frame();
         Tensor normed = ForwardNormed(batch, cache: null);
-        LinearCrossEntropy.ForwardBackward(losses, Tensor.None, Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, 0);
+        LinearCrossEntropy.ForwardBackward(losses, Tensor.None, Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, 0, softcap);
     }
 
     /// <summary>logits is OVERWRITTEN. Memory for V numbers per row: meant for few rows.</summary>
@@ -143,6 +147,10 @@ public sealed class CausalLanguageModel
         }
 
         Linear.Forward(logits, normed, Head);
+        if (softcap > 0)
+        {
+            Softcap.Forward(logits, softcap);
+        }
     }
 
     /// <summary>Brings trained matrices up to date, embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
@@ -158,7 +166,7 @@ public sealed class CausalLanguageModel
             : frequencies;
         Rope.BuildTables(cosine, sine, batch.Positions, current.InverseFrequencies, current.AttentionScaling);
         layerInputs[0] = Hidden(batch.TokenCount);
-        Embedding.Forward(layerInputs[0], batch.Tokens, EmbeddingTable);
+        Embedding.Forward(layerInputs[0], batch.Tokens, EmbeddingTable, embeddingScale);
         return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
     }
 
@@ -169,7 +177,7 @@ public sealed class CausalLanguageModel
         Tensor normed = Hidden(batch.TokenCount);
         Tensor rstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
         FinalNorm.Forward(normed, rstd, hidden);
-        LinearCrossEntropy.ForwardBackward(losses, dHidden, TrainedHead?.Gradient ?? Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, gradientScale);
+        LinearCrossEntropy.ForwardBackward(losses, dHidden, TrainedHead?.Gradient ?? Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, gradientScale, softcap);
         FinalNorm.Backward(dHidden, dHidden, hidden, rstd, GradientMode.Overwrite);
     }
 

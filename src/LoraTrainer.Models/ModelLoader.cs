@@ -44,6 +44,7 @@ public sealed class ModelLoader
 
     private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress)
     {
+        RefuseWithoutKernel(config, device.Platform);
         this.config = config;
         this.folder = folder;
         this.device = device;
@@ -72,6 +73,18 @@ public sealed class ModelLoader
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
         new ModelLoader(config, folder, device, progress).LoadTrainable();
 
+    /// <summary>Refuses a model that the device has no kernels for: before data are read, not in the middle of a run.</summary>
+    /// <param name="config">The model.</param>
+    /// <param name="platform">Of the device.</param>
+    /// <exception cref="ModelFormatException">Names what is missing.</exception>
+    public static void RefuseWithoutKernel(ModelConfig config, DevicePlatform platform)
+    {
+        if (platform == DevicePlatform.Cuda && config.NeedsCpu() is { } what)
+        {
+            throw new ModelFormatException($"This {config.ModelType} model needs {what}, which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.");
+        }
+    }
+
     private CausalLanguageModel LoadFrozen(BaseFormat format)
     {
         var model = new CausalLanguageModel(config, device);
@@ -83,7 +96,7 @@ public sealed class ModelLoader
                 linear.Weight = format == BaseFormat.AsStored
                     ? new DenseMatrix(LoadDense(linear.Name + ".weight", linear.Out, linear.In))
                     : LoadNf4(linear.Name + ".weight", linear.Out, linear.In, format == BaseFormat.Nf4DoubleQuantized);
-                if (HasBias(linear.Name))
+                if (linear.HasBias)
                 {
                     linear.Bias = LoadVector(linear.Name + ".bias", linear.Out);
                 }
@@ -91,11 +104,11 @@ public sealed class ModelLoader
 
             foreach (RmsNormLayer norm in layer.Norms)
             {
-                norm.Weight = LoadVector(norm.Name + ".weight", config.HiddenSize);
+                norm.Weight = LoadVector(norm.Name + ".weight", norm.Width);
             }
         }
 
-        model.FinalNorm.Weight = LoadVector(model.FinalNorm.Name + ".weight", config.HiddenSize);
+        model.FinalNorm.Weight = LoadVector(model.FinalNorm.Name + ".weight", model.FinalNorm.Width);
         model.Head = new DenseMatrix(layout.HeadName is null ? model.EmbeddingTable : LoadDense(layout.HeadName, config.VocabSize, config.HiddenSize));
         return model;
     }
@@ -112,7 +125,7 @@ public sealed class ModelLoader
             foreach (AdaptedLinear linear in layer.Linears)
             {
                 Parameter weight = store.Declare(linear.Name + ".weight", new Shape(linear.Out, linear.In));
-                linears.Add((linear, weight, HasBias(linear.Name) ? store.Declare(linear.Name + ".bias", new Shape(linear.Out), decays: false) : null));
+                linears.Add((linear, weight, linear.HasBias ? store.Declare(linear.Name + ".bias", new Shape(linear.Out), decays: false) : null));
             }
 
             norms.AddRange(layer.Norms.Select(norm => (norm, DeclareNorm(store, norm))));
@@ -147,9 +160,7 @@ public sealed class ModelLoader
         return model;
     }
 
-    private Parameter DeclareNorm(ParameterStore store, RmsNormLayer norm) => store.Declare(norm.Name + ".weight", new Shape(config.HiddenSize), decays: false);
-
-    private bool HasBias(string linear) => linear.Contains(".self_attn.", StringComparison.Ordinal) ? config.AttentionBias : config.MlpBias;
+    private static Parameter DeclareNorm(ParameterStore store, RmsNormLayer norm) => store.Declare(norm.Name + ".weight", new Shape(norm.Width), decays: false);
 
     /// <summary>A matrix as stored: bf16 stays bf16, everything else becomes f32; all of it bf16 on a device that computes in bf16.</summary>
     private Tensor LoadDense(string name, int rows, int columns)

@@ -9,7 +9,7 @@ using LoraTrainer.Storage;
 namespace LoraTrainer.Models;
 
 /// <summary>
-/// Writes a base of a given shape with random weights, as transformers would start it: N(0, initializer_range) for matrices, ones for norms,
+/// Writes a base of a given shape with random weights, as transformers would start it: N(0, initializer_range) for matrices, ones as the gains of norms,
 /// zeros for biases. Tensor t of <see cref="ModelConfig.ExpectedTensors"/> draws from stream t of the seed, so the same seed gives the same
 /// bytes on every machine.
 /// </summary>
@@ -53,7 +53,7 @@ public static class RandomModel
             foreach ((ExpectedTensor tensor, uint stream, _) in shards[shard])
             {
                 var random = new CounterRandom(seed, stream, 0);
-                writer.Add(tensor.Name, dtype, tensor.Shape, (offset, destination) => Fill(destination, offset, dtype, tensor, random, config.InitializerRange));
+                writer.Add(tensor.Name, dtype, tensor.Shape, (offset, destination) => Fill(destination, offset, dtype, tensor, random, config));
             }
 
             writer.Save(Path.Combine(folder, FileName(shard, shards.Count)));
@@ -69,14 +69,14 @@ public static class RandomModel
     }
 
     /// <summary>Fills a piece of a tensor. Any split into pieces and workers gives the same bytes.</summary>
-    private static unsafe void Fill(Span<byte> destination, long offsetBytes, SafetensorsDType dtype, ExpectedTensor tensor, CounterRandom random, double deviation)
+    private static unsafe void Fill(Span<byte> destination, long offsetBytes, SafetensorsDType dtype, ExpectedTensor tensor, CounterRandom random, ModelConfig config)
     {
         int size = dtype.Bits() / 8;
         int count = destination.Length / size;
         long first = offsetBytes / size;
 
-        // One-dimensional tensors are the gains of norms and the biases of linear layers.
-        float? constant = tensor.Shape.Length > 1 ? null : tensor.Name.EndsWith(".bias", StringComparison.Ordinal) ? 0 : 1;
+        // One-dimensional tensors are the gains of norms, 1 in the end, and the biases of linear layers.
+        float? constant = tensor.Shape.Length > 1 ? null : tensor.Name.EndsWith(".bias", StringComparison.Ordinal) ? 0 : (float)(1 - config.NormGainOffset);
         fixed (byte* start = destination)
         {
             byte* target = start;
@@ -93,7 +93,7 @@ public static class RandomModel
                     random.FillNormal(values, (ulong)(first + begin));
                     for (int i = 0; i < values.Length; i++)
                     {
-                        values[i] = (float)(deviation * values[i]);
+                        values[i] = (float)(config.InitializerRange * values[i]);
                     }
                 }
 

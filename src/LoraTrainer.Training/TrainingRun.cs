@@ -5,6 +5,7 @@ using System.Text;
 using LoraTrainer.Costs.Ledger;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Models;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
@@ -495,6 +496,7 @@ public sealed class TrainingRun
         }
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
+        ModelLoader.RefuseWithoutKernel(shape, selection.Platform);
         phases.Enter(TrainingPhase.Tokenizing);
         TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, observer, stop);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);

@@ -33,7 +33,7 @@ public sealed class BadInputTests
             "model-00001-of-00002.safetensors"),
         ["wrong shapes"] = new(folder => Edit(folder.PathOf("base/config.json"), "\"intermediate_size\": 160", "\"intermediate_size\": 176"), "the weights do not fit config.json"),
         ["NaN weights"] = new(folder => TinyRun.WriteBase(folder.PathOf("base"), change: (_, values) => values[3] = float.NaN), "weights must be finite"),
-        ["unknown architecture"] = new(folder => Edit(folder.PathOf("base/config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""), "a family that is not supported. Supported: llama"),
+        ["unknown architecture"] = new(folder => Edit(folder.PathOf("base/config.json"), "\"model_type\": \"llama\"", "\"model_type\": \"mamba\""), "a family that is not supported. Supported: llama, mistral, qwen2, qwen3, phi3, gemma2"),
         ["no tokenizer"] = new(folder => File.Delete(folder.PathOf("base/tokenizer.json")), "tokenizer.json"),
         ["offsets beyond the end"] = new(folder => ReplaceInHeader(folder.PathOf("base/model.safetensors"), "\"data_offsets\":[0,", "\"data_offsets\":[8,"), "model.safetensors"),
         ["cut in the header"] = new(folder => File.WriteAllBytes(folder.PathOf("base/model.safetensors"), [1, 2, 3]), "model.safetensors"),

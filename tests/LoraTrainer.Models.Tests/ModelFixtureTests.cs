@@ -1,4 +1,5 @@
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
@@ -76,6 +77,24 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
     }
 
     [Theory]
+    [MemberData(nameof(PackedModels))]
+    public void CachedLogits_AreThoseOfTheWholeText(string model, string configFile)
+    {
+        using ModelFixture fixture = Load(model, configFile);
+        FixtureTensors expected = fixture.Expected("expected.safetensors");
+        int[] ids = [.. expected.Integers("input_ids").Take((int)expected.Shape("input_ids")[1])];
+        var text = new HostBatch();
+        text.Add(ids, default);
+        float[] whole = fixture.Logits(text);
+        var cache = new KeyValueCache(fixture.Device, fixture.Model, ids.Length);
+        int vocabulary = fixture.Model.Config.VocabSize;
+        foreach (int end in new[] { 5, 6, 7, ids.Length - 2, ids.Length - 1, ids.Length })
+        {
+            TensorAssert.BitEqual(whole.AsSpan((end - 1) * vocabulary, vocabulary), fixture.LogitsAfter(ids[cache.Length..end], cache), $"{model} after {end} tokens");
+        }
+    }
+
+    [Theory]
     [MemberData(nameof(GradientModels))]
     public void LossAndGradients_AreThoseOfTransformers(string model, string configFile)
     {
@@ -92,6 +111,36 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
             foreach ((string name, float[] gradient) in actual.Weights)
             {
                 TensorAssert.RelativeL2(gradients.Floats(name), gradient, GradientTolerance, $"{model} gradient of {name}, recompute {recompute}");
+            }
+        }
+    }
+
+    [Theory]
+    [MemberData(nameof(GradientModels))]
+    public void Plan_OfAPassAndOfACachedText_IsExact(string model, string configFile)
+    {
+        using ModelFixture real = Load(model, configFile, trainable: true), planned = new(model, configFile, new MeasureDevice(threadCount: 2), trainable: true);
+        FixtureTensors expected = real.Expected("expected.safetensors");
+        var batch = HostBatch.FromRows(expected.Integers("input_ids"), expected.Integers("labels"), (int)expected.Shape("input_ids")[1]);
+        foreach (ModelFixture fixture in new[] { real, planned })
+        {
+            fixture.Gradients(batch, recompute: true);
+            fixture.LogitsAfter([1, 2, 3], new KeyValueCache(fixture.Device, fixture.Model, 3));
+        }
+
+        SameMemory(real, planned, $"{model}, recomputed");
+        foreach (ModelFixture fixture in new[] { real, planned })
+        {
+            fixture.Gradients(batch, recompute: false);
+        }
+
+        SameMemory(real, planned, model);
+
+        static void SameMemory(ModelFixture real, ModelFixture planned, string what)
+        {
+            foreach (MemoryKind kind in Enum.GetValues<MemoryKind>())
+            {
+                Assert.True(real.Device.Arena.HighWaterOf(kind) == planned.Device.Arena.HighWaterOf(kind), $"{what}, {kind}: {real.Device.Arena.HighWaterOf(kind)} bytes, planned {planned.Device.Arena.HighWaterOf(kind)}");
             }
         }
     }

@@ -87,6 +87,19 @@ public sealed class PeftFixture : IDisposable
         JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
     }
 
+    /// <summary>Whether a GPU has kernels for all of the case's base.</summary>
+    public static bool RunsOnAGpu(string relative)
+    {
+        string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
+        if (Fixtures.Root is null || !File.Exists(file))
+        {
+            return true;
+        }
+
+        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
+        return ModelFixture.RunsOnAGpu(document.RootElement.GetProperty("base_model").GetString()!);
+    }
+
     /// <summary>All steps of the case, every second one with recomputation.</summary>
     public PeftFixtureResult Train()
     {

@@ -1,6 +1,8 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Planning;
 using Xunit;
@@ -48,6 +50,18 @@ public sealed class MemoryPlanTests
 
         // Norms, activations, softmax and the like come on top: a few per cent. The lowest block's input gradient is not formed: a little less.
         Assert.InRange(plan.FlopsPerToken, 0.99 * expected, 1.04 * expected);
+    }
+
+    [Fact]
+    public void RunPlan_ForAGpuThatLacksAKernel_IsRefused()
+    {
+        using var folder = new TemporaryFolder();
+        File.WriteAllText(folder.File("config.json"), "{\"model_type\": \"mistral\", \"sliding_window\": 512}");
+        var config = new TrainingConfig { BaseModel = folder.Path, Device = new DeviceOptions { Choice = DeviceChoice.Cuda } };
+        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
+        Assert.Equal(
+            "This mistral model needs attention in a sliding window of 512 tokens (sliding_window), which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.",
+            Assert.Throws<ModelFormatException>(() => RunPlan.Of(inputs)).Message);
     }
 
     private static MemoryPlan Plan(ModelConfig shape, bool fourBit, bool recompute, int tokens)

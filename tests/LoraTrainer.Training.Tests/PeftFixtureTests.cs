@@ -110,7 +110,7 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
         TensorAssert.Close(after.Floats("logits"), run.LogitsAfter(after), 1e-4, $"{name} logits after training");
     }
 
-    /// <summary>W + s * B A, formed with the engine's own products.</summary>
+    /// <summary>W + s * B A, formed with the engine's own products, and the biases.</summary>
     private static void CheckMerged(string folder, string name, PeftFixture run)
     {
         string path = Path.Combine(folder, "merged.safetensors");
@@ -124,7 +124,14 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
         var merged = new FixtureTensors(path);
         foreach (string tensor in merged.Names)
         {
-            AdaptedLinear linear = run.Model.Linears.Single(item => item.Name + ".weight" == tensor);
+            AdaptedLinear linear = run.Model.Linears.Single(item => tensor == item.Name + ".weight" || tensor == item.Name + ".bias");
+            if (tensor.EndsWith(".bias", StringComparison.Ordinal))
+            {
+                // Merging leaves it as it is: an adapter has none.
+                TensorAssert.Close(merged.Floats(tensor), linear.Bias.Download(), 1e-5, $"{name} merged {tensor}");
+                continue;
+            }
+
             using ArenaFrame frame = run.Device.Arena.Frame();
             Tensor weight = run.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(linear.Out, linear.In));
             run.Device.Copy(weight, ((DenseMatrix)linear.Weight).Values);

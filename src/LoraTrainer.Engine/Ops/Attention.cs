@@ -5,8 +5,9 @@ namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
 /// Causal attention over a packed stream of documents, flash-style: scores never exist as a whole and memory is linear in the length. Query i
-/// sees key j iff both lie in one document and j &lt;= i. Query head h reads key/value head h / (H/Hkv).
-/// S = scale * q k^T, P = softmax(S), o = P v; kept for backward besides the inputs: o and lse = logsumexp(S) per row.
+/// sees key j iff both lie in one document and j &lt;= i, and with a window W iff also j > i - W. Query head h reads key/value head h / (H/Hkv).
+/// S = scale * q k^T, with a softcap c then c * tanh(S/c); P = softmax(S), o = P v; kept for backward besides the inputs: o and lse = logsumexp(S)
+/// per row.
 /// </summary>
 public static unsafe partial class Attention
 {
@@ -16,7 +17,7 @@ public static unsafe partial class Attention
     /// <param name="k">(N, Hkv*Dh) activations, after the rotary embedding.</param>
     /// <param name="v">(N, Hkv*Dh) activations</param>
     /// <param name="documents">How the N tokens are made up.</param>
-    /// <param name="heads">Head counts and width.</param>
+    /// <param name="heads">Head counts and width, scale, window, softcap.</param>
     public static void Forward(Tensor output, Tensor lse, Tensor q, Tensor k, Tensor v, in PackedDocuments documents, in AttentionHeads heads)
     {
         const string op = "Attention.Forward";
@@ -30,7 +31,7 @@ public static unsafe partial class Attention
         switch (device)
         {
             case CpuDevice cpu:
-                CpuAttention.Forward(cpu.Pool, workspace.U8, output.F32, lse.F32, q.F32, k.F32, v.F32, documents.Offsets.Span, heads.CpuShape, new AttentionOptions(heads.Scale));
+                CpuAttention.Forward(cpu.Pool, workspace.U8, output.F32, lse.F32, q.F32, k.F32, v.F32, documents.Offsets.Span, heads.CpuShape, heads.CpuOptions);
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
@@ -46,8 +47,8 @@ public static unsafe partial class Attention
     }
 
     /// <summary>
-    /// dQ, dK, dV are OVERWRITTEN. With P recomputed from lse and D_i = dO_i . O_i: dV += P^T dO; dS = P * (dO v^T - D); dQ = scale * dS k;
-    /// dK = scale * dS^T q; the gradients of a key/value head sum over its query heads.
+    /// dQ, dK, dV are OVERWRITTEN. With P recomputed from lse and D_i = dO_i . O_i: dV += P^T dO; dS = P * (dO v^T - D), with a softcap c times
+    /// 1 - (S/c)^2; dQ = scale * dS k; dK = scale * dS^T q; the gradients of a key/value head sum over its query heads.
     /// </summary>
     /// <param name="dQ">(N, H*Dh) activations</param>
     /// <param name="dK">(N, Hkv*Dh) activations</param>
@@ -59,7 +60,7 @@ public static unsafe partial class Attention
     /// <param name="k">(N, Hkv*Dh) activations</param>
     /// <param name="v">(N, Hkv*Dh) activations</param>
     /// <param name="documents">As in the forward pass.</param>
-    /// <param name="heads">Head counts and width.</param>
+    /// <param name="heads">Head counts and width, scale, window, softcap.</param>
     public static void Backward(
         Tensor dQ, Tensor dK, Tensor dV, Tensor dOutput, Tensor output, Tensor lse, Tensor q, Tensor k, Tensor v, in PackedDocuments documents, in AttentionHeads heads)
     {
@@ -80,7 +81,7 @@ public static unsafe partial class Attention
             case CpuDevice cpu:
                 CpuAttention.Backward(
                     cpu.Pool, workspace.U8, dQ.F32, dK.F32, dV.F32, dOutput.F32, output.F32, lse.F32, q.F32, k.F32, v.F32,
-                    documents.Offsets.Span, heads.CpuShape, new AttentionOptions(heads.Scale));
+                    documents.Offsets.Span, heads.CpuShape, heads.CpuOptions);
                 cpu.RoundActivations(dQ, dK, dV);
                 break;
             case CudaDevice cuda:
@@ -103,7 +104,7 @@ public static unsafe partial class Attention
     /// <param name="q">(M, H*Dh) activations, after the rotary embedding.</param>
     /// <param name="k">(T, Hkv*Dh) activations, the new tokens' included.</param>
     /// <param name="v">(T, Hkv*Dh) activations</param>
-    /// <param name="heads">Head counts and width.</param>
+    /// <param name="heads">Head counts and width, scale, window, softcap.</param>
     public static void ForwardCached(Tensor output, Tensor q, Tensor k, Tensor v, in AttentionHeads heads)
     {
         const string op = "Attention.ForwardCached";
@@ -114,20 +115,21 @@ public static unsafe partial class Attention
         Contract.Expect(op, k, q.DType, t, heads.KeyValueWidth);
         Contract.Expect(op, v, q.DType, t, heads.KeyValueWidth);
         Contract.ExpectSameDevice(op, q, k, v, output);
+        RefuseWithoutKernel(op, q.Device, heads);
         Device device = q.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(DecodeWorkspace(device, heads)));
         switch (device)
         {
             case CpuDevice cpu:
-                CpuAttention.ForwardDecode(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)m, (int)t, heads.CpuShape, new AttentionOptions(heads.Scale));
+                CpuAttention.ForwardDecode(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)m, (int)t, heads.CpuShape, heads.CpuOptions);
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
                 ForwardCuda(cuda, output, Tensor.None, q, k, v, Tensor.None, heads);
                 break;
             case MeasureDevice measure:
-                measure.Count(WorkKind.Attention, 4.0 * m * t * heads.QueryWidth, q, k, v, output);
+                measure.Count(WorkKind.Attention, 4.0 * m * Visible(t, heads) * heads.QueryWidth, q, k, v, output);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -147,17 +149,30 @@ public static unsafe partial class Attention
         ? heads.Query * n * sizeof(float)
         : CpuAttention.BackwardWorkspaceBytes(device.ThreadCount, (int)n, (int)n, heads.Query, heads.KeyValue, heads.Dim);
 
-    /// <summary>Two products over the causal half of each document's square: 2 * T^2 * H * Dh for a document of T tokens. Backward counts twice that.</summary>
+    /// <summary>
+    /// Two products over the part of each document's square that is visible: 2 * T^2 * H * Dh for a document of T tokens and no window, which is the
+    /// causal half. Backward counts twice that.
+    /// </summary>
     private static double ForwardFlops(ReadOnlySpan<int> documentOffsets, in AttentionHeads heads)
     {
         double flops = 0;
         for (int i = 1; i < documentOffsets.Length; i++)
         {
             double length = documentOffsets[i] - documentOffsets[i - 1];
-            flops += 2 * length * length * heads.QueryWidth;
+            double visible = Visible(length, heads);
+            flops += 2 * visible * (2 * length - visible) * heads.QueryWidth;
         }
 
         return flops;
+    }
+
+    /// <summary>Keys that the last of so many tokens sees.</summary>
+    private static double Visible(double tokens, in AttentionHeads heads) => heads.Window > 0 ? Math.Min(tokens, heads.Window) : tokens;
+
+    private static void RefuseWithoutKernel(string op, Device device, in AttentionHeads heads)
+    {
+        Contract.ExpectCpu(op, device, heads.Window > 0, "a sliding window");
+        Contract.ExpectCpu(op, device, heads.Softcap > 0, "a softcap");
     }
 
     private static long Check(string op, Tensor q, Tensor k, Tensor v, in PackedDocuments documents, in AttentionHeads heads)
@@ -173,6 +188,7 @@ public static unsafe partial class Attention
             throw new ShapeMismatchException($"{op}: document offsets must run from 0 to {n}.");
         }
 
+        RefuseWithoutKernel(op, q.Device, heads);
         if (q.Device.Platform == DevicePlatform.Cuda && heads.Dim is var dim && (dim % 8 != 0 || dim > 256))
         {
             throw new ShapeMismatchException($"{op}: a GPU takes head dims that are multiples of 8 up to 256, got {dim}.");
@@ -187,16 +203,20 @@ public static unsafe partial class Attention
 /// <param name="Offsets">B+1 cumulative starts; the first is 0, the last N.</param>
 public readonly record struct PackedDocuments(Tensor Positions, ReadOnlyMemory<int> Offsets);
 
-/// <summary>Head counts and width of an attention.</summary>
+/// <summary>Head counts and width of an attention, and what happens to its scores.</summary>
 /// <param name="Query">H</param>
 /// <param name="KeyValue">Hkv; divides H.</param>
 /// <param name="Dim">Dh</param>
 /// <param name="Scale">Multiplies the scores.</param>
-public readonly record struct AttentionHeads(int Query, int KeyValue, int Dim, float Scale)
+/// <param name="Window">W: a query sees W keys at most, its own included; 0 for all of its document before it. Not on a GPU.</param>
+/// <param name="Softcap">c: scaled scores s become c * tanh(s/c) before they are masked; 0 for none. Not on a GPU.</param>
+public readonly record struct AttentionHeads(int Query, int KeyValue, int Dim, float Scale, int Window = 0, float Softcap = 0)
 {
     public int QueryWidth => Query * Dim;
 
     public int KeyValueWidth => KeyValue * Dim;
+
+    internal AttentionOptions CpuOptions => new(Scale, Window, Softcap);
 
     internal AttentionShape CpuShape => new(Query, KeyValue, Dim, QueryWidth, KeyValueWidth, QueryWidth);
 }

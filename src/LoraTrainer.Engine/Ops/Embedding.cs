@@ -3,13 +3,14 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
 
-/// <summary>Row lookup: y[t] = table[tokens[t]].</summary>
+/// <summary>Row lookup: y[t] = scale * table[tokens[t]].</summary>
 public static partial class Embedding
 {
     /// <param name="output">(N, D) activations; overwritten.</param>
     /// <param name="tokens">(N) i32, each in 0..V-1 (checked where the data is read).</param>
     /// <param name="table">(V, D) f32 or bf16; bf16 on a device whose activations are</param>
-    public static void Forward(Tensor output, Tensor tokens, Tensor table)
+    /// <param name="scale">Multiplies each row. On a GPU 1.</param>
+    public static void Forward(Tensor output, Tensor tokens, Tensor table, float scale = 1)
     {
         const string op = "Embedding.Forward";
         (long n, long d) = Contract.ExpectActivations(op, output);
@@ -17,10 +18,11 @@ public static partial class Embedding
         Contract.Expect(op, table, output.Device.Platform == DevicePlatform.Cuda ? output.DType : table.DType, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
         Contract.ExpectSameDevice(op, output, tokens, table);
+        Contract.ExpectCpu(op, output.Device, scale != 1, "scaled rows");
         switch (output.Device)
         {
             case CpuDevice cpu:
-                ForwardCpu(cpu, output, tokens, table);
+                ForwardCpu(cpu, output, tokens, table, scale);
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
@@ -35,12 +37,13 @@ public static partial class Embedding
         }
     }
 
-    /// <summary>dTable ACCUMULATES: dTable[tokens[t]] += dOutput[t], in the order of t. The row of <paramref name="paddingToken"/> gets nothing, as in torch.</summary>
+    /// <summary>dTable ACCUMULATES: dTable[tokens[t]] += scale * dOutput[t], in the order of t. The row of <paramref name="paddingToken"/> gets nothing, as in torch.</summary>
     /// <param name="dTable">(V, D) f32</param>
     /// <param name="dOutput">(N, D) activations</param>
     /// <param name="tokens">(N) i32</param>
     /// <param name="paddingToken">-1 where the model has none.</param>
-    public static void Backward(Tensor dTable, Tensor dOutput, Tensor tokens, int paddingToken)
+    /// <param name="scale">As in the forward pass.</param>
+    public static void Backward(Tensor dTable, Tensor dOutput, Tensor tokens, int paddingToken, float scale = 1)
     {
         const string op = "Embedding.Backward";
         (long n, long d) = Contract.ExpectActivations(op, dOutput);
@@ -48,10 +51,11 @@ public static partial class Embedding
         Contract.Expect(op, dTable, DType.F32, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
         Contract.ExpectSameDevice(op, dOutput, dTable, tokens);
+        Contract.ExpectCpu(op, dOutput.Device, scale != 1, "scaled rows");
         switch (dOutput.Device)
         {
             case CpuDevice cpu:
-                BackwardCpu(cpu, dTable, dOutput, tokens, paddingToken);
+                BackwardCpu(cpu, dTable, dOutput, tokens, paddingToken, scale);
                 break;
             case CudaDevice cuda:
                 BackwardCuda(cuda, dTable, dOutput, tokens, paddingToken);

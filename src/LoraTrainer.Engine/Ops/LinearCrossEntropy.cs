@@ -5,7 +5,8 @@ using LoraTrainer.Engine.Tensors;
 namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
-/// The output layer and its loss as one: logits = hidden W^T, loss_i = logsumexp(logits_i) - logits_i[target_i]. Only scored rows are computed,
+/// The output layer and its loss as one: logits = hidden W^T, with a softcap c then c * tanh(logits/c); loss_i = logsumexp(logits_i) - logits_i[target_i].
+/// Only scored rows are computed,
 /// a chunk of rows at a time, so that logits never exist as a whole; each chunk's gradient is formed at once, on the CPU in the logits' place.
 /// </summary>
 public static partial class LinearCrossEntropy
@@ -20,7 +21,7 @@ public static partial class LinearCrossEntropy
 
     /// <summary>
     /// losses is OVERWRITTEN at the scored rows (0 elsewhere); dHidden is OVERWRITTEN (0 in rows without a target); dWeight ACCUMULATES.
-    /// dlogits = (softmax(logits) - onehot(target)) * gradientScale.
+    /// dlogits = (softmax(logits) - onehot(target)) * gradientScale, with a softcap c times 1 - (logits/c)^2.
     /// </summary>
     /// <param name="losses">(N) f32: negative log likelihood of each row's target.</param>
     /// <param name="dHidden">(N, D) activations, or none: only the losses are wanted.</param>
@@ -30,7 +31,9 @@ public static partial class LinearCrossEntropy
     /// <param name="targets">(N) i32; read at scored rows only.</param>
     /// <param name="scoredRows">(M) i32, ascending: the rows that have a target.</param>
     /// <param name="gradientScale">One over the number of scored tokens of the whole global batch.</param>
-    public static void ForwardBackward(Tensor losses, Tensor dHidden, Tensor dWeight, Tensor hidden, WeightMatrix weight, Tensor targets, Tensor scoredRows, float gradientScale)
+    /// <param name="softcap">c; 0 for none. On a GPU 0.</param>
+    public static void ForwardBackward(
+        Tensor losses, Tensor dHidden, Tensor dWeight, Tensor hidden, WeightMatrix weight, Tensor targets, Tensor scoredRows, float gradientScale, float softcap = 0)
     {
         const string op = "LinearCrossEntropy.ForwardBackward";
         (long n, long d) = Contract.ExpectActivations(op, hidden);
@@ -51,6 +54,7 @@ public static partial class LinearCrossEntropy
 
         Contract.ExpectSameDevice(op, hidden, losses, targets, scoredRows, dHidden, dWeight);
         Device device = hidden.Device;
+        Contract.ExpectCpu(op, device, softcap > 0, "capped logits");
         device.Zero(losses);
         if (!dHidden.IsNone)
         {
@@ -63,6 +67,7 @@ public static partial class LinearCrossEntropy
         Tensor hiddenChunk = device.Arena.Allocate(MemoryKind.Workspace, hidden.DType, new Shape(chunkRows, d));
         Tensor logitsChunk = device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(chunkRows, weight.Out));
         bool needsGradient = !dHidden.IsNone || !dWeight.IsNone;
+        Tensor cappedChunk = softcap > 0 && needsGradient ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, logitsChunk.Shape) : Tensor.None;
         Tensor gradientChunk = hidden.DType == DType.F32 || !needsGradient ? logitsChunk : device.Arena.Allocate(MemoryKind.Workspace, hidden.DType, logitsChunk.Shape);
         long scored = scoredRows.ElementCount;
         for (long start = 0; start < scored; start += chunkRows)
@@ -74,7 +79,24 @@ public static partial class LinearCrossEntropy
             Tensor dLogits = needsGradient ? gradientChunk.Rows(0, count) : Tensor.None;
             Rows.Gather(hiddenRows, hidden, rows);
             Linear.Forward(logits, hiddenRows, weight);
+            if (softcap > 0)
+            {
+                Softcap.Forward(logits, softcap);
+            }
+
+            // The softmax writes its gradient over the logits, and the cap's gradient needs them.
+            Tensor capped = cappedChunk.IsNone ? Tensor.None : cappedChunk.Rows(0, count);
+            if (!capped.IsNone)
+            {
+                device.Copy(capped, logits);
+            }
+
             SoftmaxCrossEntropy(losses, dLogits, logits, targets, rows, gradientScale);
+            if (!capped.IsNone)
+            {
+                Softcap.Backward(dLogits, capped, softcap);
+            }
+
             if (!dWeight.IsNone)
             {
                 Linear.BackwardWeight(dWeight, dLogits, hiddenRows);

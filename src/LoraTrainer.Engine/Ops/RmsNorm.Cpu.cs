@@ -25,6 +25,14 @@ public static unsafe partial class RmsNorm
         cpu.Pool.Run(work.Split.Parts, ref work);
     }
 
+    private static void OffsetCpu(Tensor gain, Tensor weight, float offset)
+    {
+        for (long i = 0; i < gain.ElementCount; i++)
+        {
+            gain.F32[i] = weight.F32[i] + offset;
+        }
+    }
+
     private readonly struct ForwardWork(float* output, float* rstd, float* input, float* weight, long rows, int width, float eps, int threads) : IParallelWork
     {
         public readonly RowSplit Split = new(rows, threads, 1 + 4096 / width);

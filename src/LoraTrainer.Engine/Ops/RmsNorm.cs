@@ -4,8 +4,9 @@ using LoraTrainer.Engine.Tensors;
 namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
-/// y = x * rstd * w with rstd = 1/sqrt(mean(x^2) + eps) over the last axis (HF LlamaRMSNorm: the normalized value is formed first, then
-/// multiplied by the weight). Cached for backward: rstd only (N floats, against N*D for the output).
+/// y = x * rstd * g with rstd = 1/sqrt(mean(x^2) + eps) over the last axis and the gain g = offset + w: the stored weight itself, or, in HF
+/// Gemma2RMSNorm, the weight and one. The normalized value is formed first, then multiplied by the gain. Cached for backward: rstd only (N floats,
+/// against N*D for the output).
 /// </summary>
 public static partial class RmsNorm
 {
@@ -14,8 +15,9 @@ public static partial class RmsNorm
     /// <param name="input">(N, D) activations</param>
     /// <param name="weight">(D) f32</param>
     /// <param name="eps">Added to the mean of the squares.</param>
+    /// <param name="gainOffset">Added to the weight. On a GPU 0.</param>
     /// <exception cref="ShapeMismatchException">A shape, type or device is wrong.</exception>
-    public static void Forward(Tensor output, Tensor rstd, Tensor input, Tensor weight, float eps)
+    public static void Forward(Tensor output, Tensor rstd, Tensor input, Tensor weight, float eps, float gainOffset = 0)
     {
         const string op = "RmsNorm.Forward";
         (long n, long d) = Contract.ExpectActivations(op, input);
@@ -24,14 +26,16 @@ public static partial class RmsNorm
         Contract.Expect(op, weight, DType.F32, d);
         Contract.ExpectNoAlias(op, output, input);
         Contract.ExpectSameDevice(op, input, output, rstd, weight);
+        using ArenaFrame frame = input.Device.Arena.Frame();
+        Tensor gain = Gain(op, weight, gainOffset);
         switch (input.Device)
         {
             case CpuDevice cpu:
-                ForwardCpu(cpu, output, rstd, input, weight, eps);
+                ForwardCpu(cpu, output, rstd, input, gain, eps);
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
-                ForwardCuda(cuda, output, rstd, input, weight, eps);
+                ForwardCuda(cuda, output, rstd, input, gain, eps);
                 break;
             case MeasureDevice measure:
                 measure.Count(4.0 * n * d, output, input);
@@ -44,7 +48,7 @@ public static partial class RmsNorm
 
     /// <summary>
     /// dInput as <paramref name="mode"/> says; dWeight ACCUMULATES (<see cref="Tensor.None"/> when frozen).
-    /// With xh = x*rstd and m = dy*w:  dx = rstd * (m - xh * mean(m*xh));  dw += sum over rows of dy*xh.
+    /// With xh = x*rstd and m = dy*g:  dx = rstd * (m - xh * mean(m*xh));  dw += sum over rows of dy*xh.
     /// </summary>
     /// <param name="dInput">(N, D) activations; may alias dOutput.</param>
     /// <param name="dWeight">(D) f32 or none.</param>
@@ -53,7 +57,8 @@ public static partial class RmsNorm
     /// <param name="weight">(D) f32</param>
     /// <param name="rstd">(N) f32, from the forward pass.</param>
     /// <param name="mode">Overwrite, or add to a residual stream's gradient.</param>
-    public static void Backward(Tensor dInput, Tensor dWeight, Tensor dOutput, Tensor input, Tensor weight, Tensor rstd, GradientMode mode)
+    /// <param name="gainOffset">As in the forward pass.</param>
+    public static void Backward(Tensor dInput, Tensor dWeight, Tensor dOutput, Tensor input, Tensor weight, Tensor rstd, GradientMode mode, float gainOffset = 0)
     {
         const string op = "RmsNorm.Backward";
         (long n, long d) = Contract.ExpectActivations(op, input);
@@ -67,6 +72,8 @@ public static partial class RmsNorm
         }
 
         Contract.ExpectSameDevice(op, input, dInput, dWeight, dOutput, weight, rstd);
+        using ArenaFrame frame = input.Device.Arena.Frame();
+        Tensor gain = Gain(op, weight, gainOffset);
         switch (input.Device)
         {
             case CpuDevice cpu:
@@ -76,11 +83,11 @@ public static partial class RmsNorm
                     WeightGradientCpu(cpu, dWeight, dOutput, input, rstd);
                 }
 
-                BackwardCpu(cpu, dInput, dOutput, input, weight, rstd, mode);
+                BackwardCpu(cpu, dInput, dOutput, input, gain, rstd, mode);
                 cpu.RoundActivations(dInput);
                 break;
             case CudaDevice cuda:
-                BackwardCuda(cuda, dInput, dWeight, dOutput, input, weight, rstd, mode);
+                BackwardCuda(cuda, dInput, dWeight, dOutput, input, gain, rstd, mode);
                 break;
             case MeasureDevice measure:
                 measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d, dInput, dOutput, input);
@@ -89,5 +96,23 @@ public static partial class RmsNorm
                 Contract.ThrowNoKernel(op, input.Device);
                 break;
         }
+    }
+
+    /// <summary>The weight itself, or its sum with the offset in the current frame: kernels know one vector, and their loops do not grow.</summary>
+    private static Tensor Gain(string op, Tensor weight, float offset)
+    {
+        if (offset == 0)
+        {
+            return weight;
+        }
+
+        Contract.ExpectCpu(op, weight.Device, isAsked: true, "a gain with an offset");
+        Tensor gain = weight.Device.Arena.Allocate(MemoryKind.Workspace, DType.F32, weight.Shape);
+        if (weight.Device is CpuDevice)
+        {
+            OffsetCpu(gain, weight, offset);
+        }
+
+        return gain;
     }
 }

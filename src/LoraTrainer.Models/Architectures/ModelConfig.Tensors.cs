@@ -21,45 +21,72 @@ public sealed partial record ModelConfig
 
     private const int ProblemsShown = 20;
 
-    /// <summary>Every tensor of this model, in the order of the forward pass; lm_head only where it is not the embedding matrix (transformers, modeling_llama.py).</summary>
-    public IEnumerable<ExpectedTensor> ExpectedTensors()
+    /// <summary>Every tensor of this model, in the order of the forward pass; lm_head only where it is not the embedding matrix (transformers, modeling_NAME.py).</summary>
+    public IEnumerable<ExpectedTensor> ExpectedTensors() =>
+    [
+        new(EmbeddingTensor, [VocabSize, HiddenSize]),
+        .. Enumerable.Range(0, NumHiddenLayers).SelectMany(layer => LayerTensors($"model.layers.{layer}.")),
+        new("model.norm.weight", [HiddenSize]),
+        .. TieWordEmbeddings ? Array.Empty<ExpectedTensor>() : [new(HeadTensor, [VocabSize, HiddenSize])],
+    ];
+
+    private List<ExpectedTensor> LayerTensors(string prefix)
     {
         long queries = (long)NumAttentionHeads * HeadDim;
         long keys = (long)NumKeyValueHeads * HeadDim;
-        yield return new(EmbeddingTensor, [VocabSize, HiddenSize]);
-        for (int layer = 0; layer < NumHiddenLayers; layer++)
+        var tensors = new List<ExpectedTensor>();
+        Norm("input_layernorm", HiddenSize);
+        if (FusedProjections)
         {
-            string prefix = $"model.layers.{layer}.";
-            (string Name, long Out, long In, bool Bias)[] linears =
-            [
-                ("self_attn.q_proj", queries, HiddenSize, AttentionBias),
-                ("self_attn.k_proj", keys, HiddenSize, AttentionBias),
-                ("self_attn.v_proj", keys, HiddenSize, AttentionBias),
-                ("self_attn.o_proj", HiddenSize, queries, AttentionBias),
-                ("mlp.gate_proj", IntermediateSize, HiddenSize, MlpBias),
-                ("mlp.up_proj", IntermediateSize, HiddenSize, MlpBias),
-                ("mlp.down_proj", HiddenSize, IntermediateSize, MlpBias),
-            ];
-            yield return new($"{prefix}input_layernorm.weight", [HiddenSize]);
-            foreach ((string name, long outputs, long inputs, bool bias) in linears)
-            {
-                if (name == "mlp.gate_proj")
-                {
-                    yield return new($"{prefix}post_attention_layernorm.weight", [HiddenSize]);
-                }
-
-                yield return new($"{prefix}{name}.weight", [outputs, inputs]);
-                if (bias)
-                {
-                    yield return new($"{prefix}{name}.bias", [outputs]);
-                }
-            }
+            Linear("self_attn.qkv_proj", queries + (2 * keys), HiddenSize, AttentionBias);
+        }
+        else
+        {
+            Linear("self_attn.q_proj", queries, HiddenSize, AttentionBias);
+            Linear("self_attn.k_proj", keys, HiddenSize, AttentionBias);
+            Linear("self_attn.v_proj", keys, HiddenSize, AttentionBias);
         }
 
-        yield return new("model.norm.weight", [HiddenSize]);
-        if (!TieWordEmbeddings)
+        if (QueryKeyNorm)
         {
-            yield return new(HeadTensor, [VocabSize, HiddenSize]);
+            Norm("self_attn.q_norm", HeadDim);
+            Norm("self_attn.k_norm", HeadDim);
+        }
+
+        Linear("self_attn.o_proj", HiddenSize, queries, OutputBias);
+        Norm("post_attention_layernorm", HiddenSize);
+        if (SandwichNorms)
+        {
+            Norm("pre_feedforward_layernorm", HiddenSize);
+        }
+
+        if (FusedProjections)
+        {
+            Linear("mlp.gate_up_proj", 2L * IntermediateSize, HiddenSize, MlpBias);
+        }
+        else
+        {
+            Linear("mlp.gate_proj", IntermediateSize, HiddenSize, MlpBias);
+            Linear("mlp.up_proj", IntermediateSize, HiddenSize, MlpBias);
+        }
+
+        Linear("mlp.down_proj", HiddenSize, IntermediateSize, MlpBias);
+        if (SandwichNorms)
+        {
+            Norm("post_feedforward_layernorm", HiddenSize);
+        }
+
+        return tensors;
+
+        void Norm(string name, long width) => tensors.Add(new($"{prefix}{name}.weight", [width]));
+
+        void Linear(string name, long outputs, long inputs, bool bias)
+        {
+            tensors.Add(new($"{prefix}{name}.weight", [outputs, inputs]));
+            if (bias)
+            {
+                tensors.Add(new($"{prefix}{name}.bias", [outputs]));
+            }
         }
     }
 

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Models.Formats;
 
 namespace LoraTrainer.Models.Architectures;
@@ -36,11 +37,47 @@ public sealed partial record ModelConfig
 
     public required double RmsNormEps { get; init; }
 
-    /// <summary>q, k, v and o have biases.</summary>
+    /// <summary>q, k and v have biases.</summary>
     public bool AttentionBias { get; init; }
+
+    /// <summary>o has a bias.</summary>
+    public bool OutputBias { get; init; }
 
     /// <summary>gate, up and down have biases.</summary>
     public bool MlpBias { get; init; }
+
+    /// <summary>W: in a layer that slides a query sees W keys at most, its own included. Null where no layer does.</summary>
+    public int? SlidingWindow { get; init; }
+
+    /// <summary>For each layer whether it slides; empty where none does.</summary>
+    public IReadOnlyList<bool> SlidingLayers { get; init; } = [];
+
+    /// <summary>Each head of q and of k has an RMS norm before the rotary embedding.</summary>
+    public bool QueryKeyNorm { get; init; }
+
+    /// <summary>One linear layer gives q, k and v (qkv_proj), and one gate and up (gate_up_proj).</summary>
+    public bool FusedProjections { get; init; }
+
+    /// <summary>What attention and MLP add to the residual stream is normed first.</summary>
+    public bool SandwichNorms { get; init; }
+
+    /// <summary>The gain of a norm is its weight and this: 0, or 1.</summary>
+    public double NormGainOffset { get; init; }
+
+    /// <summary>act in down(act(gate) * up).</summary>
+    public GatedActivation Activation { get; init; }
+
+    /// <summary>Scores are divided by the square root of this; null means head_dim.</summary>
+    public double? QueryPreAttnScalar { get; init; }
+
+    /// <summary>c: scores s become c * tanh(s/c) before they are masked; null for none.</summary>
+    public double? AttentionSoftcap { get; init; }
+
+    /// <summary>c: logits z become c * tanh(z/c); null for none.</summary>
+    public double? LogitSoftcap { get; init; }
+
+    /// <summary>The embedding's rows are multiplied by sqrt(hidden_size).</summary>
+    public bool ScalesEmbeddings { get; init; }
 
     /// <summary>lm_head is the embedding matrix.</summary>
     public bool TieWordEmbeddings { get; init; }
@@ -75,6 +112,30 @@ public sealed partial record ModelConfig
     /// <summary>Reads the content of a config.json; <paramref name="file"/> names it in messages.</summary>
     public static ModelConfig Parse(string file, ReadOnlyMemory<byte> utf8) => Parse(JsonFields.Parse(file, utf8));
 
+    /// <summary>The window of a layer's attention; 0 for none.</summary>
+    internal int WindowOf(int layer) => SlidingWindow is { } window && SlidingLayers[layer] ? window : 0;
+
+    /// <summary>Multiplies the products of queries and keys.</summary>
+    internal float AttentionScale => (float)(1 / Math.Sqrt(QueryPreAttnScalar ?? HeadDim));
+
+    /// <summary>Multiplies the embedding's rows; transformers rounds it to their type.</summary>
+    internal float EmbeddingScale(bool inBF16)
+    {
+        float scale = ScalesEmbeddings ? (float)Math.Sqrt(HiddenSize) : 1;
+        return inBF16 ? BrainFloat.Round(scale) : scale;
+    }
+
+    /// <summary>What of this model's mathematics no GPU kernel computes yet, in words; null where a GPU computes all of it.</summary>
+    public string? NeedsCpu() =>
+        AttentionSoftcap is not null ? "capped attention scores (attn_logit_softcapping)"
+        : LogitSoftcap is not null ? "capped logits (final_logit_softcapping)"
+        : Activation != GatedActivation.Silu ? "GELU in its MLP (hidden_activation)"
+        : NormGainOffset != 0 ? "norms with a gain of one and the weight"
+        : ScalesEmbeddings ? "scaled embeddings"
+        : FusedProjections ? "fused projections (qkv_proj, gate_up_proj)"
+        : SlidingWindow is { } window ? $"attention in a sliding window of {window} tokens (sliding_window)"
+        : null;
+
     private static ModelConfig Parse(JsonFields json)
     {
         var notices = new List<string>();
@@ -88,6 +149,9 @@ public sealed partial record ModelConfig
             : family.NumKeyValueHeads ?? heads;
         int maxPositions = json.Integer("max_position_embeddings", family.MaxPositionEmbeddings, 1, 1 << 30);
         int vocabulary = json.Integer("vocab_size", family.VocabSize, 1, 1 << 24);
+        int layers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096);
+        bool attentionBias = family.AttentionBiasKey && json.Truth("attention_bias", false);
+        (int? window, IReadOnlyList<bool> sliding) = Windows(json, family, layers);
         var config = new ModelConfig
         {
             ModelType = family.ModelType,
@@ -95,20 +159,32 @@ public sealed partial record ModelConfig
             VocabSize = vocabulary,
             HiddenSize = hidden,
             IntermediateSize = json.Integer("intermediate_size", family.IntermediateSize, 1, LargestWidth * 4),
-            NumHiddenLayers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096),
+            NumHiddenLayers = layers,
             NumAttentionHeads = heads,
             NumKeyValueHeads = keyValueHeads,
             HeadDim = HeadDimension(json, family, hidden, heads),
             MaxPositionEmbeddings = maxPositions,
             RmsNormEps = json.Number("rms_norm_eps", family.RmsNormEps, 0, 1),
-            AttentionBias = json.Truth("attention_bias", false),
-            MlpBias = json.Truth("mlp_bias", false),
+            AttentionBias = family.QueryKeyValueBias || attentionBias,
+            OutputBias = attentionBias,
+            MlpBias = family.MlpBiasKey && json.Truth("mlp_bias", false),
+            QueryKeyNorm = family.QueryKeyNorm,
+            FusedProjections = family.FusedProjections,
+            SandwichNorms = family.SandwichNorms,
+            NormGainOffset = family.NormGainOffset,
+            Activation = family.HiddenAct == "silu" ? GatedActivation.Silu : GatedActivation.GeluTanh,
+            ScalesEmbeddings = family.ScalesEmbeddings,
+            QueryPreAttnScalar = family.SoftcapKeys ? json.Number("query_pre_attn_scalar", 256, 1e-6, 1e9) : null,
+            AttentionSoftcap = family.SoftcapKeys ? Softcap(json, "attn_logit_softcapping", 50) : null,
+            LogitSoftcap = family.SoftcapKeys ? Softcap(json, "final_logit_softcapping", 30) : null,
+            SlidingWindow = window,
+            SlidingLayers = sliding,
             TieWordEmbeddings = json.Truth("tie_word_embeddings", family.TieWordEmbeddings),
             Rope = RopeParameters.Parse(json, family.RopeTheta, maxPositions, notices),
             InitializerRange = json.Number("initializer_range", 0.02, 0, 1e3),
             BosTokenId = json.Has("bos_token_id") ? json.OptionalInteger("bos_token_id", 0, int.MaxValue) : family.BosTokenId,
             EosTokenIds = json.Has("eos_token_id") ? json.Integers("eos_token_id", 0, int.MaxValue) ?? [] : family.EosTokenId is { } eos ? [eos] : [],
-            PadTokenId = Padding(json, vocabulary, notices),
+            PadTokenId = Padding(json, family, vocabulary, notices),
             DType = StorageType(json),
             Notices = notices,
         };
@@ -136,10 +212,32 @@ public sealed partial record ModelConfig
 
     private static void RefuseOtherMathematics(JsonFields json, ModelConfigFamily family, List<string> notices)
     {
-        string activation = json.Has("hidden_act") ? json.Text("hidden_act") ?? "null" : family.HiddenAct;
-        if (activation is not ("silu" or "swish"))
+        string activation = json.Has(family.HiddenActKey) ? json.Text(family.HiddenActKey) ?? "null" : family.HiddenAct;
+        if (activation != family.HiddenAct && !(activation == "swish" && family.HiddenAct == "silu"))
         {
-            throw json.Wrong("hidden_act", "silu", "Another activation is not supported for this family.");
+            throw json.Wrong(family.HiddenActKey, family.HiddenAct, "Another activation is not supported for this family.");
+        }
+
+        foreach (string dropout in new[] { "resid_pdrop", "embd_pdrop" })
+        {
+            if ((json.OptionalNumber(dropout, 0, 1) ?? 0) != 0)
+            {
+                throw json.Wrong(dropout, "0", "Dropout in the base model is not supported; set it to 0 to train without.");
+            }
+        }
+
+        if (json.HasValue("use_bidirectional_attention") && json.Truth("use_bidirectional_attention", false))
+        {
+            throw json.Wrong("use_bidirectional_attention", "false", "Only causal attention is supported.");
+        }
+
+        if (family.OnlyPlainRope && (json.Object("rope_scaling") ?? json.Object("rope_parameters")) is { } rope)
+        {
+            string typeKey = rope.HasValue("rope_type") || !rope.HasValue("type") ? "rope_type" : "type";
+            if (rope.Text(typeKey) is not (null or "default"))
+            {
+                throw rope.Wrong(typeKey, $"default in the family {family.ModelType}", "Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.");
+            }
         }
 
         if (json.HasValue("quantization_config"))
@@ -168,6 +266,48 @@ public sealed partial record ModelConfig
         }
     }
 
+    /// <summary>The window and the layers that have it.</summary>
+    private static (int? Window, IReadOnlyList<bool> Layers) Windows(JsonFields json, ModelConfigFamily family, int layers)
+    {
+        if (family.Windows == WindowRule.None)
+        {
+            return (null, []);
+        }
+
+        int? window = json.Has("sliding_window") ? json.OptionalInteger("sliding_window", 1, int.MaxValue) : family.SlidingWindow;
+        int first = 0;
+        if (family.Windows == WindowRule.FromMaxWindowLayers)
+        {
+            window = json.Truth("use_sliding_window", false) ? window : null;
+            first = json.Integer("max_window_layers", 28, 0, int.MaxValue);
+        }
+
+        bool[] slides = [.. Enumerable.Range(0, layers).Select(layer => family.Windows == WindowRule.EvenLayers ? layer % 2 == 0 : window is not null && layer >= first)];
+        if (json.Texts("layer_types") is { } types)
+        {
+            bool[] named = LayerTypes(json, types, layers);
+            if (family.Windows == WindowRule.EveryLayer && !named.SequenceEqual(slides))
+            {
+                throw json.Error("layer_types", $"does not fit sliding_window, which in the family {family.ModelType} holds for every layer. Remove layer_types, or set sliding_window to null if no layer slides.");
+            }
+
+            slides = named;
+        }
+
+        return !slides.Contains(true) ? (null, [])
+            : window is not null ? (window, slides)
+            : throw json.Error(json.Has("layer_types") ? "layer_types" : "sliding_window", "gives layers a sliding window, but there is no size: sliding_window is null, or use_sliding_window is false. One of them is wrong.");
+    }
+
+    private static bool[] LayerTypes(JsonFields json, IReadOnlyList<string> types, int layers) => types.Count != layers
+        ? throw json.Error("layer_types", $"names {types.Count} layers, but num_hidden_layers is {layers}. One of the two is wrong.")
+        : [.. types.Select(type => type switch
+        {
+            "sliding_attention" => true,
+            "full_attention" => false,
+            _ => throw json.Wrong("layer_types", "a list of full_attention and sliding_attention", "Another kind of layer is not supported."),
+        })];
+
     private static int HeadDimension(JsonFields json, ModelConfigFamily family, int hidden, int heads)
     {
         int? given = json.Has("head_dim") ? json.OptionalInteger("head_dim", 2, 1 << 14) : family.HeadDim;
@@ -182,8 +322,16 @@ public sealed partial record ModelConfig
             : throw json.Error(given is null ? "hidden_size" : "head_dim", $"gives heads of {dimension} dimensions; rotary embedding turns pairs, so the number must be even.");
     }
 
-    private static int? Padding(JsonFields json, int vocabulary, List<string> notices)
+    /// <summary>An explicit null switches a softcap off.</summary>
+    private static double? Softcap(JsonFields json, string name, double missing) => json.Has(name) ? json.OptionalNumber(name, 1e-6, 1e9) : missing;
+
+    private static int? Padding(JsonFields json, ModelConfigFamily family, int vocabulary, List<string> notices)
     {
+        if (!json.Has("pad_token_id"))
+        {
+            return family.PadTokenId < vocabulary ? family.PadTokenId : null;
+        }
+
         int? padding = json.OptionalInteger("pad_token_id", int.MinValue, int.MaxValue);
         if (padding < 0)
         {
@@ -228,22 +376,19 @@ public sealed partial record ModelConfig
         var fields = new SortedDictionary<string, Action<Utf8JsonWriter>>(StringComparer.Ordinal)
         {
             ["architectures"] = writer => PythonJson.WriteTexts(writer, [Architecture]),
-            ["attention_bias"] = writer => writer.WriteBooleanValue(AttentionBias),
             ["attention_dropout"] = writer => PythonJson.WriteFloat(writer, 0),
-            ["bos_token_id"] = writer => WriteToken(writer, BosTokenId),
+            ["bos_token_id"] = writer => WriteNumber(writer, BosTokenId),
             ["eos_token_id"] = WriteEos,
             ["head_dim"] = writer => writer.WriteNumberValue(HeadDim),
-            ["hidden_act"] = writer => writer.WriteStringValue("silu"),
             ["hidden_size"] = writer => writer.WriteNumberValue(HiddenSize),
             ["initializer_range"] = writer => PythonJson.WriteFloat(writer, InitializerRange),
             ["intermediate_size"] = writer => writer.WriteNumberValue(IntermediateSize),
             ["max_position_embeddings"] = writer => writer.WriteNumberValue(MaxPositionEmbeddings),
-            ["mlp_bias"] = writer => writer.WriteBooleanValue(MlpBias),
             ["model_type"] = writer => writer.WriteStringValue(ModelType),
             ["num_attention_heads"] = writer => writer.WriteNumberValue(NumAttentionHeads),
             ["num_hidden_layers"] = writer => writer.WriteNumberValue(NumHiddenLayers),
             ["num_key_value_heads"] = writer => writer.WriteNumberValue(NumKeyValueHeads),
-            ["pad_token_id"] = writer => WriteToken(writer, PadTokenId),
+            ["pad_token_id"] = writer => WriteNumber(writer, PadTokenId),
             ["rms_norm_eps"] = writer => PythonJson.WriteFloat(writer, RmsNormEps),
             ["rope_scaling"] = writer =>
             {
@@ -261,6 +406,7 @@ public sealed partial record ModelConfig
             ["use_cache"] = writer => writer.WriteBooleanValue(true),
             ["vocab_size"] = writer => writer.WriteNumberValue(VocabSize),
         };
+        AddFamilyFields(fields, ModelConfigFamily.Supported.Single(family => family.ModelType == ModelType));
         if (DType is { } dtype)
         {
             fields["torch_dtype"] = writer => writer.WriteStringValue(dtype switch { SafetensorsDType.F16 => "float16", SafetensorsDType.BF16 => "bfloat16", _ => "float32" });
@@ -269,11 +415,64 @@ public sealed partial record ModelConfig
         return PythonJson.WriteSorted(fields) + "\n";
     }
 
+    /// <summary>The fields that only some families have.</summary>
+    private void AddFamilyFields(SortedDictionary<string, Action<Utf8JsonWriter>> fields, ModelConfigFamily family)
+    {
+        fields[family.HiddenActKey] = writer => writer.WriteStringValue(family.HiddenAct);
+        if (family.AttentionBiasKey)
+        {
+            fields["attention_bias"] = writer => writer.WriteBooleanValue(AttentionBias);
+        }
+
+        if (family.MlpBiasKey)
+        {
+            fields["mlp_bias"] = writer => writer.WriteBooleanValue(MlpBias);
+        }
+
+        if (family.Windows != WindowRule.None)
+        {
+            fields["sliding_window"] = writer => WriteNumber(writer, SlidingWindow);
+        }
+
+        if (family.SoftcapKeys)
+        {
+            fields["query_pre_attn_scalar"] = writer =>
+            {
+                // A whole number in the class of transformers.
+                double scalar = QueryPreAttnScalar!.Value;
+                if (scalar == (int)scalar)
+                {
+                    writer.WriteNumberValue((int)scalar);
+                }
+                else
+                {
+                    PythonJson.WriteFloat(writer, scalar);
+                }
+            };
+            fields["attn_logit_softcapping"] = writer => WriteFloat(writer, AttentionSoftcap);
+            fields["final_logit_softcapping"] = writer => WriteFloat(writer, LogitSoftcap);
+        }
+
+        if (family.Windows is WindowRule.FromMaxWindowLayers or WindowRule.EvenLayers)
+        {
+            bool[] slides = [.. Enumerable.Range(0, NumHiddenLayers).Select(layer => WindowOf(layer) > 0)];
+            fields["layer_types"] = writer => PythonJson.WriteTexts(writer, [.. slides.Select(layer => layer ? "sliding_attention" : "full_attention")]);
+            if (family.Windows == WindowRule.EvenLayers)
+            {
+                return;
+            }
+
+            // Releases that do not know layer_types read these.
+            fields["max_window_layers"] = writer => writer.WriteNumberValue(slides.TakeWhile(layer => !layer).Count());
+            fields["use_sliding_window"] = writer => writer.WriteBooleanValue(SlidingWindow is not null);
+        }
+    }
+
     private void WriteEos(Utf8JsonWriter writer)
     {
         if (EosTokenIds.Count < 2)
         {
-            WriteToken(writer, EosTokenIds.Count == 1 ? EosTokenIds[0] : null);
+            WriteNumber(writer, EosTokenIds.Count == 1 ? EosTokenIds[0] : null);
             return;
         }
 
@@ -286,9 +485,21 @@ public sealed partial record ModelConfig
         writer.WriteEndArray();
     }
 
-    private static void WriteToken(Utf8JsonWriter writer, int? token)
+    private static void WriteFloat(Utf8JsonWriter writer, double? value)
     {
-        if (token is { } number)
+        if (value is { } number)
+        {
+            PythonJson.WriteFloat(writer, number);
+        }
+        else
+        {
+            writer.WriteNullValue();
+        }
+    }
+
+    private static void WriteNumber(Utf8JsonWriter writer, int? value)
+    {
+        if (value is { } number)
         {
             writer.WriteNumberValue(number);
         }

@@ -38,9 +38,10 @@ public sealed class AdaptedLinear
     private DenseMatrix? adapterA;
     private DenseMatrix? adapterB;
 
-    public AdaptedLinear(string name, int inFeatures, int outFeatures)
+    public AdaptedLinear(string name, int inFeatures, int outFeatures, bool hasBias)
     {
         Name = name;
+        HasBias = hasBias;
         In = inFeatures;
         Out = outFeatures;
     }
@@ -51,6 +52,9 @@ public sealed class AdaptedLinear
     public int In { get; }
 
     public int Out { get; }
+
+    /// <summary>Whether the model has a bias here; <see cref="Bias"/> holds it once it is loaded.</summary>
+    public bool HasBias { get; }
 
     /// <summary>The base; for a trained one its current values.</summary>
     public WeightMatrix Weight { get; internal set; } = null!;

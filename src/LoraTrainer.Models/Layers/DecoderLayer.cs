@@ -1,6 +1,7 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
 
 namespace LoraTrainer.Models.Layers;
 
@@ -19,52 +20,71 @@ public readonly struct PassContext
 }
 
 /// <summary>
-/// One pre-norm transformer block: middle = input + o(attention(q, k, v of norm(input))); output = middle + down(silu(gate) * up of norm(middle)).
+/// One transformer block: middle = input + o(attention(q, k, v of norm(input))); output = middle + down(act(gate) * up of norm(middle)). The config
+/// decides the rest: norms of each query and key head, a second norm behind attention and MLP, a window, a softcap, which activation, and whether q, k, v
+/// and gate, up come from one linear layer each or from a fused one.
 /// </summary>
 public sealed class DecoderLayer
 {
-    internal DecoderLayer(int index, Architectures.ModelConfig config)
+    private readonly GatedActivation activation;
+
+    internal DecoderLayer(int index, ModelConfig config)
     {
         string prefix = $"model.layers.{index}";
         int queryWidth = config.NumAttentionHeads * config.HeadDim;
         int keyValueWidth = config.NumKeyValueHeads * config.HeadDim;
-        Heads = new AttentionHeads(config.NumAttentionHeads, config.NumKeyValueHeads, config.HeadDim, (float)(1 / Math.Sqrt(config.HeadDim)));
-        InputNorm = new RmsNormLayer(prefix + ".input_layernorm", (float)config.RmsNormEps);
-        Query = new AdaptedLinear(prefix + ".self_attn.q_proj", config.HiddenSize, queryWidth);
-        Key = new AdaptedLinear(prefix + ".self_attn.k_proj", config.HiddenSize, keyValueWidth);
-        Value = new AdaptedLinear(prefix + ".self_attn.v_proj", config.HiddenSize, keyValueWidth);
-        Output = new AdaptedLinear(prefix + ".self_attn.o_proj", queryWidth, config.HiddenSize);
-        MlpNorm = new RmsNormLayer(prefix + ".post_attention_layernorm", (float)config.RmsNormEps);
-        Gate = new AdaptedLinear(prefix + ".mlp.gate_proj", config.HiddenSize, config.IntermediateSize);
-        Up = new AdaptedLinear(prefix + ".mlp.up_proj", config.HiddenSize, config.IntermediateSize);
-        Down = new AdaptedLinear(prefix + ".mlp.down_proj", config.IntermediateSize, config.HiddenSize);
-        Linears = [Query, Key, Value, Output, Gate, Up, Down];
-        Norms = [InputNorm, MlpNorm];
+        activation = config.Activation;
+        Heads = new AttentionHeads(
+            config.NumAttentionHeads, config.NumKeyValueHeads, config.HeadDim, config.AttentionScale, config.WindowOf(index), (float)(config.AttentionSoftcap ?? 0));
+        InputNorm = Norm(".input_layernorm", config.HiddenSize);
+        QueryKeyValue = new JointLinears(
+            prefix + ".self_attn.", ["q_proj", "k_proj", "v_proj"], config.FusedProjections ? "qkv_proj" : null, config.HiddenSize, [queryWidth, keyValueWidth, keyValueWidth], config.AttentionBias);
+        QueryNorm = config.QueryKeyNorm ? Norm(".self_attn.q_norm", config.HeadDim) : null;
+        KeyNorm = config.QueryKeyNorm ? Norm(".self_attn.k_norm", config.HeadDim) : null;
+        Output = new AdaptedLinear(prefix + ".self_attn.o_proj", queryWidth, config.HiddenSize, config.OutputBias);
+        AttentionOutputNorm = config.SandwichNorms ? Norm(".post_attention_layernorm", config.HiddenSize) : null;
+        MlpNorm = Norm(config.SandwichNorms ? ".pre_feedforward_layernorm" : ".post_attention_layernorm", config.HiddenSize);
+        GateUp = new JointLinears(
+            prefix + ".mlp.", ["gate_proj", "up_proj"], config.FusedProjections ? "gate_up_proj" : null, config.HiddenSize, [config.IntermediateSize, config.IntermediateSize], config.MlpBias);
+        Down = new AdaptedLinear(prefix + ".mlp.down_proj", config.IntermediateSize, config.HiddenSize, config.MlpBias);
+        MlpOutputNorm = config.SandwichNorms ? Norm(".post_feedforward_layernorm", config.HiddenSize) : null;
+        Linears = [.. QueryKeyValue.Linears, Output, .. GateUp.Linears, Down];
+        RmsNormLayer?[] norms = [InputNorm, QueryNorm, KeyNorm, AttentionOutputNorm, MlpNorm, MlpOutputNorm];
+        Norms = [.. norms.OfType<RmsNormLayer>()];
+
+        RmsNormLayer Norm(string name, int width) => new(prefix + name, width, (float)config.RmsNormEps, (float)config.NormGainOffset);
     }
 
     public AttentionHeads Heads { get; }
 
     public RmsNormLayer InputNorm { get; }
 
-    public AdaptedLinear Query { get; }
+    public JointLinears QueryKeyValue { get; }
 
-    public AdaptedLinear Key { get; }
+    /// <summary>Of each query head before the rotary embedding, or null.</summary>
+    public RmsNormLayer? QueryNorm { get; }
 
-    public AdaptedLinear Value { get; }
+    /// <summary>Of each key head before the rotary embedding, or null.</summary>
+    public RmsNormLayer? KeyNorm { get; }
 
     public AdaptedLinear Output { get; }
 
+    /// <summary>Of what attention adds to the residual stream, or null.</summary>
+    public RmsNormLayer? AttentionOutputNorm { get; }
+
     public RmsNormLayer MlpNorm { get; }
 
-    public AdaptedLinear Gate { get; }
-
-    public AdaptedLinear Up { get; }
+    public JointLinears GateUp { get; }
 
     public AdaptedLinear Down { get; }
+
+    /// <summary>Of what the MLP adds to the residual stream, or null.</summary>
+    public RmsNormLayer? MlpOutputNorm { get; }
 
     /// <summary>All linear layers in the order of the forward pass.</summary>
     public IReadOnlyList<AdaptedLinear> Linears { get; }
 
+    /// <summary>All norms in the order of the forward pass.</summary>
     public IReadOnlyList<RmsNormLayer> Norms { get; }
 
     /// <summary>Allocates what backward needs of one forward pass.</summary>
@@ -75,25 +95,31 @@ public sealed class DecoderLayer
         Device device = input.Device;
         Arena arena = device.Arena;
         Tensor Activation(int width) => arena.Allocate(MemoryKind.Activations, input.DType, new Shape(n, width));
+        Tensor Statistics(long rows) => arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(rows));
         return new Saved
         {
             Input = input,
-            InputRstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n)),
-            Q = Activation(Query.Out),
-            K = Activation(Key.Out),
-            V = Activation(Value.Out),
+            InputRstd = Statistics(n),
+            Q = Activation(Heads.QueryWidth),
+            K = Activation(Heads.KeyValueWidth),
+            V = Activation(Heads.KeyValueWidth),
+            QueryNormInput = QueryNorm is null ? Tensor.None : Activation(Heads.QueryWidth),
+            QueryNormRstd = QueryNorm is null ? Tensor.None : Statistics(n * Heads.Query),
+            KeyNormInput = KeyNorm is null ? Tensor.None : Activation(Heads.KeyValueWidth),
+            KeyNormRstd = KeyNorm is null ? Tensor.None : Statistics(n * Heads.KeyValue),
             Attended = Activation(Output.In),
             Lse = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(Heads.Query, n)),
+            AttentionOutput = AttentionOutputNorm is null ? Tensor.None : Activation(Output.Out),
+            AttentionOutputRstd = AttentionOutputNorm is null ? Tensor.None : Statistics(n),
             Middle = Activation(Output.Out),
-            MiddleRstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n)),
-            GateOutput = Activation(Gate.Out),
-            UpOutput = Activation(Up.Out),
-            Query = Query.Allocate(device, n),
-            Key = Key.Allocate(device, n),
-            Value = Value.Allocate(device, n),
+            MiddleRstd = Statistics(n),
+            GateOutput = Activation(Down.In),
+            UpOutput = Activation(Down.In),
+            MlpOutput = MlpOutputNorm is null ? Tensor.None : Activation(Down.Out),
+            MlpOutputRstd = MlpOutputNorm is null ? Tensor.None : Statistics(n),
+            QueryKeyValue = QueryKeyValue.Allocate(device, n),
             Output = Output.Allocate(device, n),
-            Gate = Gate.Allocate(device, n),
-            Up = Up.Allocate(device, n),
+            GateUp = GateUp.Allocate(device, n),
             Down = Down.Allocate(device, n),
         };
     }
@@ -110,11 +136,13 @@ public sealed class DecoderLayer
         using (arena.Frame())
         {
             Tensor normed = Normed(InputNorm, saved.Input, saved.InputRstd);
-            Query.Forward(saved.Q, normed, saved.Query, context.Dropout, first);
-            Key.Forward(saved.K, normed, saved.Key, context.Dropout, first);
-            Value.Forward(saved.V, normed, saved.Value, context.Dropout, first);
+            Tensor q = QueryNorm is null ? saved.Q : saved.QueryNormInput;
+            Tensor k = KeyNorm is null ? saved.K : saved.KeyNormInput;
+            QueryKeyValue.Forward([q, k, saved.V], normed, saved.QueryKeyValue, context.Dropout, first);
         }
 
+        QueryNorm?.Forward(PerHead(saved.Q), saved.QueryNormRstd, PerHead(saved.QueryNormInput));
+        KeyNorm?.Forward(PerHead(saved.K), saved.KeyNormRstd, PerHead(saved.KeyNormInput));
         Rope.Forward(saved.Q, Heads.Dim, context.Cosine, context.Sine);
         Rope.Forward(saved.K, Heads.Dim, context.Cosine, context.Sine);
         if (cache is null)
@@ -126,19 +154,19 @@ public sealed class DecoderLayer
             cache.Attend(saved.Attended, saved.Q, saved.K, saved.V, Heads);
         }
 
-        Output.Forward(saved.Middle, saved.Attended, saved.Output, context.Dropout, first);
+        Output.Forward(AttentionOutputNorm is null ? saved.Middle : saved.AttentionOutput, saved.Attended, saved.Output, context.Dropout, first);
+        AttentionOutputNorm?.Forward(saved.Middle, saved.AttentionOutputRstd, saved.AttentionOutput);
         Elementwise.Add(saved.Middle, saved.Middle, saved.Input);
         using (arena.Frame())
         {
             Tensor normed = Normed(MlpNorm, saved.Middle, saved.MiddleRstd);
-            Gate.Forward(saved.GateOutput, normed, saved.Gate, context.Dropout, first);
-            Up.Forward(saved.UpOutput, normed, saved.Up, context.Dropout, first);
+            GateUp.Forward([saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context.Dropout, first);
         }
 
         using ArenaFrame frame = arena.Frame();
-        Tensor activated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
-        SwiGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
-        Down.Forward(output, activated, saved.Down, context.Dropout, first);
+        Tensor activated = Activated(saved);
+        Down.Forward(MlpOutputNorm is null ? output : saved.MlpOutput, activated, saved.Down, context.Dropout, first);
+        MlpOutputNorm?.Forward(output, saved.MlpOutputRstd, saved.MlpOutput);
         Elementwise.Add(output, output, saved.Middle);
     }
 
@@ -162,19 +190,13 @@ public sealed class DecoderLayer
         Arena arena = dHidden.Device.Arena;
         using ArenaFrame frame = arena.Frame();
         Tensor dActivated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
-        Tensor activated = Tensor.None;
-        if (Down.NeedsInput)
-        {
-            activated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
-            SwiGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
-        }
-
-        Down.Backward(dActivated, dHidden, activated, saved.Down, context.Dropout, first, GradientMode.Overwrite);
-        SwiGlu.Backward(saved.GateOutput, saved.UpOutput, dActivated, saved.GateOutput, saved.UpOutput);
-        Tensor normed = Gate.NeedsInput || Up.NeedsInput ? Normed(MlpNorm, saved.Middle, saved.MiddleRstd) : Tensor.None;
+        Tensor activated = Down.NeedsInput ? Activated(saved) : Tensor.None;
+        Tensor dOutput = BeforeNorm(MlpOutputNorm, dHidden, saved.MlpOutput, saved.MlpOutputRstd);
+        Down.Backward(dActivated, dOutput, activated, saved.Down, context.Dropout, first, GradientMode.Overwrite);
+        ActivationBackward(saved, dActivated);
+        Tensor normed = GateUp.NeedsInput ? Normed(MlpNorm, saved.Middle, saved.MiddleRstd) : Tensor.None;
         Tensor dNormed = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Middle.Shape);
-        Gate.Backward(dNormed, saved.GateOutput, normed, saved.Gate, context.Dropout, first, GradientMode.Overwrite);
-        Up.Backward(dNormed, saved.UpOutput, normed, saved.Up, context.Dropout, first, GradientMode.Accumulate);
+        GateUp.Backward(dNormed, [saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context.Dropout, first);
         MlpNorm.Backward(dHidden, dNormed, saved.Middle, saved.MiddleRstd, GradientMode.Accumulate);
     }
 
@@ -187,20 +209,66 @@ public sealed class DecoderLayer
         Tensor dQ = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Q.Shape);
         Tensor dK = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.K.Shape);
         Tensor dV = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.V.Shape);
-        Output.Backward(dAttended, dHidden, saved.Attended, saved.Output, context.Dropout, first, GradientMode.Overwrite);
+        Tensor dOutput = BeforeNorm(AttentionOutputNorm, dHidden, saved.AttentionOutput, saved.AttentionOutputRstd);
+        Output.Backward(dAttended, dOutput, saved.Attended, saved.Output, context.Dropout, first, GradientMode.Overwrite);
         Attention.Backward(dQ, dK, dV, dAttended, saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.Documents, Heads);
         Rope.Backward(dQ, Heads.Dim, context.Cosine, context.Sine);
         Rope.Backward(dK, Heads.Dim, context.Cosine, context.Sine);
-        Tensor normed = Query.NeedsInput || Key.NeedsInput || Value.NeedsInput ? Normed(InputNorm, saved.Input, saved.InputRstd) : Tensor.None;
+        QueryNorm?.Backward(PerHead(dQ), PerHead(dQ), PerHead(saved.QueryNormInput), saved.QueryNormRstd, GradientMode.Overwrite);
+        KeyNorm?.Backward(PerHead(dK), PerHead(dK), PerHead(saved.KeyNormInput), saved.KeyNormRstd, GradientMode.Overwrite);
+        Tensor normed = QueryKeyValue.NeedsInput ? Normed(InputNorm, saved.Input, saved.InputRstd) : Tensor.None;
         Tensor dNormed = needsInputGradient ? arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Input.Shape) : Tensor.None;
-        Query.Backward(dNormed, dQ, normed, saved.Query, context.Dropout, first, GradientMode.Overwrite);
-        Key.Backward(dNormed, dK, normed, saved.Key, context.Dropout, first, GradientMode.Accumulate);
-        Value.Backward(dNormed, dV, normed, saved.Value, context.Dropout, first, GradientMode.Accumulate);
+        QueryKeyValue.Backward(dNormed, [dQ, dK, dV], normed, saved.QueryKeyValue, context.Dropout, first);
         if (needsInputGradient)
         {
             InputNorm.Backward(dHidden, dNormed, saved.Input, saved.InputRstd, GradientMode.Accumulate);
         }
     }
+
+    /// <summary>act(gate) * up in the current frame.</summary>
+    private Tensor Activated(in Saved saved)
+    {
+        Tensor activated = saved.Input.Device.Arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
+        if (activation == GatedActivation.GeluTanh)
+        {
+            GeGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
+        }
+        else
+        {
+            SwiGlu.Forward(activated, saved.GateOutput, saved.UpOutput);
+        }
+
+        return activated;
+    }
+
+    /// <summary>The gradients of gate and up, in their places.</summary>
+    private void ActivationBackward(in Saved saved, Tensor dActivated)
+    {
+        if (activation == GatedActivation.GeluTanh)
+        {
+            GeGlu.Backward(saved.GateOutput, saved.UpOutput, dActivated, saved.GateOutput, saved.UpOutput);
+        }
+        else
+        {
+            SwiGlu.Backward(saved.GateOutput, saved.UpOutput, dActivated, saved.GateOutput, saved.UpOutput);
+        }
+    }
+
+    /// <summary>The gradient at the input of a norm before the residual sum, in the current frame; where there is none, that of the sum itself.</summary>
+    private static Tensor BeforeNorm(RmsNormLayer? norm, Tensor dHidden, Tensor input, Tensor rstd)
+    {
+        if (norm is null)
+        {
+            return dHidden;
+        }
+
+        Tensor dInput = dHidden.Device.Arena.Allocate(MemoryKind.Activations, dHidden.DType, dHidden.Shape);
+        norm.Backward(dInput, dHidden, input, rstd, GradientMode.Overwrite);
+        return dInput;
+    }
+
+    /// <summary>(N, heads*Dh) as (N*heads, Dh).</summary>
+    private Tensor PerHead(Tensor heads) => heads.Reshape(new Shape(heads.ElementCount / Heads.Dim, Heads.Dim));
 
     /// <summary>The norm's output in the current frame. It is cheap to form again, so it is not kept for backward.</summary>
     private static Tensor Normed(RmsNormLayer norm, Tensor input, Tensor rstd)
@@ -228,11 +296,29 @@ public sealed class DecoderLayer
         /// <summary>(N, Hkv*Dh)</summary>
         public Tensor V { get; init; }
 
+        /// <summary>(N, H*Dh), or none without a norm of query heads</summary>
+        public Tensor QueryNormInput { get; init; }
+
+        /// <summary>(N*H), or none</summary>
+        public Tensor QueryNormRstd { get; init; }
+
+        /// <summary>(N, Hkv*Dh), or none without a norm of key heads</summary>
+        public Tensor KeyNormInput { get; init; }
+
+        /// <summary>(N*Hkv), or none</summary>
+        public Tensor KeyNormRstd { get; init; }
+
         /// <summary>(N, H*Dh)</summary>
         public Tensor Attended { get; init; }
 
         /// <summary>(H, N)</summary>
         public Tensor Lse { get; init; }
+
+        /// <summary>(N, D): what attention gave, or none without a norm behind it</summary>
+        public Tensor AttentionOutput { get; init; }
+
+        /// <summary>(N), or none</summary>
+        public Tensor AttentionOutputRstd { get; init; }
 
         /// <summary>(N, D): after the attention's residual</summary>
         public Tensor Middle { get; init; }
@@ -246,17 +332,17 @@ public sealed class DecoderLayer
         /// <summary>(N, F)</summary>
         public Tensor UpOutput { get; init; }
 
-        public AdaptedLinear.Saved Query { get; init; }
+        /// <summary>(N, D): what the MLP gave, or none without a norm behind it</summary>
+        public Tensor MlpOutput { get; init; }
 
-        public AdaptedLinear.Saved Key { get; init; }
+        /// <summary>(N), or none</summary>
+        public Tensor MlpOutputRstd { get; init; }
 
-        public AdaptedLinear.Saved Value { get; init; }
+        public JointLinears.Saved QueryKeyValue { get; init; }
 
         public AdaptedLinear.Saved Output { get; init; }
 
-        public AdaptedLinear.Saved Gate { get; init; }
-
-        public AdaptedLinear.Saved Up { get; init; }
+        public JointLinears.Saved GateUp { get; init; }
 
         public AdaptedLinear.Saved Down { get; init; }
     }

@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Engine.Tests.Numerics;
 using LoraTrainer.TestSupport;
 using Xunit;
@@ -148,6 +149,43 @@ public sealed class AttentionTests
         }
 
         TensorAssert.BitEqual(expected, actual, "decoded rows");
+    }
+
+    [Fact]
+    public void Contract_WithWindowAndSoftcap_MatchesTheReference()
+    {
+        const int H = 4, Hkv = 2, Dh = 20;
+        using Device device = OpHarness.Open("cpu");
+        int[] offsets = [0, 70, 75, 140];
+        var heads = new AttentionHeads(H, Hkv, Dh, 0.3f, Window: 9, Softcap: 1.5f);
+        Tensor q = device.Random(1, new Shape(140, H * Dh)), k = device.Random(2, new Shape(140, Hkv * Dh)), v = device.Random(3, new Shape(140, Hkv * Dh)), dOutput = device.Random(4, q.Shape);
+        Tensor output = device.Poisoned(q.Shape), lse = device.Poisoned(new Shape(H, 140)), dq = device.Poisoned(q.Shape), dk = device.Poisoned(k.Shape), dv = device.Poisoned(v.Shape);
+        var documents = new PackedDocuments(device.Integers([.. offsets.Zip(offsets.Skip(1), (a, b) => Enumerable.Range(0, b - a)).SelectMany(p => p)]), offsets);
+        Attention.Forward(output, lse, q, k, v, documents, heads);
+        Attention.Backward(dq, dk, dv, dOutput, output, lse, q, k, v, documents, heads);
+        var reference = new AttentionReference(H, Hkv, Dh, offsets, heads.Scale, heads.Window, heads.Softcap);
+        TensorAssert.RelativeL2(Floats(reference.Forward(q.Doubles(), k.Doubles(), v.Doubles()).Output), output.Download(), Tolerance, "output");
+        (double[] eq, double[] ek, double[] ev) = reference.Backward(dOutput.Doubles(), q.Doubles(), k.Doubles(), v.Doubles());
+        TensorAssert.RelativeL2(Floats(eq), dq.Download(), 2 * Tolerance, "dq");
+        TensorAssert.RelativeL2(Floats(ek), dk.Download(), 2 * Tolerance, "dk");
+        TensorAssert.RelativeL2(Floats(ev), dv.Download(), Tolerance, "dv");
+
+        // The last rows of the last document, from its keys and values alone.
+        Tensor last = device.Poisoned(new Shape(3, H * Dh));
+        Attention.ForwardCached(last, q.Rows(137, 3), k.Rows(75, 65), v.Rows(75, 65), heads);
+        TensorAssert.BitEqual(output.Download().AsSpan(137 * H * Dh), last.Download(), "cached");
+    }
+
+    [Theory]
+    [InlineData(7, 0, "Attention.Forward has no GPU kernel for a sliding window; the CPU has one.")]
+    [InlineData(0, 30, "Attention.Forward has no GPU kernel for a softcap; the CPU has one.")]
+    public void Contract_PlannedForAGpu_RefusesWhatItsKernelDoesNotDo(int window, float softcap, string message)
+    {
+        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
+        Tensor Make(DType type, params ReadOnlySpan<long> extents) => gpu.Arena.Allocate(MemoryKind.Activations, type, extents.Length == 1 ? new Shape(extents[0]) : new Shape(extents[0], extents[1]));
+        Tensor q = Make(DType.BF16, 4, 16), lse = Make(DType.F32, 2, 4);
+        var documents = new PackedDocuments(Make(DType.I32, 4), new[] { 0, 4 });
+        Assert.Equal(message, Assert.Throws<NotSupportedException>(() => Attention.Forward(q, lse, q, q, q, documents, new AttentionHeads(2, 2, 8, 1, window, softcap))).Message);
     }
 
     [Fact]

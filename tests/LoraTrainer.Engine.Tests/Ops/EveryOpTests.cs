@@ -33,6 +33,35 @@ public sealed class EveryOpTests
             SwiGlu.Backward(a, b, g, a, b);
             return [h, a, b];
         }),
+        ["rms_norm with a gain offset"] = (4.0 * N * D + 10.0 * N * D, device =>
+        {
+            Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(D)), y = device.Poisoned(new Shape(N, D)), r = device.Poisoned(new Shape(N)), dw = device.Random(3, new Shape(D));
+            RmsNorm.Forward(y, r, x, w, 1e-5f, 1);
+            Tensor dx = Matrix(device, 4);
+            RmsNorm.Backward(dx, dw, Matrix(device, 5), x, w, r, GradientMode.Accumulate, 1);
+            return [y, r, dx, dw];
+        }),
+        ["geglu"] = (30.0 * N * D, device =>
+        {
+            Tensor a = Matrix(device, 1), b = Matrix(device, 2), h = Matrix(device, 3), g = Matrix(device, 4);
+            GeGlu.Forward(h, a, b);
+            GeGlu.Backward(a, b, g, a, b);
+            return [h, a, b];
+        }),
+        ["softcap"] = (8.0 * N * D, device =>
+        {
+            Tensor x = Matrix(device, 1), g = Matrix(device, 2);
+            Softcap.Forward(x, 1.5f);
+            Softcap.Backward(g, x, 1.5f);
+            return [x, g];
+        }),
+        ["columns"] = (0, device =>
+        {
+            Tensor x = Matrix(device, 1), own = device.Poisoned(new Shape(N, 40));
+            Columns.Gather(own, x, 7);
+            Columns.Scatter(x, own, 100);
+            return [x, own];
+        }),
         ["rope"] = (2.0 * N * 16 + 6.0 * N * 3 * 16, device =>
         {
             Tensor c = device.Poisoned(new Shape(N, 16)), s = device.Poisoned(new Shape(N, 16)), x = device.Random(1, new Shape(N, 120));
@@ -77,6 +106,13 @@ public sealed class EveryOpTests
             LinearCrossEntropy.ForwardBackward(losses, dx, dw, x, new DenseMatrix(w), device.Integers([.. rows.Select(i => i % 51)]), device.Integers(rows), 0.1f);
             return [losses, dx, dw];
         }),
+        ["linear_cross_entropy with a softcap"] = (N * (3 * 2.0 * D * 51 + (6 + 8) * 51), device =>
+        {
+            Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(51, D), 0.05f), dw = device.Random(3, new Shape(51, D)), dx = Matrix(device, 4), losses = device.Poisoned(new Shape(N));
+            int[] rows = [.. Enumerable.Range(0, N)];
+            LinearCrossEntropy.ForwardBackward(losses, dx, dw, x, new DenseMatrix(w), device.Integers([.. rows.Select(i => i % 51)]), device.Integers(rows), 0.1f, softcap: 3);
+            return [losses, dx, dw];
+        }),
         ["attention"] = (3 * 2.0 * (30 * 30 + 37 * 37) * 80, device =>
         {
             Tensor q = device.Random(1, new Shape(N, 80)), k = device.Random(2, new Shape(N, 40)), v = device.Random(3, new Shape(N, 40)), o = device.Poisoned(new Shape(N, 80)), lse = device.Poisoned(new Shape(4, N));
@@ -84,6 +120,16 @@ public sealed class EveryOpTests
             PackedDocuments documents = Documents(device, 30, N);
             Attention.Forward(o, lse, q, k, v, documents, Heads);
             Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, Heads);
+            return [o, lse, dq, dk, dv];
+        }),
+        ["attention with window and softcap"] = (3 * 2.0 * (9 * (60 - 9) + 9 * (74 - 9)) * 80, device =>
+        {
+            AttentionHeads heads = Heads with { Window = 9, Softcap = 2 };
+            Tensor q = device.Random(1, new Shape(N, 80)), k = device.Random(2, new Shape(N, 40)), v = device.Random(3, new Shape(N, 40)), o = device.Poisoned(new Shape(N, 80)), lse = device.Poisoned(new Shape(4, N));
+            Tensor dq = device.Poisoned(new Shape(N, 80)), dk = device.Poisoned(new Shape(N, 40)), dv = device.Poisoned(new Shape(N, 40));
+            PackedDocuments documents = Documents(device, 30, N);
+            Attention.Forward(o, lse, q, k, v, documents, heads);
+            Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, heads);
             return [o, lse, dq, dk, dv];
         }),
         ["adamw"] = (12.0 * 70000 + 2.0 * 70000, device =>

@@ -41,6 +41,25 @@ public sealed class LinearCrossEntropyTests
     }
 
     [Theory]
+    [InlineData(9, 24, 37, 1f, 2f)]
+    [InlineData(2500, 5, 19, 1f, 1.5f)] // more rows than a chunk has
+    [InlineData(7, 16, 33, 50f, 30f)] // logits around 1e4
+    public void ForwardBackward_WithASoftcap_MatchesReference(int n, int d, int vocabulary, float magnitude, float softcap)
+    {
+        using Device device = Open("cpu");
+        var problem = new Problem(device, n, d, vocabulary, magnitude);
+        Tensor losses = device.Poisoned(new Shape(n)), dHidden = device.Poisoned(new Shape(n, d)), dWeight = device.Filled(0, new Shape(vocabulary, d));
+        problem.Run(losses, dHidden, dWeight, problem.Rows, softcap);
+        LinearCrossEntropyReference e = LinearCrossEntropyReference.Compute(problem.Hidden.Doubles(), problem.Weight.Doubles(), problem.Targets, problem.Rows, vocabulary, Scale, softcap: softcap);
+        Within(e.Losses, e.LossBound, losses.Download(), "losses");
+        Within(e.DHidden, e.DHiddenBound, dHidden.Download(), "dHidden");
+        Within(e.DWeight, e.DWeightBound, dWeight.Download(), "dWeight");
+        Tensor onlyLosses = device.Poisoned(new Shape(n));
+        problem.Run(onlyLosses, Tensor.None, Tensor.None, problem.Rows, softcap);
+        TensorAssert.BitEqual(losses.Download(), onlyLosses.Download(), "losses alone");
+    }
+
+    [Theory]
     [MemberData(nameof(OpCases.Devices), MemberType = typeof(OpCases))]
     public void ForwardBackward_OtherChunks_GiveARowTheSameBits(string name)
     {
@@ -70,14 +89,16 @@ public sealed class LinearCrossEntropyTests
         TensorAssert.BitEqual(new float[12], dHidden.Download(), "dHidden");
     }
 
-    [Fact]
-    public void Reference_Gradients_MatchFiniteDifference()
+    [Theory]
+    [InlineData(0)]
+    [InlineData(1.5)]
+    public void Reference_Gradients_MatchFiniteDifference(double softcap)
     {
         const int n = 4, d = 3, vocabulary = 5;
         double[] hidden = [.. Values(1, n * d)], weight = [.. Values(2, vocabulary * d)];
         int[] targets = [0, 4, -100, 2], rows = [0, 1, 3];
-        LinearCrossEntropyReference e = LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale);
-        double Loss() => Scale * LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale).Losses.Sum();
+        LinearCrossEntropyReference e = LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale, softcap: softcap);
+        double Loss() => Scale * LinearCrossEntropyReference.Compute(hidden, weight, targets, rows, vocabulary, Scale, softcap: softcap).Losses.Sum();
         MatchesFiniteDifference(hidden, Loss, e.DHidden);
         MatchesFiniteDifference(weight, Loss, e.DWeight);
     }
@@ -105,7 +126,7 @@ public sealed class LinearCrossEntropyTests
 
         public int[] Rows { get; } = [.. Enumerable.Range(0, n).Where(i => i % 3 != 2)];
 
-        public void Run(Tensor losses, Tensor dHidden, Tensor dWeight, int[] rows)
-            => LinearCrossEntropy.ForwardBackward(losses, dHidden, dWeight, Hidden, new DenseMatrix(Weight), device.Integers(Targets), device.Integers(rows), Scale);
+        public void Run(Tensor losses, Tensor dHidden, Tensor dWeight, int[] rows, float softcap = 0)
+            => LinearCrossEntropy.ForwardBackward(losses, dHidden, dWeight, Hidden, new DenseMatrix(Weight), device.Integers(Targets), device.Integers(rows), Scale, softcap);
     }
 }

@@ -56,6 +56,28 @@ public sealed class RmsNormTests
         Within(dw, [.. dwSize.Select(v => v * (error + n * U))], again.Download(), "dw when dx takes the place of dy");
     }
 
+    [Theory]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
+    public void Calls_WithAGainOffset_AreThoseWithTheSumAsWeight(string name, int n, int d)
+    {
+        using Device device = Open(name);
+        Tensor x = device.Random(1, new Shape(n, d)), w = device.Random(2, new Shape(d)), dy = device.Random(3, new Shape(n, d));
+        Tensor sum = device.Upload([.. w.Download().Select(v => v + 1)], new Shape(d));
+        (float[] y, float[] dx, float[] dw) expected = Run(sum, 0), actual = Run(w, 1);
+        TensorAssert.BitEqual(expected.y, actual.y, "y");
+        TensorAssert.BitEqual(expected.dx, actual.dx, "dx");
+        TensorAssert.BitEqual(expected.dw, actual.dw, "dw");
+        TensorAssert.BitEqual(Values(2, d), w.Download(), "the weight is left alone");
+
+        (float[] Y, float[] Dx, float[] Dw) Run(Tensor weight, float offset)
+        {
+            Tensor output = device.Poisoned(new Shape(n, d)), rstd = device.Poisoned(new Shape(n)), dInput = device.Poisoned(new Shape(n, d)), dWeight = device.Filled(0, new Shape(d));
+            RmsNorm.Forward(output, rstd, x, weight, Eps, offset);
+            RmsNorm.Backward(dInput, dWeight, dy, x, weight, rstd, GradientMode.Overwrite, offset);
+            return (output.Download(), dInput.Download(), dWeight.Download());
+        }
+    }
+
     [Fact]
     public void Reference_Gradient_MatchesFiniteDifference()
     {

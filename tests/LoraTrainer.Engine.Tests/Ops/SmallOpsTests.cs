@@ -1,5 +1,6 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;
@@ -57,6 +58,38 @@ public sealed class SmallOpsTests
         }
 
         TensorAssert.BitEqual(values, table.Download(), "table gradient");
+
+        // Scaled: each product is rounded once, forward and backward.
+        const float scale = 8.3f;
+        float[] current = table.Download();
+        Embedding.Forward(output, tokens, table, scale);
+        TensorAssert.BitEqual(ids.SelectMany(id => current[(id * d)..((id + 1) * d)]).Select(v => v * scale).ToArray(), output.Download(), "scaled");
+        Embedding.Backward(table, dOutput, tokens, paddingToken: 1, scale);
+        for (int i = 0; i < n * d; i++)
+        {
+            if (ids[i / d] != 1)
+            {
+                current[ids[i / d] * d + i % d] += g[i] * scale;
+            }
+        }
+
+        TensorAssert.BitEqual(current, table.Download(), "scaled table gradient");
+    }
+
+    [Theory]
+    [MemberData(nameof(OpCases.DevicesAndShapes), MemberType = typeof(OpCases))]
+    public void Columns_GatherThenScatter_MovesThoseColumnsOnly(string name, int n, int d)
+    {
+        using Device device = Open(name);
+        int first = d / 3, count = Math.Max(1, d / 2);
+        Tensor whole = device.Random(1, new Shape(n, d)), own = device.Poisoned(new Shape(n, count));
+        float[] values = whole.Download();
+        bool IsChosen(int i) => i % d >= first && i % d < first + count;
+        Columns.Gather(own, whole, first);
+        TensorAssert.BitEqual(values.Where((_, i) => IsChosen(i)).ToArray(), own.Download(), "gathered");
+        Tensor target = device.Filled(7, new Shape(n, d));
+        Columns.Scatter(target, own, first);
+        TensorAssert.BitEqual(values.Select((v, i) => IsChosen(i) ? v : 7).ToArray(), target.Download(), "scattered");
     }
 
     [Theory]
@@ -178,7 +211,26 @@ public sealed class SmallOpsTests
         Throws("Embedding.Forward: tokens must be I32 (2), got I32 (3).", () => Embedding.Forward(x, i, x));
         Throws("Embedding.Forward: table must be F32 (2, 9), got F32 (2, 8).", () => Embedding.Forward(device.Random(1, new Shape(3, 9)), i, x));
         Throws("Rows.Gather: chosen must be F32 (3, 8), got F32 (2, 8).", () => Rows.Gather(x, x, i));
+        Throws("Columns.Gather: chosen must be F32 (2, 3), got F32 (1, 3).", () => Columns.Gather(device.Random(1, new Shape(1, 3)), x, 0));
+        Throws("Columns.Scatter: columns 6 to 9 lie outside a matrix of 8.", () => Columns.Scatter(x, device.Random(1, new Shape(2, 3)), 6));
         Throws("Rope.BuildTables: 7 frequencies for tables with 8 columns.", () => Rope.BuildTables(x, x, device.Integers(0, 1), v.Download(), 1));
         Throws("Rope.Forward: heads of 8 elements do not divide a row of 8, or their rotary part (16) is larger than a head.", () => Rope.Forward(x, 8, x, x));
+    }
+
+    [Fact]
+    public void Calls_PlannedForAGpuThatHasNoKernel_AreRefused()
+    {
+        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
+        Tensor Make(DType type) => gpu.Arena.Allocate(MemoryKind.Activations, type, new Shape(2, 8));
+        Tensor x = Make(DType.BF16), f = Make(DType.F32), tokens = gpu.Integers(0, 1), w = gpu.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(8)), r = gpu.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(2));
+        Refused("Embedding.Forward has no GPU kernel for scaled rows; the CPU has one.", () => Embedding.Forward(x, tokens, Make(DType.BF16), 2));
+        Refused("Embedding.Backward has no GPU kernel for scaled rows; the CPU has one.", () => Embedding.Backward(f, x, tokens, -1, 2));
+        Refused("Columns.Gather has no GPU kernel for columns of a matrix; the CPU has one.", () => Columns.Gather(x, Make(DType.BF16), 0));
+        Refused("RmsNorm.Forward has no GPU kernel for a gain with an offset; the CPU has one.", () => RmsNorm.Forward(x, r, Make(DType.BF16), w, 1e-6f, 1));
+        Refused(
+            "LinearCrossEntropy.ForwardBackward has no GPU kernel for capped logits; the CPU has one.",
+            () => LinearCrossEntropy.ForwardBackward(r, Tensor.None, Tensor.None, x, new DenseMatrix(Make(DType.BF16)), tokens, tokens, 1, softcap: 30));
+
+        static void Refused(string message, Action action) => Assert.Equal(message, Assert.Throws<NotSupportedException>(action).Message);
     }
 }

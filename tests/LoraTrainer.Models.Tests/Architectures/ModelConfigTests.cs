@@ -1,4 +1,5 @@
 using System.Text;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.TestSupport;
@@ -8,6 +9,8 @@ namespace LoraTrainer.Models.Tests.Architectures;
 
 public class ModelConfigTests
 {
+    private const string Supported = "llama, mistral, qwen2, qwen3, phi3, gemma2";
+
     public static TheoryData<string> ModelCases => [.. Fixtures.Cases("models")];
 
     public static TheoryData<string> PlanCases => [.. Fixtures.Cases("plan")];
@@ -15,7 +18,7 @@ public class ModelConfigTests
     [Theory]
     [Trait("Category", "Fixtures")]
     [MemberData(nameof(ModelCases))]
-    public void Parse_FixtureModels_ParsesLlamaAndNamesOtherFamilies(string name)
+    public void Parse_FixtureModels_ParsesSupportedFamiliesAndNamesOthers(string name)
     {
         string folder = Fixtures.Require($"models/{name}");
         string[] configs = [.. Directory.GetFiles(folder, "config*.json").Order(StringComparer.Ordinal)];
@@ -27,7 +30,7 @@ public class ModelConfigTests
             if (Fixtures.FamiliesNotYetSupported.Contains(family))
             {
                 var refused = Assert.Throws<ModelFormatException>(() => ModelConfig.Parse(path));
-                Assert.Contains($"model_type is '{family}', a family that is not supported. Supported: llama.", refused.Message, StringComparison.Ordinal);
+                Assert.Contains($"model_type is '{family}', a family that is not supported. Supported: {Supported}.", refused.Message, StringComparison.Ordinal);
                 continue;
             }
 
@@ -73,6 +76,58 @@ public class ModelConfigTests
         Assert.Equal((1, 2, null, null), (config.BosTokenId, config.EosTokenIds[0], config.PadTokenId, config.DType));
     }
 
+    [Theory]
+    [InlineData("mistral", "", 4096, "11")]
+    [InlineData("mistral", ", \"sliding_window\": null", 0, "00")]
+    [InlineData("mistral", ", \"sliding_window\": 7, \"layer_types\": [\"sliding_attention\", \"sliding_attention\"]", 7, "11")]
+    [InlineData("phi3", "", 0, "00")]
+    [InlineData("phi3", ", \"sliding_window\": 2047", 2047, "11")]
+    [InlineData("qwen2", ", \"sliding_window\": 7", 0, "00")]
+    [InlineData("qwen2", ", \"use_sliding_window\": true", 0, "00")]
+    [InlineData("qwen2", ", \"use_sliding_window\": true, \"max_window_layers\": 1", 4096, "01")]
+    [InlineData("qwen3", ", \"use_sliding_window\": true, \"sliding_window\": 9, \"layer_types\": [\"sliding_attention\", \"full_attention\"]", 9, "10")]
+    [InlineData("gemma2", "", 4096, "10")]
+    [InlineData("gemma2", ", \"sliding_window\": 5, \"layer_types\": [\"full_attention\", \"sliding_attention\"]", 5, "01")]
+    [InlineData("llama", ", \"sliding_window\": 5", 0, "00")]
+    public void Parse_SlidingWindows_AreThoseOfTheFamily(string family, string fields, int window, string slides)
+    {
+        ModelConfig config = Parse($"{{\"model_type\": \"{family}\", \"num_hidden_layers\": 2{fields}}}");
+        Assert.Equal(slides.Select(layer => layer == '1' ? window : 0), Enumerable.Range(0, 2).Select(config.WindowOf));
+        ModelConfig again = Parse(config.ToJson());
+        Assert.Equal(slides.Select(layer => layer == '1' ? window : 0), Enumerable.Range(0, 2).Select(again.WindowOf));
+    }
+
+    [Fact]
+    public void Parse_FamilyDefaults_AreThoseOfTheClass()
+    {
+        ModelConfig gemma = Parse("{\"model_type\": \"gemma2\"}");
+        Assert.Equal((50.0, 30.0, 256.0, 256, 0, true, 4), (gemma.AttentionSoftcap, gemma.LogitSoftcap, gemma.QueryPreAttnScalar, gemma.HeadDim, gemma.PadTokenId, gemma.TieWordEmbeddings, gemma.NumKeyValueHeads));
+        ModelConfig uncapped = Parse("{\"model_type\": \"gemma2\", \"attn_logit_softcapping\": null, \"final_logit_softcapping\": null, \"pad_token_id\": null}");
+        Assert.Equal((null, null, null), (uncapped.AttentionSoftcap, uncapped.LogitSoftcap, uncapped.PadTokenId));
+        ModelConfig phi = Parse("{\"model_type\": \"phi3\"}");
+        Assert.Equal((1e-5, 32_000, 32, 96), (phi.RmsNormEps, phi.PadTokenId, phi.NumKeyValueHeads, phi.HeadDim));
+        Assert.Null(Parse("{\"model_type\": \"phi3\", \"vocab_size\": 320}").PadTokenId);
+        ModelConfig qwen2 = Parse("{\"model_type\": \"qwen2\"}"), qwen3 = Parse("{\"model_type\": \"qwen3\", \"attention_bias\": true}");
+        Assert.Equal((true, false, false), (qwen2.AttentionBias, qwen2.OutputBias, qwen2.QueryKeyNorm));
+        Assert.Equal((true, true, true, 128), (qwen3.AttentionBias, qwen3.OutputBias, qwen3.QueryKeyNorm, qwen3.HeadDim));
+    }
+
+    [Theory]
+    [InlineData("llama", null)]
+    [InlineData("qwen2", null)]
+    [InlineData("qwen3", null)]
+    [InlineData("mistral", "attention in a sliding window of 4096 tokens (sliding_window)")]
+    [InlineData("phi3", "fused projections (qkv_proj, gate_up_proj)")]
+    [InlineData("gemma2", "capped attention scores (attn_logit_softcapping)")]
+    public void RefuseWithoutKernel_ForAGpu_NamesWhatIsMissing(string family, string? missing)
+    {
+        ModelConfig config = Parse($"{{\"model_type\": \"{family}\"}}");
+        ModelLoader.RefuseWithoutKernel(config, DevicePlatform.Cpu);
+        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
+        Exception? refusal = Record.Exception(() => ModelLoader.LoadFrozen(config with { NumHiddenLayers = 1 }, null, gpu, BaseFormat.AsStored));
+        Assert.Equal(missing is null ? null : $"This {family} model needs {missing}, which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.", refusal?.Message);
+    }
+
     [Fact]
     public void Parse_NullIsNotMissing()
     {
@@ -94,8 +149,8 @@ public class ModelConfigTests
     }
 
     [Theory]
-    [InlineData("\"model_type\": \"mamba\"", "config.json:2: model_type is 'mamba', a family that is not supported. Supported: llama. Choose a base model of one of these.")]
-    [InlineData("\"vocab_size\": 5", "config.json: model_type is missing, so the model's family is not known. Supported: llama. Check that this is the config.json of a language model.")]
+    [InlineData("\"model_type\": \"mamba\"", "config.json:2: model_type is 'mamba', a family that is not supported. Supported: " + Supported + ". Choose a base model of one of these.")]
+    [InlineData("\"vocab_size\": 5", "config.json: model_type is missing, so the model's family is not known. Supported: " + Supported + ". Check that this is the config.json of a language model.")]
     [InlineData("\"model_type\": \"llama\", \"architectures\": [\"LlamaForSequenceClassification\"]", "config.json:2: architectures says 'LlamaForSequenceClassification'; of the family llama only LlamaForCausalLM, the language model, is supported. Choose a base model of that class.")]
     [InlineData("\"model_type\": \"llama\",\n\"hidden_act\": \"gelu\"", "config.json:3: hidden_act must be silu, got \"gelu\". Another activation is not supported for this family.")]
     [InlineData("\"model_type\": \"llama\", \"hidden_size\": 4096.5", "config.json:2: hidden_size must be a whole number from 1 to 1048576, got 4096.5.")]
@@ -110,6 +165,17 @@ public class ModelConfigTests
     [InlineData("\"model_type\": \"llama\", \"rope_scaling\": {\n\"rope_type\": \"longrope\"}", "config.json:3: rope_scaling.rope_type must be one of default, linear, dynamic, llama3, yarn, got \"longrope\". Training with other angles than the model's own would ruin it.")]
     [InlineData("\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"linear\"}", "config.json: rope_scaling.factor is missing; this rope_type needs it. Add it as in the model's original config.json.")]
     [InlineData("\"model_type\": \"llama\", \"rope_scaling\": {\"factor\": 2}", "config.json:2: rope_scaling.factor is given, but no rope_type that says what to do with it. Add rope_type: linear, dynamic, llama3 or yarn.")]
+    [InlineData("\"model_type\": \"mistral\", \"num_hidden_layers\": 2,\n\"layer_types\": [\"full_attention\", \"sliding_attention\"]", "config.json:3: layer_types does not fit sliding_window, which in the family mistral holds for every layer. Remove layer_types, or set sliding_window to null if no layer slides.")]
+    [InlineData("\"model_type\": \"qwen2\", \"layer_types\": [\"full_attention\"]", "config.json:2: layer_types names 1 layers, but num_hidden_layers is 32. One of the two is wrong.")]
+    [InlineData("\"model_type\": \"qwen2\", \"num_hidden_layers\": 1, \"layer_types\": [\"sliding_attention\"]", "config.json:2: layer_types gives layers a sliding window, but there is no size: sliding_window is null, or use_sliding_window is false. One of them is wrong.")]
+    [InlineData("\"model_type\": \"qwen3\", \"num_hidden_layers\": 1, \"layer_types\": [\"linear_attention\"]", "config.json:2: layer_types must be a list of full_attention and sliding_attention, got [\"linear_attention\"]. Another kind of layer is not supported.")]
+    [InlineData("\"model_type\": \"gemma2\",\n\"sliding_window\": null", "config.json:3: sliding_window gives layers a sliding window, but there is no size: sliding_window is null, or use_sliding_window is false. One of them is wrong.")]
+    [InlineData("\"model_type\": \"gemma2\", \"hidden_activation\": \"gelu\"", "config.json:2: hidden_activation must be gelu_pytorch_tanh, got \"gelu\". Another activation is not supported for this family.")]
+    [InlineData("\"model_type\": \"gemma2\", \"use_bidirectional_attention\": true", "config.json:2: use_bidirectional_attention must be false, got true. Only causal attention is supported.")]
+    [InlineData("\"model_type\": \"phi3\", \"resid_pdrop\": 0.1", "config.json:2: resid_pdrop must be 0, got 0.1. Dropout in the base model is not supported; set it to 0 to train without.")]
+    [InlineData("\"model_type\": \"phi3\", \"rope_scaling\": {\"type\": \"longrope\"}", "config.json:2: rope_scaling.type must be default in the family phi3, got \"longrope\". Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.")]
+    [InlineData("\"model_type\": \"phi3\", \"rope_scaling\": {\"type\": \"su\"}", "config.json:2: rope_scaling.type must be default in the family phi3, got \"su\". Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.")]
+    [InlineData("\"model_type\": \"phi3\", \"partial_rotary_factor\": 0.75", "config.json:2: partial_rotary_factor must be 1 for this family, got 0.75. Heads that rotate only in part are not supported here.")]
     [InlineData("\"model_type\": \"llama\", \"quantization_config\": {}", "config.json:2: quantization_config is present: these weights are quantized already, which is not read. Use the model's original weights; they are quantized here while they are loaded.")]
     public void Parse_Unusable_SaysWhereAndWhy(string fields, string message)
         => Assert.Equal(message, Assert.Throws<ModelFormatException>(() => Parse("{\n" + fields + "}")).Message);
