@@ -58,7 +58,7 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
     private static TheoryData<string, string> Cases(string kind)
     {
         var data = new TheoryData<string, string>();
-        foreach (string name in Fixtures.Cases(kind).Where(name => PeftFixture.NotYetSupported(Path.Combine(kind, name)) is null))
+        foreach (string name in Fixtures.Cases(kind).Where(name => PeftFixture.NotYetSupported(Path.Combine(kind, name)) is null && (Fixtures.Root is null || PeftFixture.RunsOnGpu(Path.Combine(kind, name)))))
         {
             foreach (string mode in CudaTestDevice.Modes)
             {

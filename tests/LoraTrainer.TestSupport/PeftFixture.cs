@@ -60,8 +60,16 @@ public sealed class PeftFixture : IDisposable
         null => BaseFormat.AsStored,
         "nf4" => BaseFormat.Nf4,
         "nf4-dq" => BaseFormat.Nf4DoubleQuantized,
+        "int8" => BaseFormat.EightBit,
         { } other => throw new NotSupportedException($"the quantization {other} is not known here"),
     };
+
+    /// <summary>Whether there are kernels for how the case keeps its base.</summary>
+    public static bool RunsOnGpu(string relative)
+    {
+        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(Fixtures.Root!, relative, "case.json")));
+        return FormatOf(document.RootElement).WithoutKernel(DevicePlatform.Cuda) is null;
+    }
 
     /// <summary>What the case needs and the trainer does not have yet, or null. Enabling a kind is deleting its line.</summary>
     public static string? NotYetSupported(string relative)
@@ -81,7 +89,6 @@ public sealed class PeftFixture : IDisposable
             : Setting("use_dora") is { ValueKind: JsonValueKind.True } ? "DoRA"
             : initialization is "pissa" or "olora" ? initialization
             : Setting("modules_to_save") is { ValueKind: JsonValueKind.Array } ? "modules_to_save"
-            : description.TryGetProperty("quantization", out JsonElement quantization) && quantization.ValueKind == JsonValueKind.String && quantization.GetString() == "int8" ? "an 8-bit base"
             : null;
 
         JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
