@@ -36,7 +36,16 @@ public sealed class MeasureDevice : Device
     /// <summary>Floating-point operations of everything that ran since the last <see cref="ResetFlops"/>; a multiplication with an addition counts as two.</summary>
     public double Flops { get; private set; }
 
+    /// <summary>Bytes of all arenas that lie behind files; they are not in <see cref="Arena"/>.</summary>
+    public long MappedBytes { get; private set; }
+
     public void ResetFlops() => Flops = 0;
+
+    public override Arena MapArena(string path, long bytes)
+    {
+        MappedBytes += bytes;
+        return new Arena(this, ImaginaryStart, bytes);
+    }
 
     public override void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0) => CheckTransfer(destination, source.Length, elementOffset);
 

@@ -103,7 +103,7 @@ public sealed class TextModel : IDisposable
     {
         if (source.Format.WithoutKernel(selection.Platform) is { } what)
         {
-            throw new TrainingSetupException($"{source.BaseFolder} was trained on as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit for another format.");
+            throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
         }
 
         ModelConfig config = ModelConfig.Parse(source.BaseFolder);

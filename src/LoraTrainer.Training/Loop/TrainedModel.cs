@@ -42,16 +42,17 @@ public sealed class TrainedModel
             throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
         }
 
+        string pageFile = Path.Combine(config.OutputDir, RunFolder.PagedMomentsName);
         if (config.Adapter.Kind == AdapterKind.None)
         {
             CausalLanguageModel full = ModelLoader.LoadTrainable(shape, folder, device, progress);
-            return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer));
+            return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer, pageFile));
         }
 
         CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), progress);
         RefuseUnknownTargets(config.Adapter.TargetModules, LoraInjection.Modules(model));
         LoraInjection adapters = LoraInjection.Inject(model, AdapterConfigOf(config), (ulong)config.Seed, config.Adapter.LoraPlusRatio ?? 1);
-        return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer));
+        return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
 
     /// <summary>How a config keeps the frozen base.</summary>
@@ -73,7 +74,7 @@ public sealed class TrainedModel
             return (config.Quantization.LoadIn4Bit ? "bnb_config_kwargs.bnb_4bit_quant_type" : "load_in_8bit", format);
         }
 
-        return null;
+        return config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
     }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>

@@ -90,6 +90,8 @@ public sealed class ConfigurationLoaderTests
     [InlineData("test_datasets: [{path: a, type: alpaca, field: b}]", "test_datasets[0].field belongs to type: completion only (tiny.yaml:6). Name the fields in a block under type, or remove it.")]
     [InlineData("interruption: {sources: [aws], file: stop}", "interruption.file (tiny.yaml:6) is given, but interruption.sources (tiny.yaml:6) does not watch it. Add file to the sources, or remove interruption.file.")]
     [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]
+    [InlineData("device: cuda\noptimizer: adamw_8bit", "optimizer (tiny.yaml:7): the 8-bit optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
+    [InlineData("device: cuda\noptimizer: paged_adamw_8bit", "optimizer (tiny.yaml:7): a paged optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
     [InlineData("device: cuda\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs.bnb_4bit_quant_type (tiny.yaml:8): the 4-bit type fp4 has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
@@ -232,7 +234,6 @@ public sealed class ConfigurationLoaderTests
     public void Load_KeyThatWouldChangeTheTraining_IsRefused(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 
     [Theory]
-    [InlineData("optimizer: paged_adamw_8bit", "A paged optimizer is not supported yet, got optimizer: paged_adamw_8bit (tiny.yaml:6). Use optimizer: adamw_torch; with LoRA its moments are small.")]
     [InlineData("gradient_checkpointing: offload", "Offloading activations is not supported yet, got gradient_checkpointing: offload (tiny.yaml:6). Use gradient_checkpointing: true.")]
     [InlineData("peft_use_dora: true", "DoRA is not supported yet, got peft_use_dora: true (tiny.yaml:6). Use plain LoRA, or peft_use_rslora: true.")]
     [InlineData("test_datasets: [{path: a.csv, type: alpaca, ds_type: csv}]", "This file format is not supported yet, got test_datasets[0].ds_type: csv (tiny.yaml:6). Convert the file to JSON lines.")]
