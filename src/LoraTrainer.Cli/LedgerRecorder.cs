@@ -1,3 +1,4 @@
+using System.Globalization;
 using LoraTrainer.Costs.Ledger;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
@@ -21,6 +22,9 @@ internal sealed class LedgerRecorder : IDisposable
     private readonly Action<string> warn;
     private readonly HashSet<int> refused = [];
     private bool isTidy;
+
+    // Of the first attempt that knew: what was expected before anything was paid for.
+    private double? plannedHours;
 
     public LedgerRecorder(string? path, TrainingConfig config, Action<string> warn)
     {
@@ -60,6 +64,7 @@ internal sealed class LedgerRecorder : IDisposable
 
     private void Merge(AttemptRecord attempt)
     {
+        plannedHours ??= attempt.ExpectedHours;
         ledger.Merge(Snapshot(attempt));
         if (attempt.Holder == LeaseHolder.Current && !isTidy)
         {
@@ -82,7 +87,7 @@ internal sealed class LedgerRecorder : IDisposable
                 Project = config.Cost.Project ?? string.Empty,
                 Tags = [.. config.Cost.Tags.Select(tag => $"{tag.Key}={tag.Value}")],
                 Model = config.BaseModel,
-                Config = new Dictionary<string, string> { [OutputDir] = Path.GetFullPath(config.OutputDir) },
+                Config = FactsOf(attempt),
                 Created = attempt.Started,
             },
             Epoch = attempt.Epoch,
@@ -120,6 +125,22 @@ internal sealed class LedgerRecorder : IDisposable
             _ => AttemptEnd.Interrupted,
         },
     };
+
+    /// <summary>What reports of the run need besides: see <c>RunSection</c>.</summary>
+    private Dictionary<string, string> FactsOf(AttemptRecord attempt)
+    {
+        var facts = new Dictionary<string, string> { [OutputDir] = Path.GetFullPath(config.OutputDir) };
+        if (plannedHours is { } hours)
+        {
+            facts.Add("planned_hours", ((decimal)hours).ToString(CultureInfo.InvariantCulture));
+            if (attempt.Rate is { } rate)
+            {
+                facts.Add("planned_cost", rate.BilledCostOf((decimal)hours * 3600, gpuCount: 1).Amount.ToString(CultureInfo.InvariantCulture));
+            }
+        }
+
+        return facts;
+    }
 
     private static LedgerPhase PhaseOf(TrainingPhase phase) => phase switch
     {

@@ -1,4 +1,4 @@
-using LoraTrainer.Cli.Verbs;
+using LoraTrainer.Costs;
 using LoraTrainer.Costs.Ledger;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training.Interruptions;
@@ -16,11 +16,13 @@ internal static class MachinePrices
     {
         try
         {
-            return PriceTable.Load(PricesVerb.FileOf(null)).Find(machine.Provider, machine.InstanceType, gpu, machine.Region, machine.IsSpot) is { } price
+            // Price lists have names of their own for GPUs.
+            string listed = gpu.Length > 0 && GpuTable.Load(UserFiles.Gpus(null)).OfDriver(gpu) is { } known ? known.Name : string.Empty;
+            return PriceTable.Load(UserFiles.Prices(null)).Find(machine.Provider, machine.InstanceType, listed, machine.Region, machine.IsSpot) is { } price
                 ? new AttemptRate(price.Amount.Amount, price.Amount.Currency, price.Per == PriceUnit.Gpu ? RatePer.Gpu : RatePer.Machine) { Source = price.Source, AsOf = price.AsOf, Billing = price.Billing }
                 : null;
         }
-        catch (Exception exception) when (exception is PriceFormatException or IOException or UnauthorizedAccessException)
+        catch (Exception exception) when (exception is CsvFormatException or IOException or UnauthorizedAccessException)
         {
             warn($"The prices cannot be read, so the price of this machine is not known: {exception.Message}");
             return null;

@@ -17,6 +17,7 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
     private int? savedStep;
     private long tokens;
     private long samples;
+    private double? expectedHours;
     private TimeSpan stalled;
 
     /// <summary>What the machine is billed for so far: since the process started, or the machine did, by a clock that nobody sets.</summary>
@@ -28,6 +29,15 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
         {
             device = description;
             totalSteps = total;
+        }
+    }
+
+    /// <param name="hours">That the whole run is expected to take; null: not known.</param>
+    public void Expects(double? hours)
+    {
+        lock (gate)
+        {
+            expectedHours = hours;
         }
     }
 
@@ -88,6 +98,7 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
                 SavedStep = savedStep,
                 Tokens = tokens,
                 Samples = samples,
+                ExpectedHours = expectedHours,
                 Loss = last.Seconds > 0 ? last.Loss : null,
                 TokensPerSecond = last.Seconds > 0 ? last.Tokens / last.Seconds : null,
                 StallSeconds = stalled.TotalSeconds,

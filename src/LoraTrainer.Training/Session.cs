@@ -23,6 +23,7 @@ internal sealed class Session
     private static readonly TimeSpan UploadNews = TimeSpan.FromMilliseconds(500);
 
     private readonly List<double> losses = [];
+    private readonly List<double> secondsPerToken = [];
     private Trainer trainer = null!;
     private CheckpointWriter writer = null!;
     private TrainerState state = null!;
@@ -72,6 +73,12 @@ internal sealed class Session
 
     public required MemoryPlan Plan { get; init; }
 
+    /// <summary>The work of the whole run, for those who want to know how fast this device does it.</summary>
+    public required WorkPlan Work { get; init; }
+
+    /// <summary>Of the base's files.</summary>
+    public required long WeightBytes { get; init; }
+
     /// <summary>Of the process, just before the model was loaded.</summary>
     public required long BaselineBytes { get; init; }
 
@@ -82,6 +89,27 @@ internal sealed class Session
 
     /// <summary>Filled where the run comes to its end.</summary>
     public RunSummary? Summary { get; private set; }
+
+    /// <summary>What this process measured; null where its steps are too few to say anything.</summary>
+    public RunMeasurement? Measurement
+    {
+        get
+        {
+            // The first step compiles code and touches memory for the first time.
+            double[] steps = [.. secondsPerToken.Skip(1).Order()];
+            return steps.Length < RunMeasurement.LeastSteps ? null : new RunMeasurement
+            {
+                Device = Device.Platform,
+                Threads = Device.ThreadCount,
+                Work = Work,
+                WeightBytes = WeightBytes,
+                SecondsPerToken = steps[steps.Length / 2],
+                Steps = steps.Length,
+                IsWhole = secondsPerToken.Count == trainer.TotalSteps,
+                PhaseSeconds = Phases.Seconds,
+            };
+        }
+    }
 
     private CancellationToken Stop => Control.Stop;
 
@@ -205,6 +233,7 @@ internal sealed class Session
             StepResult step = trainer.Step();
             stepSeconds = step.Seconds;
             losses.Add(step.Loss);
+            secondsPerToken.Add(step.Seconds / step.Tokens);
             state = state with
             {
                 Step = step.Step,
@@ -231,7 +260,7 @@ internal sealed class Session
                 Answer(requests);
             }
 
-            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.Failure is { } failure && !Lease.Lost.IsCancellationRequested)
+            if (Config.Checkpoint.OnError == CheckpointErrorAction.Stop && writer.FirstFailure is { } failure && !Lease.Lost.IsCancellationRequested)
             {
                 throw Lost(failure);
             }

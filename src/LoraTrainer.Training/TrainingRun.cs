@@ -68,11 +68,17 @@ public sealed class TrainingRun
     /// <summary>What an hour of a machine with such a GPU costs, for runs without <c>cost.rate</c>; null where it is not known. Must not throw.</summary>
     public Func<MachineIdentity, string, AttemptRate?>? PriceOf { get; init; }
 
+    /// <summary>How many hours a run is expected to take, from its first step to its last; null where that is not known. Must not throw.</summary>
+    public Func<ExpectedRun, double?>? HoursOf { get; init; }
+
     /// <summary>Up to when the ledger has time of the machine of a process since it booted; null where it has none. Must not throw.</summary>
     public Func<LeaseHolder, DateTimeOffset?>? BilledUntil { get; init; }
 
     /// <summary>What the run came to; filled when <see cref="RunAsync"/> returns.</summary>
     public RunSummary? Summary { get; private set; }
+
+    /// <summary>What a process that came to the end measured of its device; null where that is nothing.</summary>
+    public RunMeasurement? Measurement { get; private set; }
 
     /// <summary>True where the steps came to their end in this process, and not in an earlier one.</summary>
     public bool IsFirstEnd { get; private set; }
@@ -305,6 +311,7 @@ public sealed class TrainingRun
         {
             RunEnding ending = await session.RunAsync().ConfigureAwait(false);
             Summary = session.Summary;
+            Measurement = ending == RunEnding.Finished ? session.Measurement : null;
             IsFirstEnd = ending == RunEnding.Finished && !wasFinished;
             return ending;
         }
@@ -491,6 +498,8 @@ public sealed class TrainingRun
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
+        WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data.HeldOut);
+        pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
 
         phases.Enter(TrainingPhase.Loading);
         ReturnGarbage();
@@ -521,6 +530,8 @@ public sealed class TrainingRun
                 Data = data,
                 Trained = trained,
                 Plan = plan,
+                Work = work,
+                WeightBytes = weights.TotalBytes,
                 BaselineBytes = baseline,
                 BaseHash = HashOfBase(weights),
                 Device = device,

@@ -44,7 +44,7 @@ public sealed class PriceTableTests
     [InlineData("USD", "$", "mine.csv, line 2, currency: got '$', expected three capital letters such as USD.")]
     [InlineData(",instance,", ",machine,", "mine.csv, line 2, per: got 'machine', expected one of gpu, instance.")]
     [InlineData("on_demand", "cheap", "mine.csv, line 2, pricing: got 'cheap', expected one of on_demand, spot, reserved, owned.")]
-    [InlineData(",8,", ",0,", "mine.csv, line 2, gpu_count: got '0', expected a number from 1 to 1024.")]
+    [InlineData(",8,", ",0,", "mine.csv, line 2, gpu_count: got '0', expected a whole number from 1 to 1024.")]
     [InlineData(",8,", ",1.5,", "mine.csv, line 2, gpu_count: got '1.5', expected a whole number from 1 to 1024.")]
     [InlineData("2025-07-01", "July", "mine.csv, line 2, as_of: got 'July', expected a day such as 2026-05-07.")]
     [InlineData("a catalog", "", "mine.csv, line 2, source: got '', expected a text.")]
@@ -58,14 +58,14 @@ public sealed class PriceTableTests
         string text = $"{Header}\n{Row}\n";
         Assert.Contains(part, text, StringComparison.Ordinal);
 
-        string got = Assert.Throws<PriceFormatException>(() => PriceTable.Parse("mine.csv", text.Replace(part, replacement, StringComparison.Ordinal))).Message;
+        string got = Assert.Throws<CsvFormatException>(() => PriceTable.Parse("mine.csv", text.Replace(part, replacement, StringComparison.Ordinal))).Message;
 
         Assert.StartsWith(message, got, StringComparison.Ordinal);
     }
 
     [Fact]
-    public void SameRowTwice_IsRefused() => Assert.Contains("as line 2", Assert.Throws<PriceFormatException>(() => PriceTable.Parse("mine.csv", $"{Header}\n{Row}\n{Row}\n")).Message, StringComparison.Ordinal);
+    public void SameRowTwice_IsRefused() => Assert.Contains("as line 2", Assert.Throws<CsvFormatException>(() => PriceTable.Parse("mine.csv", $"{Header}\n{Row}\n{Row}\n")).Message, StringComparison.Ordinal);
 
     [Fact]
-    public void EmptyFile_IsRefused() => Assert.Contains("no header", Assert.Throws<PriceFormatException>(() => PriceTable.Parse("mine.csv", "# nothing\n")).Message, StringComparison.Ordinal);
+    public void EmptyFile_IsRefused() => Assert.Contains("no header", Assert.Throws<CsvFormatException>(() => PriceTable.Parse("mine.csv", "# nothing\n")).Message, StringComparison.Ordinal);
 }

@@ -19,6 +19,20 @@ public sealed class PublishedFiguresTests
         Assert.Equal(agrees, Math.Round(cost.Amount, 2) == Decimal(published));
     }
 
+    /// <summary>What the same table says of itself: "10x" and "20x" agree, the flat rate of $1.05 an hour does not give its costs, and 59.6 GPU-hours for 104 million tokens are 485 tokens a second.</summary>
+    [Fact]
+    public void FinLora_RatiosAgree_AndTheFlatRateDoesNot()
+    {
+        Assert.Equal(10.45m, Math.Round(162.02m / 15.50m, 2));
+        Assert.Equal(20.13m, Math.Round(312.00m / 15.50m, 2));
+        Assert.Equal(15.65m, Math.Round(1.05m * 14.9m, 2, MidpointRounding.AwayFromZero));
+        Assert.NotEqual(15.50m, Math.Round(1.05m * 14.9m, 2));
+        Assert.Equal(485m, Math.Round(104_000_000m / (4 * 14.9m * 3600)));
+
+        // The row that is off implies 14.529 hours.
+        Assert.Equal(14.529m, Math.Round(15.11m / 4 / 0.26m, 3));
+    }
+
     /// <summary>GPT-4o-mini at $3 a million training tokens. The token count is solved back from the published $312: only the price and the 4 epochs are stated.</summary>
     [Fact]
     public void Gpt4oMini_TokensAreSolvedBackFromThePrice()

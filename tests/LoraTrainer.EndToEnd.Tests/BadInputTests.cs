@@ -171,7 +171,8 @@ public sealed class BadInputTests
     [InlineData(300, "stop")]
     public async Task Train_DiskFull_LeavesARunThatCanBeResumed(int kibibytes, string onError)
     {
-        using var folder = new TinyFolder(rows: 12, changes: ("checkpoint", $"{{every_steps: 2, keep: 2, on_error: {onError}}}"));
+        // To stop, a run needs steps that come after the checkpoint that failed behind it.
+        using var folder = new TinyFolder(rows: 12, changes: [("checkpoint", $"{{every_steps: 2, keep: 2, on_error: {onError}}}"), ("num_epochs", onError == "stop" ? 60 : 2.4)]);
 
         // In a mount namespace of its own: the small disk vanishes with the process.
         string script = $"""

@@ -39,6 +39,7 @@ internal sealed record Ending(int ExitCode, string Output, string Error)
         var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
         // Never that of whoever runs the tests.
         start.Environment["LT_LEDGER"] = LedgerOf(folder);
+        start.Environment["LT_CALIBRATION"] = Path.ChangeExtension(LedgerOf(folder), ".calibration.jsonl");
         foreach ((string name, string value) in environment ?? new Dictionary<string, string>())
         {
             start.Environment[name] = value;

@@ -1,32 +1,77 @@
 using System.CommandLine;
 using System.Globalization;
 using System.Text.Json;
+using LoraTrainer.Costs;
+using LoraTrainer.Costs.Estimates;
+using LoraTrainer.Costs.Prices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli.Verbs;
 
-/// <summary>Says what a run will need. Opens no device; a GPU is asked for its free memory.</summary>
+/// <summary>Says what a run will need, take and cost, here and elsewhere. Opens no device; a GPU is asked for its name and its free memory.</summary>
 internal static class PlanVerb
 {
+    private const string XiaModel = "xia";
+
     private const string Examples = """
         Examples:
           lora-trainer plan my.yaml
+          lora-trainer plan my.yaml --budget 20 --max-hours 8 --sort fastest
+          lora-trainer plan my.yaml --gpu H100 --all --compare
           lora-trainer plan my.yaml --set load_in_4bit=false --set adapter=lora
           lora-trainer plan my.yaml --set base_model=shapes/8b      a folder with nothing but config.json is enough
+          lora-trainer plan --model xia                             the model of Xia et al. and its published figures
+          lora-trainer plan --model xia --fit rows.csv              the same, fitted to your own measurements
 
         The memory is that of the arena of a real run, to the byte: the same code lays it out. Without data or tokenizer, tokens and steps are not known.
+        The time is computed from the operations of that code and the rates of the device, and from what earlier runs on the device took: each finished train
+        adds a row to --calibration, else LT_CALIBRATION, else calibration.jsonl in your data folder. Prices and rates of GPUs are data files that yours come
+        before: LT_PRICES and LT_GPUS, else prices.csv and gpus.csv in ~/.config/lora-trainer.
         Exit code: 0 also where the plan does not fit this machine.
         """;
 
+    private static readonly Argument<string> Configuration = new("CONFIG") { Description = "The configuration, a YAML file; not for --model xia.", Arity = ArgumentArity.ZeroOrOne };
+    private static readonly Option<string> Model = new("--model") { Description = "xia: the analytical model of Xia et al. instead of a plan of CONFIG.", HelpName = "NAME" };
+    private static readonly Option<string> Fit = new("--fit") { Description = "With --model xia: your own measured rows, a CSV file.", HelpName = "ROWS.csv" };
+    private static readonly Option<string[]> Figure = new("--figure") { Description = "With --model xia: a figure of its own instead of the published one, as often as needed: --figure gpu_gb=24 --figure seq_len=512", HelpName = "name=value" };
+    private static readonly Option<string> GpuName = new("--gpu") { Description = "Only GPUs whose name contains this.", HelpName = "NAME" };
+    private static readonly Option<string> Provider = new("--provider") { Description = "Only this provider.", HelpName = "NAME" };
+    private static readonly Option<string> Budget = new("--budget") { Description = "Only offers that cost no more, in cost.currency.", HelpName = "AMOUNT" };
+    private static readonly Option<string> MaxHours = new("--max-hours") { Description = "Only offers that take no longer.", HelpName = "HOURS" };
+    private static readonly Option<string> Sort = new("--sort") { Description = "cheapest (the default) or fastest first." };
+    private static readonly Option<bool> All = new("--all") { Description = "Show all offers that fit." };
+    private static readonly Option<bool> Compare = new("--compare") { Description = "Draw the offers as bars." };
+    private static readonly Option<string> Calibration = new("--calibration") { Description = "What earlier runs measured, a file.", HelpName = "FILE" };
+
     public static Verb Create()
     {
-        Argument<string> config = new("CONFIG") { Description = "The configuration, a YAML file." };
-        return new Verb("plan", "Tell memory, work, tokens and steps of a run before it starts.", Examples) { config, CommandLine.Set }
-            .WithWork(context => Task.FromResult(Run(context, context.Arguments.GetRequiredValue(config))));
+        Model.AcceptOnlyFromAmong(XiaModel);
+        Sort.AcceptOnlyFromAmong("cheapest", "fastest");
+        return new Verb("plan", "Tell memory, time and money of a run before it starts.", Examples)
+        {
+            Configuration, CommandLine.Set, GpuName, Provider, Budget, MaxHours, Sort, All, Compare, Calibration, Model, Fit, Figure,
+        }.WithWork(context => Task.FromResult(Run(context)));
+    }
+
+    private static ExitCode Run(VerbContext context)
+    {
+        ParseResult arguments = context.Arguments;
+        string? path = arguments.GetValue(Configuration);
+        if (arguments.GetValue(Model) is not null)
+        {
+            return path is null
+                ? XiaPlan.Run(context.Terminal, arguments.GetValue(Fit), arguments.GetValue(Figure) ?? [])
+                : throw new TrainingSetupException($"--model xia plans no configuration, got {path}. Leave one of them out.");
+        }
+
+        return path is not null && arguments.GetValue(Fit) is null && arguments.GetValue(Figure) is not { Length: > 0 }
+            ? Run(context, path)
+            : throw new TrainingSetupException(path is null ? "plan needs a configuration: lora-trainer plan my.yaml. Only --model xia does without." : "--fit and --figure belong to --model xia.");
     }
 
     private static ExitCode Run(VerbContext context, string path)
@@ -43,25 +88,63 @@ internal static class PlanVerb
 
         bool plannable = result.Config is not null && result.Errors.All(issue => issue.Kind == ConfigurationIssueKind.NotSupportedYet);
         TrainingConfig config = plannable ? result.Config! : result.Require();
-        RunPlan plan = RunPlan.Of(config, new PlanObserver(terminal), context.Signals.Listen("Planning stops."));
-        foreach (string notice in plan.Notices)
+        OfferFilter filter = FilterOf(context.Arguments, config);
+        PriceTable prices = PriceTable.Load(UserFiles.Prices(null));
+        GpuTable gpus = GpuTable.Load(UserFiles.Gpus(null));
+        using RunInputs inputs = RunInputs.Read(config, new PlanObserver(terminal), context.Signals.Listen("Planning stops."));
+        RunPlan plan = RunPlan.Of(inputs);
+        foreach (string notice in inputs.Notices)
         {
             terminal.Note(notice);
         }
 
-        long? available = AvailableBytes(plan.Device.Platform);
-        terminal.Result(Words(plan, config, available));
-        terminal.Json(json => Write(json, plan, available));
+        CudaDeviceInfo? gpu = plan.Device.Platform == DevicePlatform.Cuda ? CudaDevice.Describe().Device : null;
+        long? available = plan.Device.Platform == DevicePlatform.Cuda ? gpu?.FreeMemoryBytes : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes;
+        var offers = new PlanOffers(inputs, prices, gpus, new CalibrationFile(CalibrationFile.Locate(context.Arguments.GetValue(Calibration)), terminal.Warn));
+        LocalTime here = offers.Here(plan.Device, gpu?.Name);
+        Money? cost = here.Time is { } time && config.Cost.Rate is { } rate ? new Money(rate, config.Cost.Currency) * (decimal)Math.Min(time.Hours, 1e12) : null;
+        OfferTable table = offers.Of(filter);
+        FullTraining full = offers.Full(filter);
+        IReadOnlyList<TuningService> services = TuningService.Shipped;
+        DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
+        terminal.Result(Words(inputs, plan, available, PlanPage.Lines(here, cost)));
+        if (context.Arguments.GetValue(Compare))
+        {
+            PlanPage.Draw(terminal, table, services, inputs.TokensOrFull, filter);
+        }
+        else
+        {
+            terminal.Result(Environment.NewLine + PlanPage.Words(table, filter, context.Arguments.GetValue(All), today));
+            terminal.Result(Environment.NewLine + PlanPage.Beside(inputs.TokensOrFull, services, full));
+        }
+
+        terminal.Json(json =>
+        {
+            json.WriteStartObject();
+            Write(json, inputs, plan, available);
+            PlanPage.Write(json, here, cost, table, inputs.TokensOrFull, services, full);
+            json.WriteEndObject();
+        });
         return ExitCode.Done;
     }
 
-    /// <summary>The memory that this machine has for the plan; null where there is no such device, or it does not tell.</summary>
-    private static long? AvailableBytes(DevicePlatform platform) =>
-        platform == DevicePlatform.Cuda ? CudaDevice.Describe().Device?.FreeMemoryBytes : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes;
+    private static OfferFilter FilterOf(ParseResult arguments, TrainingConfig config) => new()
+    {
+        Gpu = arguments.GetValue(GpuName),
+        Provider = arguments.GetValue(Provider),
+        Budget = Number(arguments, Budget, "an amount such as 20 or 12.50") is { } amount ? new Money(amount, config.Cost.Currency) : null,
+        MaxHours = (double?)Number(arguments, MaxHours, "hours such as 8 or 0.5"),
+        FastestFirst = arguments.GetValue(Sort) == "fastest",
+    };
 
-    private static string Words(RunPlan plan, TrainingConfig config, long? available)
+    private static decimal? Number(ParseResult arguments, Option<string> option, string expected) => arguments.GetValue(option) is not { } text ? null
+        : decimal.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out decimal number) && number > 0 ? number
+        : throw new TrainingSetupException($"{option.Name} must be above 0, got '{text}'. Expected {expected}.");
+
+    private static string Words(RunInputs inputs, RunPlan plan, long? available, IEnumerable<(string Name, string Value)> time)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
+        TrainingConfig config = inputs.Config;
         MemoryPlan memory = plan.Memory;
         var lines = new List<(string Name, string Value)>
         {
@@ -77,8 +160,9 @@ internal static class PlanVerb
 
         lines.Add(("this machine", Fits(plan, available)));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
-        lines.Add(("tokens", plan.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
-        lines.Add(("steps", plan.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
+        lines.Add(("tokens", inputs.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
+        lines.Add(("steps", inputs.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
+        lines.AddRange(time);
         int width = lines.Max(line => line.Name.Length) + 2;
         return string.Join(Environment.NewLine, lines.Select(line => line.Name.PadRight(width) + line.Value));
     }
@@ -108,9 +192,8 @@ internal static class PlanVerb
         _ => kind.ToString().ToLowerInvariant(),
     };
 
-    private static void Write(Utf8JsonWriter json, RunPlan plan, long? available)
+    private static void Write(Utf8JsonWriter json, RunInputs inputs, RunPlan plan, long? available)
     {
-        json.WriteStartObject();
         json.WriteStartObject("device");
         json.WriteString("platform", Word(plan.Device.Platform));
         json.WriteString("reason", plan.Device.Reason);
@@ -125,15 +208,14 @@ internal static class PlanVerb
         RunSummary.WriteByKind(json, plan.Memory.ByKind);
         json.WriteEndObject();
         json.WriteNumber("flops_per_token", plan.Memory.FlopsPerToken);
-        json.WriteNumberOrNull("tokens", plan.Tokens);
-        json.WriteNumberOrNull("steps", plan.Steps);
-        json.WriteEndObject();
+        json.WriteNumberOrNull("tokens", inputs.Tokens);
+        json.WriteNumberOrNull("steps", inputs.Steps);
     }
 
     /// <summary>Passes on what the data tell; progress is not shown.</summary>
-    private sealed class PlanObserver(Terminal terminal) : Training.Loop.ITrainingObserver
+    private sealed class PlanObserver(Terminal terminal) : ITrainingObserver
     {
-        public void OnProgress(in Training.Loop.TrainingProgress progress)
+        public void OnProgress(in TrainingProgress progress)
         {
         }
 

@@ -8,8 +8,6 @@ namespace LoraTrainer.Cli.Verbs;
 /// <summary>Lists the prices that plans and reports compute with.</summary>
 internal static class PricesVerb
 {
-    private const string Variable = "LT_PRICES";
-
     private const string Examples = """
         Examples:
           lora-trainer prices
@@ -30,7 +28,7 @@ internal static class PricesVerb
         Option<string> file = new("--file") { Description = "Your own prices, a CSV file." };
         return new Verb("prices", "List GPU prices with their sources and dates.", Examples) { gpu, provider, pricing, file }.WithWork(context =>
         {
-            PriceTable table = PriceTable.Load(FileOf(context.Arguments.GetValue(file)));
+            PriceTable table = PriceTable.Load(UserFiles.Prices(context.Arguments.GetValue(file)));
             Price[] rows =
             [
                 .. table.Prices
@@ -44,18 +42,6 @@ internal static class PricesVerb
             context.Terminal.Json(json => Write(json, rows, today));
             return Task.FromResult(ExitCode.Done);
         });
-    }
-
-    /// <summary>The user's file; null where there is none. One that is named must be there.</summary>
-    internal static string? FileOf(string? given)
-    {
-        if ((given ?? Environment.GetEnvironmentVariable(Variable)) is { Length: > 0 } named)
-        {
-            return File.Exists(named) ? named : throw new FileNotFoundException($"{named}: there is no such file of prices.");
-        }
-
-        string usual = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.ApplicationData), "lora-trainer", "prices.csv");
-        return File.Exists(usual) ? usual : null;
     }
 
     private static string Words(IReadOnlyList<Price> rows, DateOnly today)
@@ -81,7 +67,8 @@ internal static class PricesVerb
 
     private static string Amount(Costs.Money money) => Quantities.Money(money.Amount, money.Currency);
 
-    private static string Word(PricingModel pricing) => pricing switch
+    /// <summary>As price files write it.</summary>
+    internal static string Word(PricingModel pricing) => pricing switch
     {
         PricingModel.OnDemand => "on_demand",
         PricingModel.Spot => "spot",

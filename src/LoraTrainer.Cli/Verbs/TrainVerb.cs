@@ -2,10 +2,14 @@ using System.CommandLine;
 using System.Diagnostics;
 using System.Globalization;
 using LoraTrainer.Cli.Watching;
+using LoraTrainer.Costs;
+using LoraTrainer.Costs.Estimates;
+using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -53,7 +57,7 @@ internal static class TrainVerb
             using var ledger = new LedgerRecorder(context.Arguments.GetValue(CommandLine.Ledger), config, display.OnWarning);
             using TensorBoardLog? tensorBoard = config.UseTensorBoard ? new TensorBoardLog(config.OutputDir, TimeProvider.System, display.OnWarning) : null;
             using OtlpMetrics? metrics = OtlpMetrics.Start(config);
-            run = new TrainingRun(config, new ObserverGroup(display, tensorBoard, metrics), TimeProvider.System) { AttemptSeen = ledger.Record, BilledUntil = ledger.BilledUntil, PriceOf = (machine, gpu) => MachinePrices.RateOf(machine, gpu, display.OnWarning) };
+            run = new TrainingRun(config, new ObserverGroup(display, tensorBoard, metrics), TimeProvider.System) { AttemptSeen = ledger.Record, BilledUntil = ledger.BilledUntil, PriceOf = (machine, gpu) => MachinePrices.RateOf(machine, gpu, display.OnWarning), HoursOf = expected => Expected(config, expected, display.OnWarning) };
             ending = await run.RunAsync(resume, force, evenIfStopped, stop);
             if (run.Summary is { } measured)
             {
@@ -84,6 +88,11 @@ internal static class TrainVerb
             return ExitCode.BudgetReached;
         }
 
+        if (run.Measurement is { } speed)
+        {
+            Remember(context, config, speed);
+        }
+
         RunSummary summary = run.Summary!;
         context.Terminal.Say(Words(summary, config));
         context.Terminal.Json(summary.Write);
@@ -93,6 +102,36 @@ internal static class TrainVerb
         }
 
         return ExitCode.Done;
+    }
+
+    /// <summary>What plans would say of the run that begins.</summary>
+    private static double? Expected(TrainingConfig config, ExpectedRun expected, Action<string> warn)
+    {
+        try
+        {
+            return PlannedTime.HoursOf(config, expected, GpuTable.Load(UserFiles.Gpus(null)), new CalibrationFile(CalibrationFile.Locate(null), warn));
+        }
+        catch (Exception exception) when (exception is CsvFormatException or IOException or UnauthorizedAccessException)
+        {
+            warn($"How long the run may take is not known: {exception.Message}");
+            return null;
+        }
+    }
+
+    /// <summary>Leaves what the run measured for later plans.</summary>
+    private static void Remember(VerbContext context, TrainingConfig config, RunMeasurement measured)
+    {
+        try
+        {
+            if (PlannedTime.RowOf(config, measured, GpuTable.Load(UserFiles.Gpus(null))) is { } row)
+            {
+                new CalibrationFile(CalibrationFile.Locate(null), context.Terminal.Warn).Append(row);
+            }
+        }
+        catch (Exception exception) when (exception is CsvFormatException or IOException or UnauthorizedAccessException)
+        {
+            context.Terminal.Warn($"What this run measured is not kept for later plans: {exception.Message}");
+        }
     }
 
     /// <summary>What the user wants done at the end. Its failure cannot hurt a run that is finished and safe: it is told, loudly.</summary>

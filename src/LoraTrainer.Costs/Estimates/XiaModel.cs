@@ -17,6 +17,14 @@ public readonly record struct ThroughputFit(double C2, double C3, double C4, dou
     public double Predict(int batch, double sparsity) => XiaModel.Throughput(C2, C3, C4, batch, sparsity);
 }
 
+/// <summary>What a fit of equation 1 came to.</summary>
+/// <param name="C0">Scale.</param>
+/// <param name="C1">Influence of the sparsity.</param>
+/// <param name="IsC1Given">True where the rows have one sparsity, which does not determine C1: it is as it was given.</param>
+/// <param name="Rows">That were fitted.</param>
+/// <param name="Exact">Of them, those whose largest batch the fit gives exactly.</param>
+public readonly record struct CapacityFit(double C0, double C1, bool IsC1Given, int Rows, int Exact);
+
 /// <summary>
 /// The analytical model of Xia et al., "Understanding the Performance and Estimating the Cost of LLM Fine-Tuning" (arXiv 2408.04693): largest batch,
 /// throughput, cost. Its coefficients belong to the models and the GPU they were fitted on; <see cref="Fit"/> finds those of other rows.
@@ -68,6 +76,42 @@ public static class XiaModel
         double intercept = meanY - slope * meanX;
         double squares = x.Zip(rows, (value, row) => Math.Pow(row.QueriesPerSecond - intercept - slope * value, 2)).Sum();
         return new ThroughputFit(slope, c3, intercept, Math.Sqrt(squares / rows.Count), rows.Count);
+    }
+
+    /// <summary>
+    /// C0 and C1 of equation 1 by least squares, in closed form: (gpu - model) / (sequence batch) = (1 - c1)/c0 + (c1/c0) sparsity. A largest batch of b stands
+    /// for something between b and b + 1, of which the middle is taken.
+    /// </summary>
+    /// <param name="rows">At least one.</param>
+    /// <param name="c1">Taken where all rows have one sparsity.</param>
+    /// <exception cref="ArgumentException">The rows contradict the equation: more experts at work would fit better.</exception>
+    public static CapacityFit FitCapacity(IReadOnlyList<CapacityRow> rows, double c1)
+    {
+        ArgumentOutOfRangeException.ThrowIfZero(rows.Count);
+        double[] x = [.. rows.Select(row => row.Sparsity)];
+        double[] y = [.. rows.Select(row => (row.GpuGigabytes - row.ModelGigabytes) / (row.SequenceLength * (row.MaxBatch + 0.5)))];
+        double meanX = x.Average(), meanY = y.Average(), spread = x.Sum(value => (value - meanX) * (value - meanX));
+        bool isGiven = spread < 1e-12;
+        double c0;
+        if (isGiven)
+        {
+            c0 = (1 - c1 + (c1 * meanX)) / meanY;
+        }
+        else
+        {
+            double slope = x.Zip(y, (sparsity, value) => (sparsity - meanX) * (value - meanY)).Sum() / spread, intercept = meanY - (slope * meanX);
+            if (slope < 0 || intercept < 0)
+            {
+                throw new ArgumentException("The rows do not fit equation 1: by them C1 would lie outside 0 to 1.", nameof(rows));
+            }
+
+            c0 = 1 / (slope + intercept);
+            c1 = slope / (slope + intercept);
+        }
+
+        double found = c1;
+        int exact = rows.Count(row => MaxBatch(c0, found, row.GpuGigabytes, row.ModelGigabytes, row.SequenceLength, row.Sparsity) == row.MaxBatch);
+        return new CapacityFit(c0, c1, isGiven, rows.Count, exact);
     }
 
     /// <summary>Cost of a fine-tuning: queries times epochs over the throughput, in hours, times the rate.</summary>

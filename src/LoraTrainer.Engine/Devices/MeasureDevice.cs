@@ -4,7 +4,7 @@ namespace LoraTrainer.Engine.Devices;
 
 /// <summary>
 /// A device whose memory does not exist and whose kernels do nothing: the same model code runs on it, its arena's high-water mark is the memory
-/// plan to the byte, and it adds up the floating-point operations that each contract declares.
+/// plan to the byte, and it keeps account of the work that each contract declares.
 /// </summary>
 public sealed class MeasureDevice : Device
 {
@@ -12,6 +12,7 @@ public sealed class MeasureDevice : Device
     private const nint ImaginaryStart = 1 << 20;
 
     private readonly Arena arena;
+    private readonly Dictionary<(WorkKind Kind, double Flops, double Bytes), long> work = [];
 
     /// <param name="threadCount">Worker threads of the device that is planned for.</param>
     /// <param name="platform">The platform of the device that is planned for; activations have its type.</param>
@@ -33,13 +34,16 @@ public sealed class MeasureDevice : Device
 
     public override string Description => "a plan (nothing is computed)";
 
-    /// <summary>Floating-point operations of everything that ran since the last <see cref="ResetFlops"/>; a multiplication with an addition counts as two.</summary>
-    public double Flops { get; private set; }
+    /// <summary>Everything that ran since the last <see cref="ResetWork"/>, equal operations together.</summary>
+    public IReadOnlyList<DeviceWork> Work => [.. work.Select(item => new DeviceWork(item.Key.Kind, item.Key.Flops, item.Key.Bytes, item.Value))];
+
+    /// <summary>Floating-point operations of <see cref="Work"/>.</summary>
+    public double Flops => work.Sum(item => item.Key.Flops * item.Value);
 
     /// <summary>Bytes of all arenas that lie behind files; they are not in <see cref="Arena"/>.</summary>
     public long MappedBytes { get; private set; }
 
-    public void ResetFlops() => Flops = 0;
+    public void ResetWork() => work.Clear();
 
     public override Arena MapArena(string path, long bytes)
     {
@@ -55,15 +59,31 @@ public sealed class MeasureDevice : Device
         destination.Clear();
     }
 
-    public override void Zero(Tensor tensor)
+    public override void Zero(Tensor tensor) => Count(0, tensor);
+
+    public override void Copy(Tensor destination, Tensor source) => Count(0, destination, source);
+
+    /// <summary>One operation that is neither product nor attention: what it computes, and the tensors that it reads and writes, each time it does.</summary>
+    internal void Count(double flops, params ReadOnlySpan<Tensor> tensors) => Count(WorkKind.Memory, flops, tensors);
+
+    /// <summary>One operation with the tensors that it reads and writes.</summary>
+    internal void Count(WorkKind kind, double flops, params ReadOnlySpan<Tensor> tensors)
     {
+        double bytes = 0;
+        foreach (Tensor tensor in tensors)
+        {
+            bytes += tensor.IsNone ? 0 : tensor.SizeBytes;
+        }
+
+        Count(kind, flops, bytes);
     }
 
-    public override void Copy(Tensor destination, Tensor source)
+    /// <summary>One operation.</summary>
+    internal void Count(WorkKind kind, double flops, double bytes)
     {
+        (WorkKind, double, double) key = (kind, flops, bytes);
+        work[key] = work.GetValueOrDefault(key) + 1;
     }
-
-    internal void Count(double flops) => Flops += flops;
 
     protected override void Dispose(bool disposing)
     {

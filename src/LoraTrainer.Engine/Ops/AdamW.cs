@@ -78,7 +78,7 @@ public static partial class AdamW
             case CudaDevice:
                 break;
             case MeasureDevice measure:
-                measure.Count(12.0 * count);
+                measure.Count(12.0 * count, parameters, parameters, gradients, firstMoment, firstMoment, secondMoment, secondMoment);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);

@@ -53,7 +53,7 @@ public static partial class AdamW8Bit
                 StepCpu(cpu, parameters, gradients, firstCodes, firstAbsmax, secondCodes, secondAbsmax, FactorsOf(settings, step, learningRate), report, maxGradientNorm);
                 break;
             case MeasureDevice measure:
-                measure.Count(12.0 * count);
+                measure.Count(12.0 * count, parameters, parameters, gradients, firstCodes, firstCodes, firstAbsmax, firstAbsmax, secondCodes, secondCodes, secondAbsmax, secondAbsmax);
                 break;
             default:
                 Contract.ThrowNoKernel(op, parameters.Device);

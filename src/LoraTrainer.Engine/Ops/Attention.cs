@@ -37,7 +37,7 @@ public static unsafe partial class Attention
                 ForwardCuda(cuda, output, lse, q, k, v, documents.Positions, heads);
                 break;
             case MeasureDevice measure:
-                measure.Count(ForwardFlops(documents.Offsets.Span, heads));
+                measure.Count(WorkKind.Attention, ForwardFlops(documents.Offsets.Span, heads), q, k, v, output, lse);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -87,7 +87,7 @@ public static unsafe partial class Attention
                 BackwardCuda(cuda, workspace, dQ, dK, dV, dOutput, output, lse, q, k, v, documents.Positions, heads);
                 break;
             case MeasureDevice measure:
-                measure.Count(2 * ForwardFlops(documents.Offsets.Span, heads));
+                measure.Count(WorkKind.Attention, 2 * ForwardFlops(documents.Offsets.Span, heads), q, k, v, output, lse, dOutput, dQ, dK, dV);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -127,7 +127,7 @@ public static unsafe partial class Attention
                 ForwardCuda(cuda, output, Tensor.None, q, k, v, Tensor.None, heads);
                 break;
             case MeasureDevice measure:
-                measure.Count(4.0 * m * t * heads.QueryWidth);
+                measure.Count(WorkKind.Attention, 4.0 * m * t * heads.QueryWidth, q, k, v, output);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);

@@ -23,7 +23,8 @@ public static partial class Cast
             case CudaDevice cuda:
                 ToBF16Cuda(cuda, output, input);
                 break;
-            case MeasureDevice:
+            case MeasureDevice measure:
+                measure.Count(0, output, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);

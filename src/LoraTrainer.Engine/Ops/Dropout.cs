@@ -38,7 +38,7 @@ public static partial class Dropout
                 ApplyCuda(cuda, output, input, probability, key);
                 break;
             case MeasureDevice measure:
-                measure.Count((double)n * d);
+                measure.Count((double)n * d, output, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);

@@ -27,7 +27,7 @@ public static partial class Elementwise
                 AddCuda(cuda, output, first, second);
                 break;
             case MeasureDevice measure:
-                measure.Count((double)n * d);
+                measure.Count((double)n * d, output, first, second);
                 break;
             default:
                 Contract.ThrowNoKernel(op, output.Device);
@@ -54,7 +54,7 @@ public static partial class Elementwise
                 AddBiasCuda(cuda, rows, bias);
                 break;
             case MeasureDevice measure:
-                measure.Count((double)n * d);
+                measure.Count((double)n * d, rows, rows);
                 break;
             default:
                 Contract.ThrowNoKernel(op, rows.Device);
@@ -80,7 +80,7 @@ public static partial class Elementwise
                 BiasGradientCuda(cuda, dBias, dOutput);
                 break;
             case MeasureDevice measure:
-                measure.Count((double)n * d);
+                measure.Count((double)n * d, dOutput);
                 break;
             default:
                 Contract.ThrowNoKernel(op, dOutput.Device);

@@ -26,7 +26,8 @@ public static partial class Embedding
             case CudaDevice cuda:
                 ForwardCuda(cuda, output, tokens, table);
                 break;
-            case MeasureDevice:
+            case MeasureDevice measure:
+                measure.Count(0, output, output);
                 break;
             default:
                 Contract.ThrowNoKernel(op, output.Device);
@@ -56,7 +57,7 @@ public static partial class Embedding
                 BackwardCuda(cuda, dTable, dOutput, tokens, paddingToken);
                 break;
             case MeasureDevice measure:
-                measure.Count((double)n * d);
+                measure.Count((double)n * d, dOutput, dOutput);
                 break;
             default:
                 Contract.ThrowNoKernel(op, dOutput.Device);

@@ -31,7 +31,7 @@ public static partial class GradientNorm
                 ComputeCuda(cuda, norm, partialSums, gradients);
                 break;
             case MeasureDevice measure:
-                measure.Count(2.0 * gradients.ElementCount);
+                measure.Count(2.0 * gradients.ElementCount, gradients);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);

@@ -68,7 +68,7 @@ public static partial class Linear
                 BackwardWeightCuda(cuda, workspace, dWeight, dOutput, input, alpha);
                 break;
             case MeasureDevice measure:
-                measure.Count(2.0 * n * width * height);
+                measure.Count(WorkKind.Product, 2.0 * n * width * height, dWeight, dWeight, dOutput, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -101,11 +101,25 @@ public static partial class Linear
                 ProductCuda(cuda, workspace, expanded, output, input, weight, transposeWeight, mode, alpha);
                 break;
             case MeasureDevice measure:
-                measure.Count(2.0 * input.Shape[0] * weight.In * weight.Out);
+                CountProduct(measure, output, input, weight);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
                 break;
         }
+    }
+
+    /// <summary>A quantized matrix is expanded for each product: on a GPU into the scratch, on the CPU into the packed panels.</summary>
+    private static void CountProduct(MeasureDevice measure, Tensor output, Tensor input, WeightMatrix weight)
+    {
+        double elements = (double)weight.In * weight.Out;
+        double expanded = elements * measure.ActivationType.SizeBytes();
+        bool isExpanded = weight is not DenseMatrix;
+        if (isExpanded)
+        {
+            measure.Count(WorkKind.Expansion, 0, weight.SizeBytes + expanded);
+        }
+
+        measure.Count(WorkKind.Product, 2 * input.Shape[0] * elements, output.SizeBytes + input.SizeBytes + (isExpanded ? expanded : weight.SizeBytes));
     }
 }

@@ -102,7 +102,7 @@ public static partial class LinearCrossEntropy
                 SoftmaxCrossEntropyCuda(cuda, losses, dLogits, logits, targets, rows, gradientScale);
                 break;
             case MeasureDevice measure:
-                measure.Count(6.0 * logits.ElementCount);
+                measure.Count(6.0 * logits.ElementCount, logits, dLogits);
                 break;
             default:
                 Contract.ThrowNoKernel("LinearCrossEntropy.SoftmaxCrossEntropy", logits.Device);

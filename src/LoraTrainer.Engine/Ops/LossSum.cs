@@ -24,7 +24,7 @@ public static partial class LossSum
                 AccumulateCuda(cuda, total, losses);
                 break;
             case MeasureDevice measure:
-                measure.Count(losses.ElementCount);
+                measure.Count(losses.ElementCount, losses);
                 break;
             default:
                 Contract.ThrowNoKernel(op, losses.Device);

@@ -34,7 +34,7 @@ public static partial class RmsNorm
                 ForwardCuda(cuda, output, rstd, input, weight, eps);
                 break;
             case MeasureDevice measure:
-                measure.Count(4.0 * n * d);
+                measure.Count(4.0 * n * d, output, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);
@@ -83,7 +83,7 @@ public static partial class RmsNorm
                 BackwardCuda(cuda, dInput, dWeight, dOutput, input, weight, rstd, mode);
                 break;
             case MeasureDevice measure:
-                measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d);
+                measure.Count((dWeight.IsNone ? 7.0 : 10.0) * n * d, dInput, dOutput, input);
                 break;
             default:
                 Contract.ThrowNoKernel(op, input.Device);

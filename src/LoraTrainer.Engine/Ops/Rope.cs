@@ -40,7 +40,7 @@ public static partial class Rope
                 BuildTablesCuda(cuda, cosine, sine, positions, frequencies, inverseFrequencies, attentionScaling);
                 break;
             case MeasureDevice measure:
-                measure.Count(2.0 * n * half);
+                measure.Count(2.0 * n * half, cosine, sine);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -84,7 +84,7 @@ public static partial class Rope
                 TurnCuda(cuda, heads, headDim, cosine, sine, direction);
                 break;
             case MeasureDevice measure:
-                measure.Count(6.0 * n * (width / headDim) * half);
+                measure.Count(6.0 * n * (width / headDim) * half, heads, heads, cosine, sine);
                 break;
             default:
                 Contract.ThrowNoKernel(op, heads.Device);

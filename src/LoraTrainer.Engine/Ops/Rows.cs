@@ -32,7 +32,8 @@ public static partial class Rows
             case CudaDevice cuda:
                 MoveCuda(cuda, whole, chosen, rows, gather);
                 break;
-            case MeasureDevice:
+            case MeasureDevice measure:
+                measure.Count(0, chosen, chosen);
                 break;
             default:
                 Contract.ThrowNoKernel(op, whole.Device);

@@ -26,7 +26,7 @@ public static partial class SwiGlu
                 ForwardCuda(cuda, output, gate, up);
                 break;
             case MeasureDevice measure:
-                measure.Count(5.0 * n * f);
+                measure.Count(5.0 * n * f, output, gate, up);
                 break;
             default:
                 Contract.ThrowNoKernel(op, gate.Device);
@@ -62,7 +62,7 @@ public static partial class SwiGlu
                 BackwardCuda(cuda, dGate, dUp, dOutput, gate, up);
                 break;
             case MeasureDevice measure:
-                measure.Count(10.0 * n * f);
+                measure.Count(10.0 * n * f, dGate, dUp, dOutput, gate, up);
                 break;
             default:
                 Contract.ThrowNoKernel(op, gate.Device);

@@ -52,6 +52,9 @@ public sealed record AttemptRecord
     /// <summary>Tokens of its own steps.</summary>
     public long Tokens { get; init; }
 
+    /// <summary>Hours that the whole run was expected to take when the process began; null: not known.</summary>
+    public double? ExpectedHours { get; init; }
+
     /// <summary>Rows of the data that its own steps were trained on.</summary>
     public long Samples { get; init; }
 
@@ -96,6 +99,7 @@ public sealed record AttemptRecord
                 TotalSteps = root.GetProperty("total_steps").GetInt32(),
                 SavedStep = Number(root, "saved_step") is { } saved ? (int)saved : null,
                 Tokens = root.GetProperty("tokens").GetInt64(),
+                ExpectedHours = root.TryGetProperty("expected_hours", out JsonElement expected) && expected.ValueKind == JsonValueKind.Number ? expected.GetDouble() : null,
                 Samples = root.TryGetProperty("samples", out JsonElement samples) ? samples.GetInt64() : 0,
                 Loss = Number(root, "loss"),
                 TokensPerSecond = Number(root, "tokens_per_second"),
@@ -107,7 +111,7 @@ public sealed record AttemptRecord
             };
 
             // Written by who knows whom: nothing that would be a debt of a negative time, or an endless one.
-            bool isSound = double.IsFinite(attempt.Seconds) && attempt is { Seconds: >= 0, FirstStep: >= 0, Step: >= 0, SavedStep: null or >= 0, Tokens: >= 0, Samples: >= 0, Epoch: > 0 and <= LeaseRecord.HighestEpoch }
+            bool isSound = double.IsFinite(attempt.Seconds) && attempt is { Seconds: >= 0, FirstStep: >= 0, Step: >= 0, SavedStep: null or >= 0, Tokens: >= 0, Samples: >= 0, ExpectedHours: null or >= 0 and < 1e6, Epoch: > 0 and <= LeaseRecord.HighestEpoch }
                 && attempt.Seconds <= TimeSpan.FromDays(36_500).TotalSeconds && attempt.PhaseSeconds.Values.All(seconds => seconds >= 0 && seconds <= TimeSpan.FromDays(36_500).TotalSeconds)
                 && attempt.RunId is { Length: > 0 } && attempt.Device is not null;
             attempt = isSound ? attempt : null;
@@ -166,6 +170,7 @@ public sealed record AttemptRecord
             json.WriteNumberOrNull("saved_step", (long?)SavedStep);
             json.WriteNumber("tokens", Tokens);
             json.WriteNumber("samples", Samples);
+            json.WriteNumberOrNull("expected_hours", ExpectedHours is { } hours && double.IsFinite(hours) ? Math.Round(hours, 6) : null);
             json.WriteNumberOrNull("loss", Loss);
             json.WriteNumberOrNull("tokens_per_second", TokensPerSecond);
             json.WriteNumber("stall_seconds", Math.Round(StallSeconds, 4));

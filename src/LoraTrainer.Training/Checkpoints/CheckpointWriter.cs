@@ -23,6 +23,9 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
     /// <summary>Why the last one that was tried is not safe; null where it is.</summary>
     public Exception? Failure { get; private set; }
 
+    /// <summary>Why the first one that was not safe is not, whatever came after it; null where all were.</summary>
+    public Exception? FirstFailure { get; private set; }
+
     /// <summary>Bytes of the checkpoint under way that have arrived, and all of them; zeros between two.</summary>
     public (long Arrived, long Total) Progress => (Interlocked.Read(ref arrivedBytes), Interlocked.Read(ref totalBytes));
 
@@ -77,6 +80,7 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
     public void Fail(int step, Exception exception)
     {
         Failure = exception;
+        FirstFailure ??= exception;
         onWarning($"The checkpoint of step {step} could not be saved: {exception.Message} {(Committed is { } last ? $"The last one that is safe is of step {last.Step}." : "None of this process is safe yet.")}");
     }
 

@@ -48,7 +48,8 @@ public sealed class Evaluator
             return;
         }
 
-        MeasureLoss(model, Math.Max(tokensPerBatch, rows.Max(row => row.Tokens.Length)));
+        int tokens = Math.Max(tokensPerBatch, rows.Max(row => row.Tokens.Length));
+        MeasureLoss(model, tokens, tokens);
         if (maxNewTokens > 0)
         {
             TextGenerator.Measure(model, rows.Max(row => row.PromptTokens.Length), maxNewTokens);
@@ -56,11 +57,15 @@ public sealed class Evaluator
     }
 
     /// <summary>In a frame of its own, as <see cref="LossOf"/>: it is given back before text is generated.</summary>
-    private static void MeasureLoss(CausalLanguageModel model, int tokens)
+    /// <param name="model">On a device that only measures.</param>
+    /// <param name="tokens">Of the pass.</param>
+    /// <param name="documentTokens">Of a row; decides the work, not the memory.</param>
+    internal static void MeasureLoss(CausalLanguageModel model, int tokens, int documentTokens)
     {
         using ArenaFrame frame = model.Device.Arena.Frame();
         int[] ids = new int[tokens];
-        PackedBatch batch = PackedBatch.Upload(model.Device, ids, ids, new[] { 0, tokens }, ids, ids);
+        int[] offsets = [.. Enumerable.Range(0, (tokens + documentTokens - 1) / documentTokens).Select(index => index * documentTokens), tokens];
+        PackedBatch batch = PackedBatch.Upload(model.Device, ids, ids, offsets, ids, ids);
         Tensor losses = model.Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(tokens));
         model.Losses(losses, batch);
     }

@@ -1,4 +1,5 @@
 using System.Runtime.InteropServices;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models;
@@ -50,6 +51,19 @@ public sealed class TextGenerator
         using ArenaFrame frame = model.Device.Arena.Frame();
         var cache = new KeyValueCache(model.Device, model, promptTokens + maxNewTokens);
         new TextGenerator(model, []).Advance(new int[promptTokens], cache);
+    }
+
+    /// <summary>Does the work of one more token and computes nothing: part of a plan.</summary>
+    /// <param name="model">On a device that only measures.</param>
+    /// <param name="textTokens">Tokens before it.</param>
+    internal static void MeasureToken(CausalLanguageModel model, int textTokens)
+    {
+        using ArenaFrame frame = model.Device.Arena.Frame();
+        var cache = new KeyValueCache(model.Device, model, textTokens + 1);
+        var generator = new TextGenerator(model, []);
+        generator.Advance(new int[textTokens], cache);
+        ((MeasureDevice)model.Device).ResetWork();
+        generator.Advance([0], cache);
     }
 
     /// <summary>The tokens that follow <paramref name="prompt"/>, without the token that ends the text.</summary>

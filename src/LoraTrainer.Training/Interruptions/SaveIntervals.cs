@@ -4,7 +4,7 @@ namespace LoraTrainer.Training.Interruptions;
 /// How often to save. A save that stalls the training for C costs C each interval T, and an interruption costs half an interval on average; with M
 /// between interruptions the share lost is C/T + T/(2M), which is least at Young's T.
 /// </summary>
-internal static class SaveIntervals
+public static class SaveIntervals
 {
     /// <summary>Hours without interruption that are assumed before anything is observed: spot machines last 4 to 6.</summary>
     public const double PriorHours = 5;

@@ -2,7 +2,6 @@ using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
-using LoraTrainer.Models.Layers;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
@@ -72,22 +71,10 @@ public sealed record MemoryPlan
         var device = (MeasureDevice)trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
         StepReport report = StepReport.Allocate(device);
-        device.ResetFlops();
-        MeasureMicroStep(config, trained, report, passes);
+        device.ResetWork();
+        MeasuredBatch.Full(passes.MicroBatchTokens, passes.DocumentTokens).Run(config, trained, report);
         double flops = device.Flops;
         Trainer.Update(trained, report, step: 1, learningRate: 0);
         return flops;
-    }
-
-    private static void MeasureMicroStep(TrainingConfig config, TrainedModel trained, StepReport report, PlannedPasses passes)
-    {
-        Device device = trained.Model.Device;
-        using ArenaFrame frame = device.Arena.Frame();
-        int tokens = passes.MicroBatchTokens;
-        int[] ids = new int[tokens];
-        int[] offsets = [.. Enumerable.Range(0, (tokens + passes.DocumentTokens - 1) / passes.DocumentTokens).Select(index => index * passes.DocumentTokens), tokens];
-        PackedBatch batch = PackedBatch.Upload(device, ids, ids, offsets, ids, ids);
-        var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, Step: 0);
-        Trainer.Accumulate(trained, report, batch, dropout, 1, Trainer.Recomputes(config));
     }
 }

@@ -98,7 +98,7 @@ public sealed class LedgerMigrationTests
     }
 
     private static string[] Schema(TestLedger test) => [.. Rows(test, "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").Select(sql =>
-        string.Join(' ', string.Join('\n', sql.Split('\n').Select(line => line.Split("--")[0])).Replace("(", "( ", StringComparison.Ordinal).Replace(")", " )", StringComparison.Ordinal).Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries)))];
+        string.Join(' ', string.Join('\n', sql.Split('\n').Select(line => line.Split("--")[0])).Replace("(", "( ", StringComparison.Ordinal).Replace(")", " )", StringComparison.Ordinal).Replace(",", " , ", StringComparison.Ordinal).Split((char[]?)null, StringSplitOptions.RemoveEmptyEntries)))];
 
     private static List<string> Rows(TestLedger test, string sql)
     {

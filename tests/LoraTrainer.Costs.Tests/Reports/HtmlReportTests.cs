@@ -28,8 +28,8 @@ public sealed class HtmlReportTests
         Assert.All(page.Descendants("a"), link => Assert.Single(page.Descendants(), element => "#" + element.Attribute("id")?.Value == link.Attribute("href")!.Value));
         Assert.Equal(3, page.Descendants("a").Count());
         XElement first = Section(page, "name of r1");
-        Assert.Equal(2, first.Descendants("svg").Count());
-        Assert.Equal(["Loss against money", "Tokens a second"], first.Descendants("svg").Select(chart => chart.Element("title")!.Value));
+        Assert.Equal(3, first.Descendants("svg").Count());
+        Assert.Equal(["Loss against money", "Tokens a second", "Memory"], first.Descendants("svg").Select(chart => chart.Element("title")!.Value));
         Assert.All(first.Descendants("svg"), chart => Assert.Equal(chart.Attribute("aria-labelledby")!.Value.Split(' '), chart.Elements().Take(2).Select(element => element.Attribute("id")!.Value)));
         Assert.All(first.Descendants("polyline"), curve => Assert.InRange(curve.Attribute("points")!.Value.Split(' ').Length, 60, 240));
         Assert.Contains("mean of up to 3 logged steps", first.Value, StringComparison.Ordinal);

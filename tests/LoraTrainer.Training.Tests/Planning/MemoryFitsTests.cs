@@ -1,0 +1,126 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.TestSupport;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
+using Xunit;
+
+namespace LoraTrainer.Training.Tests.Planning;
+
+public sealed class MemoryFitsTests : IDisposable
+{
+    private readonly TemporaryFolder folder = new();
+
+    public MemoryFitsTests()
+    {
+        TinyRun.WriteBase(folder.File("base"));
+        TinyRun.WriteData(folder.File("train.jsonl"), rows: 43);
+    }
+
+    public void Dispose() => folder.Dispose();
+
+    /// <summary>Against the steps themselves, cut as the trainer cuts them.</summary>
+    [Theory]
+    [InlineData(false, 1)]
+    [InlineData(false, 3)]
+    [InlineData(true, 2)]
+    [InlineData(true, 8)]
+    public void Cut_IsWhatTheTrainerDoes(bool packed, int microBatchSize)
+    {
+        TrainingConfig config = Config(("sample_packing", packed ? "true" : "false"), ("micro_batch_size", microBatchSize), ("gradient_accumulation_steps", 2));
+        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
+        TrainingData data = inputs.Data!;
+        MicroBatches cut = inputs.Cut(microBatchSize)!.Value;
+        long tokens = 0, batches = 0;
+        double squares = 0;
+        for (int step = 0; step < data.Order.TotalSteps; step++)
+        {
+            IReadOnlyList<int[]> bins = data.Order.BinsOf(step);
+            batches += (bins.Count + microBatchSize - 1) / microBatchSize;
+            foreach (int row in bins.SelectMany(bin => bin))
+            {
+                tokens += data.Train.Length(row);
+                squares += Math.Pow(data.Train.Length(row), 2);
+            }
+        }
+
+        Assert.Equal(Trainer.LargestMicroBatch(config, data).Tokens, cut.LargestTokens);
+        Assert.Equal((batches, tokens), (cut.Count, inputs.Tokens!.Value));
+        Assert.Equal((double)tokens / batches, cut.MeanTokens, 9);
+        Assert.Equal(squares / tokens, StepBins.Of(data).DocumentTokens, 9);
+        Assert.Equal(data.Order.TotalSteps, inputs.Steps);
+    }
+
+    /// <summary>The largest that fits: it does, and the next one does not. The global batch stays.</summary>
+    [Fact]
+    public void Of_FindsTheLargestMicroBatch()
+    {
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        var fits = new MemoryFits(inputs);
+        long[] sizes = [1, 2, 4, 8];
+        long[] bytes = [.. sizes.Select(size => inputs.Memory(inputs.Config, fits.Device, inputs.Cut((int)size)!.Value.LargestTokens).ArenaBytes)];
+        Assert.Equal(bytes.Order(), bytes);
+        for (int i = 0; i < sizes.Length; i++)
+        {
+            MemoryFit fit = fits.Of(bytes[i])!;
+            Assert.Equal((sizes[i], 8 / sizes[i], bytes[i]), (fit.Config.Batch.MicroBatchSize, fit.Config.Batch.GradientAccumulationSteps, fit.Memory.ArenaBytes));
+            Assert.Equal(i == 0 ? null : (int?)sizes[i - 1], fits.Of(bytes[i] - 1)?.Config.Batch.MicroBatchSize);
+        }
+
+        Assert.Equal(8, fits.Of(long.MaxValue / 8)!.Config.Batch.MicroBatchSize);
+        Assert.Equal(2, inputs.Config.Batch.MicroBatchSize);
+    }
+
+    [Fact]
+    public void WithSwitches_TakesAsFewAsNeeded()
+    {
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        var fits = new MemoryFits(inputs);
+        int tokens = inputs.Cut(1)!.Value.LargestTokens;
+        TrainingConfig recomputed = inputs.Config with { Device = inputs.Config.Device with { GradientCheckpointing = GradientCheckpointing.On } };
+        TrainingConfig both = recomputed with { Adapter = recomputed.Adapter with { Kind = AdapterKind.Qlora }, Quantization = new QuantizationOptions { LoadIn4Bit = true } };
+        long plain = inputs.Memory(inputs.Config, fits.Device, tokens).ArenaBytes, less = inputs.Memory(recomputed, fits.Device, tokens).ArenaBytes, least = inputs.Memory(both, fits.Device, tokens).ArenaBytes;
+        Assert.True(least < less && less < plain, $"{least} {less} {plain}");
+
+        Assert.Equal(["gradient_checkpointing: true"], fits.WithSwitches(less)!.Switches);
+        Assert.Equal(["load_in_4bit: true", "gradient_checkpointing: true"], fits.WithSwitches(least)!.Switches);
+        Assert.Null(fits.WithSwitches(least - 1));
+        Assert.True(fits.LeastOfFullTraining().ArenaBytes > plain);
+    }
+
+    /// <summary>The work of a whole step does not depend on how it is cut, as far as tokens go; what each micro-batch does once, does.</summary>
+    [Fact]
+    public void Work_OfLargerMicroBatches_IsTheSameFlopsInFewerOperations()
+    {
+        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        DeviceSelection cpu = new(DevicePlatform.Cpu, 1, null);
+        (double Flops, double Operations) Step(int size)
+        {
+            WorkPlan work = inputs.Work(inputs.Config, cpu, size);
+            double perStep = (double)work.Batches.Count / work.Steps;
+            return (work.MicroBatch.Where(item => item.Kind == WorkKind.Product).Sum(item => item.Flops * item.Count) * perStep, work.MicroBatch.Sum(item => item.Count) * perStep);
+        }
+
+        (double flops, double operations) = Step(1);
+        (double flopsOfFour, double operationsOfFour) = Step(4);
+        Assert.InRange(flopsOfFour / flops, 0.95, 1.05);
+        Assert.InRange(operations / operationsOfFour, 3, 4.5);
+    }
+
+    [Fact]
+    public void WithoutData_SequencesAreFull_AndHoursNeedMaxSteps()
+    {
+        File.Delete(folder.File("train.jsonl"));
+        using RunInputs unknown = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        using RunInputs counted = RunInputs.Read(Config(("max_steps", 5)), SilentObserver.Instance, TestContext.Current.CancellationToken);
+
+        Assert.Null(unknown.Tokens);
+        Assert.Null(unknown.TokensOrFull);
+        Assert.Equal(new MicroBatches(2, 128, 4, 128), unknown.Cut(2));
+        Assert.Null(counted.Tokens);
+        Assert.Equal(5 * 8 * 64, counted.TokensOrFull);
+        Assert.Null(unknown.Cut(int.MaxValue));
+    }
+
+    private TrainingConfig Config(params (string Key, object? Value)[] changes) => ConfigurationLoader.LoadText(TinyRun.Config(folder.Path, changes), "tiny.yaml", []).Require();
+}
