@@ -3,6 +3,7 @@ using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Interruptions;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli;
@@ -62,9 +63,14 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
     {
-        if (inputs.Shape.NeedsCpu() is { } what)
+        if (inputs.Shape.NeedsCpu() is { } need)
         {
-            return new OfferTable([], [$"No GPU is offered: this {inputs.Shape.ModelType} model needs {what}, which no GPU kernel computes yet."]);
+            return new OfferTable([], [$"No GPU is offered: this {inputs.Shape.ModelType} model needs {need}, which no GPU kernel computes yet."]);
+        }
+
+        if (TrainedModel.WithoutGpuKernel(inputs.Config) is var (key, what))
+        {
+            return new OfferTable([], [$"{key}: {what} has no kernel for GPUs yet, so there are no offers for this run."]);
         }
 
         var offers = new List<Offer>();

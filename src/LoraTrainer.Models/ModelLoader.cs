@@ -1,4 +1,5 @@
 using System.Buffers;
+using System.Globalization;
 using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Quantization;
@@ -20,6 +21,27 @@ public enum BaseFormat
 
     /// <summary>4-bit NormalFloat with the scales themselves quantized to 8 bits.</summary>
     Nf4DoubleQuantized,
+
+    /// <summary>4-bit floating point, one f32 scale per 64 weights.</summary>
+    Fp4,
+
+    /// <summary>4-bit floating point with the scales themselves quantized to 8 bits.</summary>
+    Fp4DoubleQuantized,
+
+    /// <summary>Signed bytes with one f32 scale a row, made from the weights in f16.</summary>
+    EightBit,
+}
+
+/// <summary>Which devices have kernels for a format.</summary>
+public static class BaseFormats
+{
+    /// <summary>What a device cannot compute with, for a sentence that says so; null where it can.</summary>
+    public static string? WithoutKernel(this BaseFormat format, DevicePlatform platform) => (platform, format) switch
+    {
+        (DevicePlatform.Cuda, BaseFormat.Fp4 or BaseFormat.Fp4DoubleQuantized) => "the 4-bit type fp4",
+        (DevicePlatform.Cuda, BaseFormat.EightBit) => "a base in 8 bits",
+        _ => null,
+    };
 }
 
 /// <summary>
@@ -29,7 +51,7 @@ public enum BaseFormat
 public sealed class ModelLoader
 {
     /// <summary>Large enough for the disk, small beside any model.</summary>
-    private const int ChunkElements = Nf4Quantizer.PieceElements;
+    private const int ChunkElements = FourBitQuantizer.PieceElements;
 
     /// <summary>Host memory that loading takes beside the device's: one piece as stored (at most f32) and once more as f32.</summary>
     public const long HostBufferBytes = 2L * ChunkElements * sizeof(float);
@@ -93,9 +115,7 @@ public sealed class ModelLoader
         {
             foreach (AdaptedLinear linear in layer.Linears)
             {
-                linear.Weight = format == BaseFormat.AsStored
-                    ? new DenseMatrix(LoadDense(linear.Name + ".weight", linear.Out, linear.In))
-                    : LoadNf4(linear.Name + ".weight", linear.Out, linear.In, format == BaseFormat.Nf4DoubleQuantized);
+                linear.Weight = LoadLinear(format, linear.Name + ".weight", linear.Out, linear.In);
                 if (linear.HasBias)
                 {
                     linear.Bias = LoadVector(linear.Name + ".bias", linear.Out);
@@ -178,10 +198,45 @@ public sealed class ModelLoader
         return tensor;
     }
 
-    private Nf4Matrix LoadNf4(string name, int rows, int columns, bool doubleQuantized)
+    private WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns) => format switch
     {
-        var quantizer = new Nf4Quantizer(device, rows, columns, doubleQuantized);
+        BaseFormat.AsStored => new DenseMatrix(LoadDense(name, rows, columns)),
+        BaseFormat.Nf4 => LoadFourBit(FourBitCode.Nf4, name, rows, columns, doubleQuantized: false),
+        BaseFormat.Nf4DoubleQuantized => LoadFourBit(FourBitCode.Nf4, name, rows, columns, doubleQuantized: true),
+        BaseFormat.Fp4 => LoadFourBit(FourBitCode.Fp4, name, rows, columns, doubleQuantized: false),
+        BaseFormat.Fp4DoubleQuantized => LoadFourBit(FourBitCode.Fp4, name, rows, columns, doubleQuantized: true),
+        BaseFormat.EightBit => LoadInt8(name, rows, columns),
+        _ => throw new ArgumentOutOfRangeException(nameof(format), format, "not a format"),
+    };
+
+    private FourBitMatrix LoadFourBit(FourBitCode code, string name, int rows, int columns, bool doubleQuantized)
+    {
+        var quantizer = new FourBitQuantizer(device, code, rows, columns, doubleQuantized);
         ForEachChunk(name, (first, values) => quantizer.Add(values));
+        return quantizer.Finish();
+    }
+
+    private Int8Matrix LoadInt8(string name, int rows, int columns)
+    {
+        var quantizer = new Int8Quantizer(device, rows, columns);
+        ForEachChunk(
+            name,
+            (first, values) =>
+            {
+                for (int i = 0; i < values.Length; i++)
+                {
+                    if (Math.Abs(values[i]) >= Int8Quantizer.FirstTooLarge)
+                    {
+                        throw new ModelFormatException(string.Create(
+                            CultureInfo.InvariantCulture,
+                            $"{folder!.Path}: tensor '{name}' holds {values[i]} at element {first + i}; a base in 8 bits is made from f16, which ends at 65504. Use load_in_4bit: true, or neither."));
+                    }
+                }
+
+                quantizer.Add(values);
+            },
+            // Whole rows, because each has its scale.
+            Math.Max(1, ChunkElements / columns) * columns);
         return quantizer.Finish();
     }
 
@@ -218,9 +273,9 @@ public sealed class ModelLoader
     private delegate void RawChunkAction(long firstElement, int count, ReadOnlySpan<byte> bytes);
 
     /// <summary>Reads the tensor in pieces, widened to f32; every value is checked to be finite.</summary>
-    private void ForEachChunk(string name, ChunkAction action)
+    private void ForEachChunk(string name, ChunkAction action, int chunkElements = ChunkElements)
     {
-        float[] values = ArrayPool<float>.Shared.Rent(ChunkElements);
+        float[] values = ArrayPool<float>.Shared.Rent(chunkElements);
         ForEachRawChunk(name, (first, count, bytes) =>
         {
             Span<float> piece = values.AsSpan(0, count);
@@ -234,11 +289,11 @@ public sealed class ModelLoader
             }
 
             action(first, piece);
-        });
+        }, chunkElements);
         ArrayPool<float>.Shared.Return(values);
     }
 
-    private void ForEachRawChunk(string name, RawChunkAction action)
+    private void ForEachRawChunk(string name, RawChunkAction action, int chunkElements = ChunkElements)
     {
         if (folder is null || device is MeasureDevice)
         {
@@ -248,10 +303,10 @@ public sealed class ModelLoader
         ModelTensor tensor = folder.Find(name)!.Value;
         long elements = Elements(tensor.Entry);
         int size = tensor.Entry.DType.Bits() / 8;
-        byte[] buffer = ArrayPool<byte>.Shared.Rent(ChunkElements * size);
-        for (long first = 0; first < elements; first += ChunkElements)
+        byte[] buffer = ArrayPool<byte>.Shared.Rent(chunkElements * size);
+        for (long first = 0; first < elements; first += chunkElements)
         {
-            int count = (int)Math.Min(ChunkElements, elements - first);
+            int count = (int)Math.Min(chunkElements, elements - first);
             Span<byte> bytes = buffer.AsSpan(0, count * size);
             tensor.ReadInto(first * size, bytes);
             action(first, count, bytes);

@@ -20,6 +20,10 @@ namespace LoraTrainer.Training;
 public sealed class RunFolder
 {
     internal const string SummaryName = "summary.json";
+
+    /// <summary>What a paged optimizer keeps its moments in while a process trains.</summary>
+    internal const string PagedMomentsName = ".paged-moments";
+
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
 

@@ -556,7 +556,7 @@ public sealed class TrainingRun
         TrainedModel trained = TrainedModel.Build(config, shape, weights, device, (tensor, fraction) =>
         {
             stop.ThrowIfCancellationRequested();
-            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
+            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
         });
         foreach (string notice in trained.Adapters?.Notices ?? [])
         {

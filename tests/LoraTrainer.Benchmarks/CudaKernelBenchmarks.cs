@@ -227,7 +227,7 @@ internal static class CudaKernelBenchmarks
 
     private static IEnumerable<CudaRow> Quantization(CudaSizes s)
     {
-        long count = (long)s.Intermediate * s.Hidden, blocks = LaunchShape.Ceiling(count, Nf4.Blocksize), nested = LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize);
+        long count = (long)s.Intermediate * s.Hidden, blocks = LaunchShape.Ceiling(count, BlockwiseFourBit.Blocksize), nested = LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize);
         string size = $"{s.Intermediate}x{s.Hidden}";
         double packedBytes = count / 2.0, scales = (double)blocks * F32;
         var expansion = LaunchShape.Blocks(LaunchShape.Ceiling(count, 8192), 256);

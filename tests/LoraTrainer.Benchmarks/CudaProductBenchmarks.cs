@@ -62,18 +62,18 @@ internal static class CudaProductBenchmarks
         {
             yield return new CudaRow($"cuda_linear_nf4_{(backward ? "backward" : "forward")}_{n}x{f}x{d}", 2.0 * n * f * d, CudaBaseline.Product, bench =>
             {
-                Nf4Matrix weight = RandomNf4(bench, f, d);
+                FourBitMatrix weight = RandomNf4(bench, f, d);
                 Tensor wide = bench.BF16(n, f), narrow = bench.BF16(n, d);
                 return backward ? _ => Linear.BackwardInput(narrow, wide, weight) : _ => Linear.Forward(wide, narrow, weight);
             });
         }
     }
 
-    private static Nf4Matrix RandomNf4(CudaBench bench, long rows, long columns)
+    private static FourBitMatrix RandomNf4(CudaBench bench, long rows, long columns)
     {
-        long blocks = LaunchShape.Ceiling(rows * columns, Nf4.Blocksize);
-        return new Nf4Matrix(
-            (int)rows, (int)columns, bench.Bytes((rows * columns + 1) / 2), bench.Bytes(blocks), bench.Positive(LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize)),
+        long blocks = LaunchShape.Ceiling(rows * columns, BlockwiseFourBit.Blocksize);
+        return new FourBitMatrix(
+            FourBitCode.Nf4, (int)rows, (int)columns, bench.Bytes((rows * columns + 1) / 2), bench.Bytes(blocks), bench.Positive(LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize)),
             bench.Positive(FourBitBlocks.NestedBlocksize), 0.5f);
     }
 

@@ -177,7 +177,7 @@ internal static class CudaStepBenchmarks
         FillDense(bench, ((DenseMatrix)model.Head).Values);
         foreach (AdaptedLinear linear in model.Linears)
         {
-            if (linear.Weight is Nf4Matrix nf4)
+            if (linear.Weight is FourBitMatrix nf4)
             {
                 bench.Fill(nf4.Packed);
                 bench.Fill(nf4.AbsmaxCodes);

@@ -145,7 +145,7 @@ internal static unsafe class GemmBenchmarks
             a = Floats((long)m * k);
             b = Floats((long)k * n);
             c = Floats((long)m * n);
-            long elements = (long)k * n, blocks = (elements + Nf4.Blocksize - 1) / Nf4.Blocksize;
+            long elements = (long)k * n, blocks = (elements + BlockwiseFourBit.Blocksize - 1) / BlockwiseFourBit.Blocksize;
             absmax = Floats(blocks);
             packed = (byte*)NativeMemory.AlignedAlloc((nuint)(elements + 1) / 2, 64);
             for (long i = 0; i < (elements + 1) / 2; i++)
@@ -163,7 +163,7 @@ internal static unsafe class GemmBenchmarks
         public void Own(WorkerPool pool, byte* workspace, in GemmOperand weight) => CpuGemm.Run(pool, workspace, m, n, k, GemmOperand.F32(a, k), weight, c, n);
 
         public GemmOperand Nf4Weight(bool transposed)
-            => GemmOperand.FourBit(new FourBitBlocks(packed, Nf4.Code, absmax), transposed ? k : n, transposed);
+            => GemmOperand.FourBit(new FourBitBlocks(packed, FourBitCode.Nf4.Values, absmax), transposed ? k : n, transposed);
 
         /// <summary>The first half of the fp32 matrix's memory, read as bfloat16.</summary>
         public GemmOperand BF16Weight(bool transposed) => GemmOperand.BF16((ushort*)b, transposed ? k : n, transposed);

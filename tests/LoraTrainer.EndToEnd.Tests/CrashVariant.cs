@@ -18,6 +18,8 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
         new("packed", 12, 6, 0, ("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)),
         new("qlora", 13, 4, 12, ("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")),
         new("full", 14, 5, 0, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
+        new("eight_bit", 16, 4, 0, ("load_in_8bit", "true"), ("optimizer", "adamw_bnb_8bit"), ("lora_r", 32)),
+        new("paged", 17, 3, 0, ("optimizer", "paged_adamw_8bit"), ("lora_r", 32)),
         new("cuda", 15, 3, 0, ("device", "cuda")),
     ];
 

@@ -67,7 +67,7 @@ public sealed class EveryKernelTests
         },
         ["linear"] = bench =>
         {
-            Nf4Matrix single = Quantized(bench, false), doubled = Quantized(bench, true);
+            FourBitMatrix single = Quantized(bench, false), doubled = Quantized(bench, true);
             Tensor x = Matrix(bench, 1, 123), y = bench.Poisoned(DType.BF16, new Shape(N, 50)), z = bench.Poisoned(DType.F32, new Shape(N, 50)), dw = bench.RandomF32(3, new Shape(50, 123)), dx = Matrix(bench, 4, 123);
             Linear.Forward(y, x, single);
             Linear.Forward(z, x, doubled);
@@ -236,9 +236,9 @@ public sealed class EveryKernelTests
         return [o, lse, dq, dk, dv];
     }
 
-    private static Nf4Matrix Quantized(KernelBench bench, bool doubled)
+    private static FourBitMatrix Quantized(KernelBench bench, bool doubled)
     {
-        var quantizer = new Nf4Quantizer(bench.Device, 50, 123, doubled);
+        var quantizer = new FourBitQuantizer(bench.Device, FourBitCode.Nf4, 50, 123, doubled);
         quantizer.Add(Values(5, 50 * 123, 0.1f));
         return quantizer.Finish();
     }

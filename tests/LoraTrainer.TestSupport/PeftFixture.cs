@@ -60,6 +60,7 @@ public sealed class PeftFixture : IDisposable
         null => BaseFormat.AsStored,
         "nf4" => BaseFormat.Nf4,
         "nf4-dq" => BaseFormat.Nf4DoubleQuantized,
+        "int8" => BaseFormat.EightBit,
         { } other => throw new NotSupportedException($"the quantization {other} is not known here"),
     };
 
@@ -81,7 +82,6 @@ public sealed class PeftFixture : IDisposable
             : Setting("use_dora") is { ValueKind: JsonValueKind.True } ? "DoRA"
             : initialization is "pissa" or "olora" ? initialization
             : Setting("modules_to_save") is { ValueKind: JsonValueKind.Array } ? "modules_to_save"
-            : description.TryGetProperty("quantization", out JsonElement quantization) && quantization.ValueKind == JsonValueKind.String && quantization.GetString() == "int8" ? "an 8-bit base"
             : null;
 
         JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
@@ -97,7 +97,7 @@ public sealed class PeftFixture : IDisposable
         }
 
         using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
-        return ModelFixture.RunsOnAGpu(document.RootElement.GetProperty("base_model").GetString()!);
+        return ModelFixture.RunsOnAGpu(document.RootElement.GetProperty("base_model").GetString()!) && FormatOf(document.RootElement).WithoutKernel(DevicePlatform.Cuda) is null;
     }
 
     /// <summary>All steps of the case, every second one with recomputation.</summary>

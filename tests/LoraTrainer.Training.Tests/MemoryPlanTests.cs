@@ -4,6 +4,7 @@ using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 using Xunit;
 
@@ -37,6 +38,27 @@ public sealed class MemoryPlanTests
         MemoryPlan plan = Plan(TinyLlama, fourBit: true, recompute: false, tokens: 512);
         Assert.Equal(plan.ArenaBytes, plan.ByKind.Values.Sum());
         Assert.True(plan.ByKind[MemoryKind.Moments] == 2 * plan.ByKind[MemoryKind.Gradients]);
+    }
+
+    /// <summary>Where <c>device: auto</c> took a GPU this is where it shows; a GPU that the config names is refused with the config.</summary>
+    [Theory]
+    [InlineData("fp4", "bnb_config_kwargs.bnb_4bit_quant_type: the 4-bit type fp4 has no kernel for GPUs yet. Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
+    [InlineData("int8", "load_in_8bit: a base in 8 bits has no kernel for GPUs yet. Use device: cpu, or leave load_in_8bit out.")]
+    [InlineData("adamw8", "optimizer: the 8-bit optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
+    [InlineData("paged", "optimizer: a paged optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
+    public void WhatAGpuHasNoKernelFor_IsRefusedInOneSentence(string what, string sentence)
+    {
+        var config = new TrainingConfig
+        {
+            Adapter = new AdapterOptions { Kind = AdapterKind.Lora },
+            Quantization = new QuantizationOptions { LoadIn4Bit = what == "fp4", LoadIn8Bit = what == "int8", FourBit = new FourBitOptions { Type = what == "fp4" ? FourBitType.Fp4 : FourBitType.Nf4 } },
+            Optimizer = new OptimizerOptions { Kind = what == "adamw8" ? OptimizerKind.AdamW8Bit : what == "paged" ? OptimizerKind.PagedAdamW32Bit : OptimizerKind.AdamW },
+        };
+        ModelConfig shape = Shape(hidden: 64, intermediate: 128, layers: 1, heads: 2, keyValueHeads: 1, vocabulary: 64);
+        var passes = new PlannedPasses(64, [], 64);
+        TrainingSetupException exception = Assert.Throws<TrainingSetupException>(() => MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cuda, 2, null), passes));
+        Assert.Equal(sentence, exception.Message);
+        Assert.True(MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cpu, 2, null), passes).ArenaBytes > 0);
     }
 
     [Fact]

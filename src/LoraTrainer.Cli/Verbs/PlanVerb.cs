@@ -153,6 +153,11 @@ internal static class PlanVerb
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
+        if (memory.MappedBytes > 0)
+        {
+            lines.Add(("on disk", $"{Quantities.Bytes(memory.MappedBytes)} of paged moments in {config.OutputDir}, while it trains"));
+        }
+
         lines.Add(("this machine", Fits(config, plan, available)));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
         lines.Add(("tokens", inputs.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
@@ -217,6 +222,7 @@ internal static class PlanVerb
         json.WriteStartObject("memory");
         json.WriteNumber("device_bytes", plan.Memory.ArenaBytes);
         json.WriteNumber("host_bytes", plan.HostBytes);
+        json.WriteNumber("mapped_bytes", plan.Memory.MappedBytes);
         RunSummary.WriteByKind(json, plan.Memory.ByKind);
         json.WriteEndObject();
         json.WriteNumber("flops_per_token", plan.Memory.FlopsPerToken);

@@ -17,6 +17,7 @@ public sealed unsafe class CpuDevice : Device
 
     private readonly WorkerPool pool;
     private readonly Arena arena;
+    private readonly List<MappedFile> mappedFiles = [];
     private byte* memory;
 
     /// <param name="threadCount">Worker threads; 0 means one for each core this process may use.</param>
@@ -77,6 +78,13 @@ public sealed unsafe class CpuDevice : Device
         }
     }
 
+    public override Arena MapArena(string path, long bytes)
+    {
+        var file = new MappedFile(path, bytes);
+        mappedFiles.Add(file);
+        return new Arena(this, file.Address, bytes);
+    }
+
     public override void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0)
     {
         CheckTransfer(destination, source.Length, elementOffset);
@@ -108,6 +116,7 @@ public sealed unsafe class CpuDevice : Device
             pool.Dispose();
             NativeMemory.AlignedFree(memory);
             memory = null;
+            mappedFiles.ForEach(file => file.Dispose());
         }
     }
 }

@@ -44,6 +44,16 @@ public abstract class Device : IDisposable
         return tensor;
     }
 
+    /// <summary>
+    /// A second arena, of zeros, whose memory lies behind a file: for what is used once a step, so that the system can have its memory in between. Arena and file
+    /// live as long as the device; a file that is there is overwritten.
+    /// </summary>
+    /// <param name="path">In a folder that is there.</param>
+    /// <param name="bytes">Of the arena; more than 0.</param>
+    /// <exception cref="NotSupportedException">The device's memory cannot lie behind a file.</exception>
+    /// <exception cref="IOException">The file cannot be made, or the disk has no room for it.</exception>
+    public virtual Arena MapArena(string path, long bytes) => throw new NotSupportedException($"{Description} has no memory that lies behind a file.");
+
     /// <summary>Copies host bytes into the tensor from its element <paramref name="elementOffset"/> on.</summary>
     public abstract void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0);
 

@@ -9,7 +9,7 @@ public enum WorkKind
     /// <summary>Attention, forward or backward.</summary>
     Attention,
 
-    /// <summary>A 4-bit matrix is expanded for a product.</summary>
+    /// <summary>A quantized matrix is expanded for a product.</summary>
     Expansion,
 
     /// <summary>Everything else: it moves memory, and what it computes is little beside that.</summary>

@@ -40,7 +40,16 @@ public sealed class MeasureDevice : Device
     /// <summary>Floating-point operations of <see cref="Work"/>.</summary>
     public double Flops => work.Sum(item => item.Key.Flops * item.Value);
 
+    /// <summary>Bytes of all arenas that lie behind files; they are not in <see cref="Arena"/>.</summary>
+    public long MappedBytes { get; private set; }
+
     public void ResetWork() => work.Clear();
+
+    public override Arena MapArena(string path, long bytes)
+    {
+        MappedBytes += bytes;
+        return new Arena(this, ImaginaryStart, bytes);
+    }
 
     public override void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0) => CheckTransfer(destination, source.Length, elementOffset);
 

@@ -13,8 +13,9 @@ public static unsafe partial class Linear
         int m = (int)input.Shape[0];
         int n = (int)output.Shape[1];
         int k = (int)input.Shape[1];
+        GemmOperand operand = Operand(expanded.IsNone ? weight : Expand(cpu, expanded, weight), transposeWeight);
         CpuGemm.Run(
-            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(input.F32, k), Operand(expanded.IsNone ? weight : Expand(cpu, expanded, (Nf4Matrix)weight), transposeWeight), output.F32, n, alpha, mode == GradientMode.Accumulate);
+            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(input.F32, k), operand, output.F32, n, alpha, mode == GradientMode.Accumulate);
     }
 
     private static void BackwardWeightCpu(CpuDevice cpu, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha)
@@ -26,30 +27,35 @@ public static unsafe partial class Linear
             cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(dOutput.F32, m, transposed: true), GemmOperand.F32(input.F32, n), dWeight.F32, n, alpha, accumulate: true);
     }
 
-    private static DenseMatrix Expand(CpuDevice cpu, Tensor expanded, Nf4Matrix matrix)
+    private static DenseMatrix Expand(CpuDevice cpu, Tensor expanded, WeightMatrix matrix)
     {
-        var work = new ExpandWork(expanded.BF16, matrix.Blocks, expanded.ElementCount, cpu.ThreadCount);
+        var work = new ExpandWork(expanded.BF16, Operand(matrix, transposed: false), matrix, cpu.ThreadCount);
         cpu.Pool.Run(work.Split.Parts, ref work);
         return new DenseMatrix(expanded);
     }
 
-    private readonly struct ExpandWork(ushort* output, FourBitBlocks blocks, long count, int threads) : IParallelWork
+    private readonly struct ExpandWork(ushort* output, GemmOperand operand, WeightMatrix matrix, int threads) : IParallelWork
     {
         private const int PieceElements = 512;
 
-        public readonly RowSplit Split = new((count + PieceElements - 1) / PieceElements, threads, 8);
+        private readonly int columns = matrix.In;
+
+        public readonly RowSplit Split = new(matrix.Out, threads, 8);
 
         public void Execute(int part, int worker)
         {
             float* values = stackalloc float[PieceElements];
             (long start, long end) = Split.Of(part);
-            for (long first = start * PieceElements; first < Math.Min(count, end * PieceElements); first += PieceElements)
+            for (long row = start; row < end; row++)
             {
-                int piece = (int)Math.Min(PieceElements, count - first);
-                blocks.Dequantize(first, piece, values);
-                for (int i = 0; i < piece; i++)
+                for (int first = 0; first < columns; first += PieceElements)
                 {
-                    output[first + i] = BrainFloat.FromSingle(values[i]);
+                    int piece = Math.Min(PieceElements, columns - first);
+                    operand.Load(row, first, piece, values);
+                    for (int i = 0; i < piece; i++)
+                    {
+                        output[row * columns + first + i] = BrainFloat.FromSingle(values[i]);
+                    }
                 }
             }
         }
@@ -63,8 +69,10 @@ public static unsafe partial class Linear
                 return GemmOperand.BF16(dense.Values.BF16, weight.In, transposed);
             case DenseMatrix dense:
                 return GemmOperand.F32(dense.Values.F32, weight.In, transposed);
-            case Nf4Matrix nf4:
-                return GemmOperand.FourBit(nf4.Blocks, weight.In, transposed);
+            case FourBitMatrix fourBit:
+                return GemmOperand.FourBit(fourBit.Blocks, weight.In, transposed);
+            case Int8Matrix int8:
+                return GemmOperand.Int8(int8.Codes.I8, int8.Scales.F32, weight.In, transposed);
             default:
                 throw new NotSupportedException($"The CPU has no kernel for {weight.GetType().Name}.");
         }

@@ -14,7 +14,7 @@ public static partial class Linear
         Tensor values = weight switch
         {
             DenseMatrix { Values.DType: DType.BF16 } dense => dense.Values,
-            Nf4Matrix nf4 => Expand(cuda, expanded, nf4),
+            FourBitMatrix nf4 when nf4.Code == FourBitCode.Nf4 => Expand(cuda, expanded, nf4),
             _ => throw new NotSupportedException($"A GPU has no kernel for {weight.GetType().Name} of this type."),
         };
         cuda.Multiply(new GemmCall
@@ -66,7 +66,7 @@ public static partial class Linear
     }
 
     /// <summary>The whole matrix in bf16, in memory that the next product uses again.</summary>
-    private static Tensor Expand(CudaDevice cuda, Tensor expanded, Nf4Matrix matrix)
+    private static Tensor Expand(CudaDevice cuda, Tensor expanded, FourBitMatrix matrix)
     {
         long count = expanded.ElementCount;
         LaunchShape shape = LaunchShape.Blocks(LaunchShape.Ceiling(count, ExpandedPerBlock), ExpansionThreads);

@@ -80,7 +80,7 @@ public static partial class Linear
     internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
 
     /// <summary>Where a device that computes in bf16 expands a quantized matrix just before its product; the CPU in f32 dequantizes while it packs.</summary>
-    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is Nf4Matrix
+    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is not DenseMatrix
         ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(weight.Out, weight.In))
         : Tensor.None;
 
@@ -109,12 +109,12 @@ public static partial class Linear
         }
     }
 
-    /// <summary>A 4-bit matrix is expanded for each product: on a GPU into the scratch, on the CPU into the packed panels.</summary>
+    /// <summary>A quantized matrix is expanded for each product: on a GPU into the scratch, on the CPU into the packed panels.</summary>
     private static void CountProduct(MeasureDevice measure, Tensor output, Tensor input, WeightMatrix weight)
     {
         double elements = (double)weight.In * weight.Out;
         double expanded = elements * measure.ActivationType.SizeBytes();
-        bool isExpanded = weight is Nf4Matrix;
+        bool isExpanded = weight is not DenseMatrix;
         if (isExpanded)
         {
             measure.Count(WorkKind.Expansion, 0, weight.SizeBytes + expanded);

@@ -28,7 +28,7 @@ internal readonly unsafe struct FourBitBlocks
     /// <param name="code">(16) values of the codes</param>
     /// <param name="absmax">(ceil(n / blocksize)) scales</param>
     /// <param name="blocksize">elements a scale; a power of two, at least 32</param>
-    public FourBitBlocks(byte* packed, float* code, float* absmax, int blocksize = Nf4.Blocksize)
+    public FourBitBlocks(byte* packed, float* code, float* absmax, int blocksize = BlockwiseFourBit.Blocksize)
     {
         this.packed = packed;
         this.code = code;
@@ -45,7 +45,7 @@ internal readonly unsafe struct FourBitBlocks
     /// <param name="offset">added to every scale</param>
     /// <param name="blocksize">elements a scale; a power of two, at least 32</param>
     public FourBitBlocks(
-        byte* packed, float* code, byte* absmaxCodes, float* nestedAbsmax, float* nestedCode, float offset, int blocksize = Nf4.Blocksize)
+        byte* packed, float* code, byte* absmaxCodes, float* nestedAbsmax, float* nestedCode, float offset, int blocksize = BlockwiseFourBit.Blocksize)
         : this(packed, code, null, blocksize)
     {
         this.absmaxCodes = absmaxCodes;

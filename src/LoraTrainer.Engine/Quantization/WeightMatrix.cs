@@ -45,24 +45,27 @@ public sealed class DenseMatrix : WeightMatrix
 }
 
 /// <summary>
-/// A matrix in NF4 as bitsandbytes lays it out (NUMERICS B): blocks of 64 consecutive elements across row ends, two codes a byte with the
+/// A matrix in NF4 or FP4 as bitsandbytes lays it out: blocks of 64 consecutive elements across row ends, two codes a byte with the
 /// even element in the high nibble, one absmax per block, kept as f32 or quantized again in blocks of 256 around an offset.
 /// </summary>
-public sealed class Nf4Matrix : WeightMatrix
+public sealed class FourBitMatrix : WeightMatrix
 {
     /// <summary>Single quantization.</summary>
+    /// <param name="code">What the codes stand for.</param>
     /// <param name="outFeatures">Out</param>
     /// <param name="inFeatures">In</param>
     /// <param name="packed">(ceil(Out*In/2)) u8</param>
     /// <param name="absmax">(ceil(Out*In/64)) f32</param>
-    public Nf4Matrix(int outFeatures, int inFeatures, Tensor packed, Tensor absmax)
+    public FourBitMatrix(FourBitCode code, int outFeatures, int inFeatures, Tensor packed, Tensor absmax)
         : base(outFeatures, inFeatures)
     {
+        Code = code;
         Packed = packed;
         Absmax = absmax;
     }
 
     /// <summary>Double quantization.</summary>
+    /// <param name="code">What the codes stand for.</param>
     /// <param name="outFeatures">Out</param>
     /// <param name="inFeatures">In</param>
     /// <param name="packed">(ceil(Out*In/2)) u8</param>
@@ -70,15 +73,18 @@ public sealed class Nf4Matrix : WeightMatrix
     /// <param name="nestedAbsmax">(ceil(blocks/256)) f32</param>
     /// <param name="nestedMap">(256) f32: the dynamic map that the codes refer to.</param>
     /// <param name="offset">Added back to every reconstructed absmax.</param>
-    public Nf4Matrix(int outFeatures, int inFeatures, Tensor packed, Tensor absmaxCodes, Tensor nestedAbsmax, Tensor nestedMap, float offset)
+    public FourBitMatrix(FourBitCode code, int outFeatures, int inFeatures, Tensor packed, Tensor absmaxCodes, Tensor nestedAbsmax, Tensor nestedMap, float offset)
         : base(outFeatures, inFeatures)
     {
+        Code = code;
         Packed = packed;
         AbsmaxCodes = absmaxCodes;
         NestedAbsmax = nestedAbsmax;
         NestedMap = nestedMap;
         Offset = offset;
     }
+
+    public FourBitCode Code { get; }
 
     public Tensor Packed { get; }
 
@@ -98,8 +104,27 @@ public sealed class Nf4Matrix : WeightMatrix
 
     /// <summary>The codes and scales as CPU kernels read them.</summary>
     internal unsafe FourBitBlocks Blocks => IsDoubleQuantized
-        ? new FourBitBlocks(Packed.U8, Nf4.Code, AbsmaxCodes.U8, NestedAbsmax.F32, NestedMap.F32, Offset)
-        : new FourBitBlocks(Packed.U8, Nf4.Code, Absmax.F32);
+        ? new FourBitBlocks(Packed.U8, Code.Values, AbsmaxCodes.U8, NestedAbsmax.F32, NestedMap.F32, Offset)
+        : new FourBitBlocks(Packed.U8, Code.Values, Absmax.F32);
 
     public override long SizeBytes => Packed.SizeBytes + (IsDoubleQuantized ? AbsmaxCodes.SizeBytes + NestedAbsmax.SizeBytes + sizeof(float) : Absmax.SizeBytes);
+}
+
+/// <summary>A matrix of signed bytes with one scale a row: w = fl32(q * scale), as bitsandbytes' 8-bit layers hold it (their SCB is 127 scales).</summary>
+public sealed class Int8Matrix : WeightMatrix
+{
+    /// <param name="codes">(Out, In) i8</param>
+    /// <param name="scales">(Out) f32</param>
+    public Int8Matrix(Tensor codes, Tensor scales)
+        : base(checked((int)codes.Shape[0]), checked((int)codes.Shape[1]))
+    {
+        Codes = codes;
+        Scales = scales;
+    }
+
+    public Tensor Codes { get; }
+
+    public Tensor Scales { get; }
+
+    public override long SizeBytes => Codes.SizeBytes + Scales.SizeBytes;
 }

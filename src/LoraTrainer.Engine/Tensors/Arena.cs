@@ -65,7 +65,7 @@ public sealed class Arena
     /// <exception cref="ArenaExhaustedException">The arena is smaller than what is asked of it.</exception>
     public Tensor Allocate(MemoryKind kind, DType dtype, Shape shape)
     {
-        long bytes = RoundUp(checked(shape.ElementCount * dtype.SizeBytes()));
+        long bytes = BytesOf(dtype, shape.ElementCount);
         if (bytes > CapacityBytes - UsedBytes)
         {
             ThrowExhausted(kind, bytes);
@@ -82,6 +82,9 @@ public sealed class Arena
 
         return tensor;
     }
+
+    /// <summary>What a tensor of so many elements takes of an arena.</summary>
+    public static long BytesOf(DType dtype, long elements) => RoundUp(checked(elements * dtype.SizeBytes()));
 
     /// <summary>Opens a frame: disposing it gives back everything allocated since. Frames nest.</summary>
     public ArenaFrame Frame() => new(this);

@@ -55,6 +55,8 @@ public readonly struct Tensor
 
     internal unsafe int* I32 => (int*)Typed(DType.I32);
 
+    internal unsafe sbyte* I8 => (sbyte*)Typed(DType.I8);
+
     internal unsafe byte* U8 => (byte*)Typed(DType.U8);
 
     internal unsafe ushort* BF16 => (ushort*)Typed(DType.BF16);

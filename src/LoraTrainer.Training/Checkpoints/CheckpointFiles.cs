@@ -3,7 +3,6 @@ using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Formats;
-using LoraTrainer.Models.Layers;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
@@ -16,8 +15,6 @@ namespace LoraTrainer.Training.Checkpoints;
 /// </summary>
 public static class CheckpointFiles
 {
-    private const string FirstMoment = "exp_avg.";
-    private const string SecondMoment = "exp_avg_sq.";
     private const string OptimizerName = "optimizer.safetensors";
     private const string ChoicesName = "device_choices.txt";
 
@@ -46,13 +43,12 @@ public static class CheckpointFiles
         else
         {
             var weights = new SafetensorsWriter();
-            AddAll(weights, model, string.Empty, model.Parameters.Values);
+            AddAll(weights, model, Values(model));
             weights.Save(Path.Combine(folder, ModelFolder.SingleFileName), durable: false);
         }
 
         var optimizer = new SafetensorsWriter();
-        AddAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
-        AddAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
+        AddAll(optimizer, model, trained.Optimizer.Tensors());
         optimizer.Save(Path.Combine(folder, OptimizerName), durable: false);
         if (model.Device.ExportChoices() is { } choices)
         {
@@ -94,12 +90,11 @@ public static class CheckpointFiles
         else
         {
             using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(folder, ModelFolder.SingleFileName));
-            ReadAll(weights, model, string.Empty, model.Parameters.Values);
+            ReadAll(weights, model, Values(model));
         }
 
         using SafetensorsFile optimizer = SafetensorsFile.Open(Path.Combine(folder, OptimizerName));
-        ReadAll(optimizer, model, FirstMoment, trained.Optimizer.FirstMoment);
-        ReadAll(optimizer, model, SecondMoment, trained.Optimizer.SecondMoment);
+        ReadAll(optimizer, model, trained.Optimizer.Tensors());
     }
 
     public static TrainerState ReadState(string folder)
@@ -108,35 +103,34 @@ public static class CheckpointFiles
         return TrainerState.Parse(path, File.ReadAllBytes(path));
     }
 
-    /// <summary>One tensor per parameter, cut from a flat buffer.</summary>
-    private static void AddAll(SafetensorsWriter writer, CausalLanguageModel model, string prefix, Tensor buffer)
+    private static IEnumerable<(string Name, Tensor Values)> Values(CausalLanguageModel model) => model.Parameters.Parameters.Select(parameter => (parameter.Name, parameter.Value));
+
+    private static void AddAll(SafetensorsWriter writer, CausalLanguageModel model, IEnumerable<(string Name, Tensor Values)> tensors)
     {
-        ReadOnlySpan<Engine.Ops.ParameterSegment> segments = model.Parameters.Segments;
-        for (int i = 0; i < segments.Length; i++)
+        foreach ((string name, Tensor values) in tensors)
         {
-            Parameter parameter = model.Parameters.Parameters[i];
-            long first = segments[i].Offset;
-            writer.Add(prefix + parameter.Name, SafetensorsDType.F32, Extents(parameter.Shape), (offset, destination) => model.Device.Download(buffer, destination, first + offset / sizeof(float)));
+            int size = values.DType.SizeBytes();
+            writer.Add(name, StoredType(values), Extents(values.Shape), (offset, destination) => model.Device.Download(values, destination, offset / size));
         }
     }
 
-    private static void ReadAll(SafetensorsFile file, CausalLanguageModel model, string prefix, Tensor buffer)
+    private static void ReadAll(SafetensorsFile file, CausalLanguageModel model, IEnumerable<(string Name, Tensor Values)> tensors)
     {
-        ReadOnlySpan<Engine.Ops.ParameterSegment> segments = model.Parameters.Segments;
-        for (int i = 0; i < segments.Length; i++)
+        foreach ((string name, Tensor values) in tensors)
         {
-            Parameter parameter = model.Parameters.Parameters[i];
-            SafetensorsEntry? entry = file.Find(prefix + parameter.Name);
-            if (entry is null || entry.DType != SafetensorsDType.F32 || !entry.Shape.SequenceEqual(Extents(parameter.Shape)))
+            SafetensorsEntry? entry = file.Find(name);
+            if (entry is null || entry.DType != StoredType(values) || !entry.Shape.SequenceEqual(Extents(values.Shape)))
             {
-                throw new CheckpointFormatException($"{file.Path}: expected the tensor '{prefix}{parameter.Name}' as F32 {parameter.Shape}, found {(entry is null ? "none" : entry.ToString())}. The checkpoint belongs to another model or adapter.");
+                throw new CheckpointFormatException($"{file.Path}: expected the tensor '{name}' as {values.DType} {values.Shape}, found {(entry is null ? "none" : entry.ToString())}. The checkpoint belongs to another model, adapter or optimizer.");
             }
 
             byte[] bytes = new byte[entry.ByteLength];
             file.ReadInto(entry, 0, bytes);
-            model.Device.Upload(buffer, bytes, segments[i].Offset);
+            model.Device.Upload(values, bytes);
         }
     }
+
+    private static SafetensorsDType StoredType(Tensor tensor) => tensor.DType == DType.U8 ? SafetensorsDType.U8 : SafetensorsDType.F32;
 
     private static long[] Extents(Shape shape)
     {

@@ -1,4 +1,5 @@
 using LoraTrainer.Storage;
+using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Config;
 
@@ -19,6 +20,7 @@ internal static class ContradictionRules
         OneQuantizationAtMost(config, issues);
         QloraIsIn4Bit(config, issues);
         FourBitDetailsNeed4Bit(config, issues);
+        ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
@@ -125,7 +127,7 @@ internal static class ContradictionRules
 
     private static void QuantizationNeedsAnAdapter(TrainingConfig config, IssueCollector issues)
     {
-        if (config.Adapter.Kind == AdapterKind.None && !issues.IsGiven("adapter") && (config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit))
+        if (config.Adapter.Kind == AdapterKind.None && (config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit))
         {
             string key = config.Quantization.LoadIn4Bit ? "load_in_4bit" : "load_in_8bit";
             ConfigurationLocation where = issues.Where(key);
@@ -167,6 +169,16 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("bnb_config_kwargs");
             issues.Wrong("bnb_config_kwargs", where, $"bnb_config_kwargs is given, but load_in_4bit is not true ({where}). Add load_in_4bit: true, or remove it.");
+        }
+    }
+
+    /// <summary>Where the choice is left to the program it is known at the start only.</summary>
+    private static void ChosenGpuHasAKernel(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Device.Choice == DeviceChoice.Cuda && TrainedModel.WithoutGpuKernel(config) is var (key, what))
+        {
+            ConfigurationLocation where = issues.Where(key);
+            issues.Wrong(key, where, $"{key} ({where}): {what} has no kernel for GPUs yet, and device is cuda ({issues.Where("device")}). Use device: cpu, or leave {key} out.");
         }
     }
 

@@ -12,13 +12,9 @@ internal static class FeatureState
 
     private static readonly (string Key, Condition When, string What, string Instead)[] Missing =
     [
-        ("load_in_8bit", IsOn, "A base in 8 bits", "Use load_in_4bit: true, or neither."),
-        ("bnb_config_kwargs.bnb_4bit_quant_type", Is("fp4"), "The 4-bit type fp4", "Use nf4."),
         ("peft_use_dora", IsOn, "DoRA", "Use plain LoRA, or peft_use_rslora: true."),
         ("peft_init_lora_weights", Is("pissa", "olora"), "This start of the adapter", "Use peft_init_lora_weights: true or gaussian."),
         ("lora_modules_to_save", IsOn, "Training whole modules beside an adapter", "Leave lora_modules_to_save out, or train all parameters with an empty adapter."),
-        ("optimizer", Is("adamw_bnb_8bit", "adamw_8bit"), "The 8-bit optimizer", "Use optimizer: adamw_torch; with LoRA its moments are small."),
-        ("optimizer", Is("paged_adamw_32bit", "paged_adamw", "paged_adamw_8bit"), "A paged optimizer", "Use optimizer: adamw_torch; with LoRA its moments are small."),
         ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),

@@ -316,6 +316,12 @@ public sealed record OptimizerOptions
 {
     public OptimizerKind Kind { get; init; } = OptimizerKind.AdamW;
 
+    /// <summary>The moments of large tensors are kept in eight bits.</summary>
+    public bool IsEightBit => Kind is OptimizerKind.AdamW8Bit or OptimizerKind.PagedAdamW8Bit;
+
+    /// <summary>The moments lie behind a file of the run folder.</summary>
+    public bool IsPaged => Kind is OptimizerKind.PagedAdamW32Bit or OptimizerKind.PagedAdamW8Bit;
+
     public double LearningRate { get; init; } = 2e-4;
 
     public double Beta1 { get; init; } = 0.9;

@@ -101,6 +101,11 @@ public sealed class TextModel : IDisposable
     /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
     public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
     {
+        if (source.Format.WithoutKernel(selection.Platform) is { } what)
+        {
+            throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
+        }
+
         ModelConfig config = ModelConfig.Parse(source.BaseFolder);
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);

@@ -34,23 +34,48 @@ public sealed class TrainedModel
     /// <param name="folder">Its weights; may be null on a device that only measures.</param>
     /// <param name="device">Where all of it goes.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <exception cref="TrainingSetupException">The device has no kernel for what the config asks, or a module that is to be adapted is unknown.</exception>
     public static TrainedModel Build(TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null)
     {
+        if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
+        {
+            throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
+        }
+
+        string pageFile = Path.Combine(config.OutputDir, RunFolder.PagedMomentsName);
         if (config.Adapter.Kind == AdapterKind.None)
         {
             CausalLanguageModel full = ModelLoader.LoadTrainable(shape, folder, device, progress);
-            return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer));
+            return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer, pageFile));
         }
 
         CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), progress);
         RefuseUnknownTargets(config.Adapter.TargetModules, LoraInjection.Modules(model));
         LoraInjection adapters = LoraInjection.Inject(model, AdapterConfigOf(config), (ulong)config.Seed, config.Adapter.LoraPlusRatio ?? 1);
-        return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer));
+        return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
 
     /// <summary>How a config keeps the frozen base.</summary>
-    public static BaseFormat FormatOf(QuantizationOptions options) =>
-        !options.LoadIn4Bit ? BaseFormat.AsStored : options.FourBit.DoubleQuantization ? BaseFormat.Nf4DoubleQuantized : BaseFormat.Nf4;
+    public static BaseFormat FormatOf(QuantizationOptions options) => options switch
+    {
+        { LoadIn4Bit: true, FourBit: { Type: FourBitType.Fp4, DoubleQuantization: true } } => BaseFormat.Fp4DoubleQuantized,
+        { LoadIn4Bit: true, FourBit.Type: FourBitType.Fp4 } => BaseFormat.Fp4,
+        { LoadIn4Bit: true, FourBit.DoubleQuantization: true } => BaseFormat.Nf4DoubleQuantized,
+        { LoadIn4Bit: true } => BaseFormat.Nf4,
+        { LoadIn8Bit: true } => BaseFormat.EightBit,
+        _ => BaseFormat.AsStored,
+    };
+
+    /// <summary>What of a config a GPU has no kernel for: the key, and what it asks for; null where all runs on it.</summary>
+    public static (string Key, string What)? WithoutGpuKernel(TrainingConfig config)
+    {
+        if (config.Adapter.Kind != AdapterKind.None && FormatOf(config.Quantization).WithoutKernel(DevicePlatform.Cuda) is { } format)
+        {
+            return (config.Quantization.LoadIn4Bit ? "bnb_config_kwargs.bnb_4bit_quant_type" : "load_in_8bit", format);
+        }
+
+        return config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
+    }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
     private static void RefuseUnknownTargets(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)

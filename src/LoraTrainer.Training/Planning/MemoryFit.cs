@@ -57,7 +57,13 @@ public sealed class MemoryFits(RunInputs inputs)
         return work;
     }
 
-    private TrainingConfig Full => inputs.Config with { Adapter = inputs.Config.Adapter with { Kind = AdapterKind.None }, Quantization = new QuantizationOptions() };
+    /// <summary>With plain AdamW, whatever the run has: GPUs have no other.</summary>
+    private TrainingConfig Full => inputs.Config with
+    {
+        Adapter = inputs.Config.Adapter with { Kind = AdapterKind.None },
+        Quantization = new QuantizationOptions(),
+        Optimizer = inputs.Config.Optimizer with { Kind = OptimizerKind.AdamW },
+    };
 
     private static TrainingConfig Quantized(TrainingConfig config) => config with
     {

@@ -23,6 +23,9 @@ public sealed record MemoryPlan
     /// <summary>Everything that the run places on its device.</summary>
     public required long ArenaBytes { get; init; }
 
+    /// <summary>The file behind paged moments; what of it is in memory at a time is up to the system. Not in <see cref="ArenaBytes"/>.</summary>
+    public required long MappedBytes { get; init; }
+
     /// <summary>The parts of <see cref="ArenaBytes"/>, at the moment of the peak.</summary>
     public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
 
@@ -54,6 +57,7 @@ public sealed record MemoryPlan
         return new MemoryPlan
         {
             ArenaBytes = device.Arena.HighWaterBytes,
+            MappedBytes = device.MappedBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, device.Arena.HighWaterOf),
             FlopsPerToken = flops / passes.MicroBatchTokens,
             Parameters = shape.ExpectedTensors().Sum(tensor => tensor.Shape.Aggregate(1L, (product, extent) => product * extent)),

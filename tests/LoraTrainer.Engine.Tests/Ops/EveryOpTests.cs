@@ -138,6 +138,17 @@ public sealed class EveryOpTests
             AdamW.Step(p, g, m, v, [new(0, 69997, 1, true)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, device.Report(1, GradientNorm.Compute(g)), 0.7);
             return [p, m, v];
         }),
+        ["adamw_8bit"] = (2 * 12.0 * 70001, device =>
+        {
+            Tensor p = device.Random(1, new Shape(70001)), g = device.Random(2, new Shape(70001)), s = device.Filled(0.5f, new Shape(274)), t = device.Filled(0.1f, new Shape(274));
+            Tensor m = device.AllocateZeroed(MemoryKind.Moments, DType.U8, new Shape(70001)), v = device.AllocateZeroed(MemoryKind.Moments, DType.U8, new Shape(70001));
+            for (int step = 3; step < 5; step++)
+            {
+                AdamW8Bit.Step(p, g, m, s, v, t, new AdamWSettings(0.9, 0.99, 1e-8, 0.1), step, 1e-2, device.Report(1, 2), 0.7);
+            }
+
+            return [p, s, t];
+        }),
     };
 
     /// <summary>Two documents: the first of so many tokens, the second with the rest.</summary>

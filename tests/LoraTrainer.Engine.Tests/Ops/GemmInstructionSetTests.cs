@@ -101,7 +101,9 @@ public sealed unsafe class GemmInstructionSetTests
             fixed (byte* s = source, p = packed, c = codes)
             fixed (float* a = absmax, d = nested)
             {
-                Nf4.Quantize(pool, s, format, count, p, a);
+                BlockwiseFourBit.Quantize(pool, FourBitCode.Fp4, s, format, count, p, a);
+                hash.AppendData(packed);
+                BlockwiseFourBit.Quantize(pool, FourBitCode.Nf4, s, format, count, p, a);
                 DoubleQuantization.Quantize(pool, a, absmax.Length, DoubleQuantization.Offset(a, absmax.Length), c, d);
             }
 

@@ -5,13 +5,15 @@ using LoraTrainer.Engine.Quantization;
 
 namespace LoraTrainer.Engine.Tests.Ops;
 
-/// <summary>Which kind of storage an operand of a test has; the double-quantized one is NF4 with 8-bit scales.</summary>
+/// <summary>Which kind of storage an operand of a test has; the double-quantized ones have 8-bit scales.</summary>
 public enum OperandKind
 {
     F32,
     BF16,
     Nf4,
     Nf4Double,
+    Fp4,
+    Fp4Double,
     RowwiseBytes,
 }
 
@@ -78,7 +80,7 @@ internal sealed unsafe class TestMatrix : IDisposable
             }
 
             default:
-                operand = GemmOperand.FourBit(FourBit(random, kind == OperandKind.Nf4Double, count), columns, transposed);
+                operand = GemmOperand.FourBit(FourBit(random, kind is OperandKind.Fp4 or OperandKind.Fp4Double ? FourBitCode.Fp4 : FourBitCode.Nf4, kind is OperandKind.Nf4Double or OperandKind.Fp4Double, count), columns, transposed);
                 break;
         }
     }
@@ -106,7 +108,7 @@ internal sealed unsafe class TestMatrix : IDisposable
 
     private static float Next(Random random) => random.NextSingle() * 2 - 1;
 
-    private FourBitBlocks FourBit(Random random, bool doubleQuantized, int count)
+    private FourBitBlocks FourBit(Random random, FourBitCode code, bool doubleQuantized, int count)
     {
         int blocks = (count + 63) / 64;
         byte* packed = Allocate<byte>((count + 1) / 2);
@@ -132,12 +134,12 @@ internal sealed unsafe class TestMatrix : IDisposable
         for (int i = 0; i < count; i++)
         {
             int nibble = i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15;
-            Values[i] = Nf4.Code[nibble] * absmax[i / 64];
+            Values[i] = code.Values[nibble] * absmax[i / 64];
         }
 
         return doubleQuantized
-            ? new FourBitBlocks(packed, Nf4.Code, codes, nestedAbsmax, map, offset)
-            : new FourBitBlocks(packed, Nf4.Code, absmax);
+            ? new FourBitBlocks(packed, code.Values, codes, nestedAbsmax, map, offset)
+            : new FourBitBlocks(packed, code.Values, absmax);
     }
 
     private T* Allocate<T>(int count)

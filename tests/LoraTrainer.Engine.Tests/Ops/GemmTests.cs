@@ -23,6 +23,8 @@ public sealed unsafe class GemmTests
     [InlineData(OperandKind.F32, OperandKind.BF16)]
     [InlineData(OperandKind.F32, OperandKind.Nf4)]
     [InlineData(OperandKind.F32, OperandKind.Nf4Double)]
+    [InlineData(OperandKind.F32, OperandKind.Fp4)]
+    [InlineData(OperandKind.F32, OperandKind.Fp4Double)]
     [InlineData(OperandKind.F32, OperandKind.RowwiseBytes)]
     public void Run_OddShapes_EqualsTheChainAndIsCloseToFp64(OperandKind kindA, OperandKind kindB)
     {

@@ -23,6 +23,8 @@ internal sealed class SafetensorsFile
 
     public string DType(string name) => header.RootElement.GetProperty(name).GetProperty("dtype").GetString()!;
 
+    public long[] Shape(string name) => [.. header.RootElement.GetProperty(name).GetProperty("shape").EnumerateArray().Select(extent => extent.GetInt64())];
+
     public byte[] Bytes(string name)
     {
         JsonElement offsets = header.RootElement.GetProperty(name).GetProperty("data_offsets");

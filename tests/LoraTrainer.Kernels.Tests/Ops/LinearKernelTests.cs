@@ -107,9 +107,9 @@ public sealed class LinearKernelTests
             return (new DenseMatrix(dense), dense.Doubles());
         }
 
-        var quantizer = new Nf4Quantizer(bench.Device, rows, columns, kind == "double");
+        var quantizer = new FourBitQuantizer(bench.Device, FourBitCode.Nf4, rows, columns, kind == "double");
         quantizer.Add(values);
-        Nf4Matrix matrix = quantizer.Finish();
+        FourBitMatrix matrix = quantizer.Finish();
         return (matrix, [.. Rounded(Nf4Values.Of(matrix)).Select(v => (double)v)]);
     }
 

@@ -98,14 +98,14 @@ public sealed class Nf4KernelTests
             using var bench = new KernelBench(mode, capacityBytes: CapacityBytes);
 
             // Scales first: with double quantization the quantizer keeps them no longer than it needs them.
-            Nf4Matrix single = Quantize(bench.Device, values, (int)shape[0], (int)shape[1], doubled: false, piece: 128);
+            FourBitMatrix single = Quantize(bench.Device, values, (int)shape[0], (int)shape[1], doubled: false, piece: 128);
             float[] absmax = single.Absmax.Download();
             Assert.Equal(WithZeroBlocks(Read("packed"), absmax), single.Packed.DownloadBytes());
-            Nf4Matrix matrix = single;
+            FourBitMatrix matrix = single;
             if (isDouble)
             {
                 float offset = Floats("offset")[0];
-                Nf4Matrix own = Quantize(bench.Device, values, (int)shape[0], (int)shape[1], doubled: true, piece: Nf4Quantizer.PieceElements);
+                FourBitMatrix own = Quantize(bench.Device, values, (int)shape[0], (int)shape[1], doubled: true, piece: FourBitQuantizer.PieceElements);
                 Assert.True(own.Offset >= MathF.BitDecrement(offset) && own.Offset <= MathF.BitIncrement(offset), $"offset {own.Offset:R}, expected {offset:R} within 1 ulp");
                 TensorAssert.BitEqual(Floats("nested_code"), own.NestedMap.Download(), "nested map");
 
@@ -116,7 +116,7 @@ public sealed class Nf4KernelTests
                     CudaKernels.QuantizeAbsmax, LaunchShape.Blocks(nested.ElementCount, FourBitBlocks.NestedBlocksize), codes, nested, scales, own.NestedMap, offset, codes.ElementCount);
                 Assert.Equal(Read("absmax_codes"), codes.DownloadBytes());
                 TensorAssert.BitEqual(Floats("nested_absmax"), nested.Download(), "nested absmax");
-                matrix = new Nf4Matrix(own.Out, own.In, own.Packed, codes, nested, own.NestedMap, offset);
+                matrix = new FourBitMatrix(own.Code, own.Out, own.In, own.Packed, codes, nested, own.NestedMap, offset);
             }
             else
             {
@@ -140,7 +140,7 @@ public sealed class Nf4KernelTests
     {
         for (int block = 0; block < absmax.Length; block++)
         {
-            Span<byte> codes = packed.AsSpan(block * Nf4.Blocksize / 2)[..Math.Min(Nf4.Blocksize / 2, packed.Length - block * Nf4.Blocksize / 2)];
+            Span<byte> codes = packed.AsSpan(block * BlockwiseFourBit.Blocksize / 2)[..Math.Min(BlockwiseFourBit.Blocksize / 2, packed.Length - block * BlockwiseFourBit.Blocksize / 2)];
             if (absmax[block] == 0 && codes.IndexOfAnyExcept((byte)0) < 0)
             {
                 codes.Fill(0x77);
@@ -152,7 +152,7 @@ public sealed class Nf4KernelTests
 
     /// <summary>The same for values: whatever code 0 came to there is the zero that was quantized.</summary>
     private static float[] WithZeroBlocks(float[] values, float[] absmax) =>
-        [.. values.Select((value, i) => absmax[i / Nf4.Blocksize] == 0 ? 0 : value)];
+        [.. values.Select((value, i) => absmax[i / BlockwiseFourBit.Blocksize] == 0 ? 0 : value)];
 
     internal static void CompareWithCpu(string mode, float[] values, int rows, int columns, CudaDeviceOptions options)
     {
@@ -160,9 +160,9 @@ public sealed class Nf4KernelTests
         using var bench = new KernelBench(mode, capacityBytes: CapacityBytes, options: options);
         foreach (bool doubled in (bool[])[false, true])
         {
-            foreach (int piece in (int[])[128, Nf4Quantizer.PieceElements])
+            foreach (int piece in (int[])[128, FourBitQuantizer.PieceElements])
             {
-                Nf4Matrix expected = Quantize(cpu, values, rows, columns, doubled, piece), actual = Quantize(bench.Device, values, rows, columns, doubled, piece);
+                FourBitMatrix expected = Quantize(cpu, values, rows, columns, doubled, piece), actual = Quantize(bench.Device, values, rows, columns, doubled, piece);
                 Assert.True(expected.Packed.DownloadBytes().AsSpan().SequenceEqual(actual.Packed.DownloadBytes()), "packed codes differ");
                 Assert.Equal(doubled, actual.IsDoubleQuantized);
                 if (doubled)
@@ -183,9 +183,9 @@ public sealed class Nf4KernelTests
         }
     }
 
-    private static Nf4Matrix Quantize(Device device, float[] values, int rows, int columns, bool doubled, int piece)
+    private static FourBitMatrix Quantize(Device device, float[] values, int rows, int columns, bool doubled, int piece)
     {
-        var quantizer = new Nf4Quantizer(device, rows, columns, doubled);
+        var quantizer = new FourBitQuantizer(device, FourBitCode.Nf4, rows, columns, doubled);
         for (int first = 0; first < values.Length; first += piece)
         {
             quantizer.Add(values.AsSpan(first, Math.Min(piece, values.Length - first)));
@@ -195,7 +195,7 @@ public sealed class Nf4KernelTests
     }
 
     /// <summary>The matrix's values by its product with the unit matrix, row for row: one term and zeros.</summary>
-    private static float[] Expanded(KernelBench bench, Nf4Matrix matrix)
+    private static float[] Expanded(KernelBench bench, FourBitMatrix matrix)
     {
         int rows = matrix.Out;
         float[] unit = new float[rows * rows];
@@ -211,7 +211,7 @@ public sealed class Nf4KernelTests
 
     private static float[] Zeroed(float[] values) => [.. values.Select((v, i) => i / 64 % 5 == 3 ? 0 : v)];
 
-    private static unsafe float CodeMiddle(int code) => (Nf4.Code[code] + Nf4.Code[code + 1]) * 0.5f;
+    private static unsafe float CodeMiddle(int code) => (FourBitCode.Nf4.Values[code] + FourBitCode.Nf4.Values[code + 1]) * 0.5f;
 
     private static byte[] ReadTensor(SafetensorsFile file, string name)
     {

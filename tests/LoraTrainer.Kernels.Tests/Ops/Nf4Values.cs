@@ -6,7 +6,7 @@ namespace LoraTrainer.Kernels.Tests.Ops;
 /// <summary>What an NF4 matrix on any device stands for, by the CPU's code.</summary>
 internal static unsafe class Nf4Values
 {
-    public static float[] Of(Nf4Matrix matrix)
+    public static float[] Of(FourBitMatrix matrix)
     {
         byte[] packed = matrix.Packed.DownloadBytes();
         float[] values = new float[(long)matrix.Out * matrix.In];
@@ -15,7 +15,7 @@ internal static unsafe class Nf4Values
         fixed (byte* p = packed, c = codes)
         fixed (float* s = scales, m = map, v = values)
         {
-            FourBitBlocks blocks = matrix.IsDoubleQuantized ? new FourBitBlocks(p, Nf4.Code, c, s, m, matrix.Offset) : new FourBitBlocks(p, Nf4.Code, s);
+            FourBitBlocks blocks = matrix.IsDoubleQuantized ? new FourBitBlocks(p, FourBitCode.Nf4.Values, c, s, m, matrix.Offset) : new FourBitBlocks(p, FourBitCode.Nf4.Values, s);
             blocks.Dequantize(0, values.Length, v);
         }
 

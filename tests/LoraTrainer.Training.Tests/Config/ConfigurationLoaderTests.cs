@@ -89,6 +89,10 @@ public sealed class ConfigurationLoaderTests
     [InlineData("test_datasets: [{path: a}]", "test_datasets[0].type is missing (tiny.yaml:6). Say what a row looks like: alpaca, completion, or a block such as {field_instruction: question, field_output: answer}.")]
     [InlineData("test_datasets: [{path: a, type: alpaca, field: b}]", "test_datasets[0].field belongs to type: completion only (tiny.yaml:6). Name the fields in a block under type, or remove it.")]
     [InlineData("interruption: {sources: [aws], file: stop}", "interruption.file (tiny.yaml:6) is given, but interruption.sources (tiny.yaml:6) does not watch it. Add file to the sources, or remove interruption.file.")]
+    [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]
+    [InlineData("device: cuda\noptimizer: adamw_8bit", "optimizer (tiny.yaml:7): the 8-bit optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
+    [InlineData("device: cuda\noptimizer: paged_adamw_8bit", "optimizer (tiny.yaml:7): a paged optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
+    [InlineData("device: cuda\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs.bnb_4bit_quant_type (tiny.yaml:8): the 4-bit type fp4 has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 
@@ -96,6 +100,7 @@ public sealed class ConfigurationLoaderTests
     [InlineData("load_in_4bit: true", "load_in_4bit needs an adapter, because a quantized base cannot be trained itself (tiny.yaml:2). Add adapter: qlora, or remove load_in_4bit.")]
     [InlineData("lora_r: 16", "lora_r is given, but no adapter, so all parameters would be trained (tiny.yaml:2). Add adapter: lora or adapter: qlora, or remove the lora_ and peft_ keys.")]
     [InlineData("adapter: qlora\nload_in_4bit: false", "adapter: qlora means a base in 4 bits, but load_in_4bit is false (tiny.yaml:3). Remove load_in_4bit, or use adapter: lora.")]
+    [InlineData("adapter:\nload_in_8bit: true\nlearning_rate: 1e-5", "load_in_8bit needs an adapter, because a quantized base cannot be trained itself (tiny.yaml:3). Add adapter: lora, or remove load_in_8bit.")]
     [InlineData("adapter:", "learning_rate is missing: all parameters would be trained, and the default suits adapters only (tiny.yaml). Typical: 1e-5. Was adapter: lora meant?")]
     public void Load_AdapterAndBaseDisagree_SaysWhatToDo(string lines, string message) =>
         Assert.Equal([message], Errors($"base_model: m\n{lines}\ndatasets: [{{path: a, type: alpaca}}]"));
@@ -229,8 +234,6 @@ public sealed class ConfigurationLoaderTests
     public void Load_KeyThatWouldChangeTheTraining_IsRefused(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 
     [Theory]
-    [InlineData("load_in_8bit: true", "A base in 8 bits is not supported yet, got load_in_8bit: true (tiny.yaml:6). Use load_in_4bit: true, or neither.")]
-    [InlineData("optimizer: paged_adamw_8bit", "A paged optimizer is not supported yet, got optimizer: paged_adamw_8bit (tiny.yaml:6). Use optimizer: adamw_torch; with LoRA its moments are small.")]
     [InlineData("gradient_checkpointing: offload", "Offloading activations is not supported yet, got gradient_checkpointing: offload (tiny.yaml:6). Use gradient_checkpointing: true.")]
     [InlineData("peft_use_dora: true", "DoRA is not supported yet, got peft_use_dora: true (tiny.yaml:6). Use plain LoRA, or peft_use_rslora: true.")]
     [InlineData("test_datasets: [{path: a.csv, type: alpaca, ds_type: csv}]", "This file format is not supported yet, got test_datasets[0].ds_type: csv (tiny.yaml:6). Convert the file to JSON lines.")]

@@ -44,6 +44,8 @@ public class TrainerTests
     [InlineData("lora")]
     [InlineData("packed")]
     [InlineData("qlora")]
+    [InlineData("fp4")]
+    [InlineData("eight_bit")]
     [InlineData("full")]
     public void Steps_TwiceAndOnOtherThreads_GiveTheSameBytes(string variant)
     {
@@ -51,6 +53,8 @@ public class TrainerTests
         {
             "packed" => [("sample_packing", "true")],
             "qlora" => [("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")],
+            "fp4" => [("adapter", "qlora"), ("bnb_config_kwargs", "{bnb_4bit_quant_type: fp4}")],
+            "eight_bit" => [("load_in_8bit", "true"), ("optimizer", "adamw_bnb_8bit"), ("lora_r", 32)],
             "full" => [("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null)],
             _ => [],
         };

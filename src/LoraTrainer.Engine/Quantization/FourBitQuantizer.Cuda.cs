@@ -4,13 +4,13 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Quantization;
 
-public sealed partial class Nf4Quantizer
+public sealed partial class FourBitQuantizer
 {
     private void AddCuda(CudaDevice cuda, ReadOnlySpan<float> values)
     {
         cuda.Upload(piece, MemoryMarshal.AsBytes(values));
         Tensor codes = packed.Slice(position / 2, new Shape((values.Length + 1) / 2));
-        Tensor scales = absmax.Slice(position / Nf4.Blocksize, new Shape((values.Length + Nf4.Blocksize - 1) / Nf4.Blocksize));
+        Tensor scales = absmax.Slice(position / BlockwiseFourBit.Blocksize, new Shape((values.Length + BlockwiseFourBit.Blocksize - 1) / BlockwiseFourBit.Blocksize));
         cuda.Launch(CudaKernels.Nf4Quantize, LaunchShape.EightEach(values.Length), codes, scales, piece, (long)values.Length);
     }
 

@@ -2,13 +2,13 @@ using LoraTrainer.Engine.Devices;
 
 namespace LoraTrainer.Engine.Quantization;
 
-public sealed unsafe partial class Nf4Quantizer
+public sealed unsafe partial class FourBitQuantizer
 {
     private void AddCpu(CpuDevice cpu, ReadOnlySpan<float> values)
     {
         fixed (float* source = values)
         {
-            Nf4.Quantize(cpu.Pool, source, FloatFormat.F32, values.Length, packed.U8 + position / 2, absmax.F32 + position / Nf4.Blocksize, position);
+            BlockwiseFourBit.Quantize(cpu.Pool, code, source, FloatFormat.F32, values.Length, packed.U8 + position / 2, absmax.F32 + position / BlockwiseFourBit.Blocksize, position);
         }
     }
 

@@ -1,38 +1,26 @@
 using System.Diagnostics.CodeAnalysis;
-using System.Runtime.CompilerServices;
-using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using LoraTrainer.Engine.Devices;
 
 namespace LoraTrainer.Engine.Quantization;
 
 /// <summary>
-/// NormalFloat 4: blocks of 64 consecutive elements of the flattened tensor share absmax = max |w|. The code of w counts the thresholds below
-/// x = fl32(w * fl32(1 / absmax)); a threshold is the fp32 midpoint of two neighbouring values, and a tie takes the lower code.
-/// Element 2i has the high nibble of byte i, element 2i+1 the low one. Bit-equal to bitsandbytes, except that a block of zeros gets the code of
-/// zero (7), where its GPU kernel stores code 0: with double quantization that would decode to numbers other than zero.
+/// Four bits an element: blocks of 64 consecutive elements of the flattened tensor share absmax = max |w|, and the code of w is that of
+/// x = fl32(w * fl32(1 / absmax)) in a <see cref="FourBitCode"/>. Element 2i has the high nibble of byte i, element 2i+1 the low one. Equal to bitsandbytes bit for
+/// bit, except that a block of zeros gets the code of zero, where its GPU kernel stores code 0: in NF4 with double quantization that would decode to numbers
+/// other than zero.
 /// </summary>
-internal static unsafe class Nf4
+internal static unsafe class BlockwiseFourBit
 {
     public const int Blocksize = 64;
 
     private const int Lanes = 8;
-    private const int Thresholds = 15;
 
     /// <summary>Elements a part of the parallel work takes: 64 blocks.</summary>
     private const int PartElements = 4096;
 
     /// <summary>Below this 1 / absmax overflows; it also gives a block of zeros the code of zero.</summary>
     private const float SmallestAbsmax = 1e-38f;
-
-    private static ReadOnlySpan<float> CodeTable =>
-    [
-        -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
-        0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
-    ];
-
-    /// <summary>(16) values of the codes, ascending; constant memory.</summary>
-    public static float* Code => (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(CodeTable));
 
     /// <summary>Bytes of the packed codes of <paramref name="count"/> elements.</summary>
     public static long PackedBytes(long count) => (count + 1) / 2;
@@ -42,6 +30,7 @@ internal static unsafe class Nf4
 
     /// <summary>Quantizes a tensor, or a piece of one: every piece but the last is a multiple of 64 elements.</summary>
     /// <param name="pool">threads that share the blocks</param>
+    /// <param name="code">what the codes stand for</param>
     /// <param name="source">(count) elements of the flattened tensor</param>
     /// <param name="format">how they are stored</param>
     /// <param name="count">number of them</param>
@@ -49,11 +38,15 @@ internal static unsafe class Nf4
     /// <param name="absmax">(<see cref="Blocks"/>) overwritten</param>
     /// <param name="firstElement">index of the piece's first element in the tensor, for the error message</param>
     /// <exception cref="NonFiniteWeightException">an element is NaN or infinite; it names the first one</exception>
-    public static void Quantize(WorkerPool pool, void* source, FloatFormat format, long count, byte* packed, float* absmax, long firstElement = 0)
+    public static void Quantize(WorkerPool pool, FourBitCode code, void* source, FloatFormat format, long count, byte* packed, float* absmax, long firstElement = 0)
     {
         bool isBad = false;
-        var work = new QuantizeWork { Source = (byte*)source, Format = format, Count = count, Packed = packed, Absmax = absmax, IsBad = &isBad };
+        var work = new QuantizeWork
+        {
+            Thresholds = code.Thresholds, Flips = code.Flips, Lowest = code.Lowest, Source = (byte*)source, Format = format, Count = count, Packed = packed, Absmax = absmax, IsBad = &isBad,
+        };
         pool.Run(checked((int)((count + PartElements - 1) / PartElements)), ref work);
+        GC.KeepAlive(code);
         if (isBad)
         {
             ThrowAtFirstBad((byte*)source, format, firstElement);
@@ -72,35 +65,6 @@ internal static unsafe class Nf4
             {
                 throw new NonFiniteWeightException(firstElement + i, value);
             }
-        }
-    }
-
-    /// <summary>The fp32 midpoints of neighbouring values.</summary>
-    private static void FillThresholds(float* thresholds)
-    {
-        for (int i = 0; i < Thresholds; i++)
-        {
-            thresholds[i] = (CodeTable[i] + CodeTable[i + 1]) * 0.5f;
-        }
-    }
-
-    /// <summary>One block of 64 floats to 32 bytes.</summary>
-    private static void EncodeBlock(float* thresholds, float* values, float absmax, byte* packed)
-    {
-        Vector256<float> inverse = Vector256.Create(1 / Math.Max(absmax, SmallestAbsmax));
-        // The nibble positions of eight elements in four bytes, as factors.
-        Vector256<uint> places = Vector256.Create(1u << 4, 1u, 1u << 12, 1u << 8, 1u << 20, 1u << 16, 1u << 28, 1u << 24);
-        for (int i = 0; i < Blocksize; i += Lanes)
-        {
-            Vector256<float> x = Vector256.Load(values + i) * inverse;
-            Vector256<uint> codes = Vector256<uint>.Zero;
-            for (int t = 0; t < Thresholds; t++)
-            {
-                // A comparison that holds is -1.
-                codes -= Vector256.GreaterThan(x, Vector256.Create(thresholds[t])).AsUInt32();
-            }
-
-            *(uint*)(packed + i / 2) = Vector256.Sum(codes * places);
         }
     }
 
@@ -124,6 +88,9 @@ internal static unsafe class Nf4
 
     private struct QuantizeWork : IParallelWork
     {
+        public float* Thresholds;
+        public uint* Flips;
+        public uint Lowest;
         public byte* Source;
         public FloatFormat Format;
         public long Count;
@@ -133,8 +100,6 @@ internal static unsafe class Nf4
 
         public readonly void Execute(int part, int worker)
         {
-            float* thresholds = stackalloc float[Thresholds];
-            FillThresholds(thresholds);
             float* values = stackalloc float[Blocksize];
             byte* lastBytes = stackalloc byte[Blocksize / 2];
             long end = Math.Min(Count, (part + 1L) * PartElements);
@@ -153,11 +118,30 @@ internal static unsafe class Nf4
                 float absmax = BitConverter.UInt32BitsToSingle(bits);
                 Absmax[first / Blocksize] = absmax;
                 byte* packed = Packed + first / 2;
-                EncodeBlock(thresholds, values, absmax, count == Blocksize ? packed : lastBytes);
+                EncodeBlock(values, absmax, count == Blocksize ? packed : lastBytes);
                 if (count < Blocksize)
                 {
                     new ReadOnlySpan<byte>(lastBytes, (count + 1) / 2).CopyTo(new Span<byte>(packed, (count + 1) / 2));
                 }
+            }
+        }
+
+        /// <summary>One block of 64 floats to 32 bytes.</summary>
+        private readonly void EncodeBlock(float* values, float absmax, byte* packed)
+        {
+            Vector256<float> inverse = Vector256.Create(1 / Math.Max(absmax, SmallestAbsmax));
+            // The nibble positions of eight elements in four bytes, as factors.
+            Vector256<uint> places = Vector256.Create(1u << 4, 1u, 1u << 12, 1u << 8, 1u << 20, 1u << 16, 1u << 28, 1u << 24);
+            for (int i = 0; i < Blocksize; i += Lanes)
+            {
+                Vector256<float> x = Vector256.Load(values + i) * inverse;
+                Vector256<uint> codes = Vector256.Create(Lowest);
+                for (int t = 0; t < FourBitCode.Borders; t++)
+                {
+                    codes ^= Vector256.GreaterThan(x, Vector256.Create(Thresholds[t])).AsUInt32() & Vector256.Create(Flips[t]);
+                }
+
+                *(uint*)(packed + i / 2) = Vector256.Sum(codes * places);
             }
         }
     }

@@ -4,15 +4,16 @@ using LoraTrainer.Engine.Tensors;
 namespace LoraTrainer.Engine.Quantization;
 
 /// <summary>
-/// Quantizes one matrix to NF4 on its device while it streams in: <see cref="Add"/> takes it piece by piece in row-major order,
+/// Quantizes one matrix to four bits on its device while it streams in: <see cref="Add"/> takes it piece by piece in row-major order,
 /// <see cref="Finish"/> gives the matrix. What the matrix keeps is allocated first, so that scratch memory above it can go again.
 /// </summary>
-public sealed partial class Nf4Quantizer
+public sealed partial class FourBitQuantizer
 {
     /// <summary>The largest piece that <see cref="Add"/> takes.</summary>
     public const int PieceElements = 1 << 18;
 
     private readonly Device device;
+    private readonly FourBitCode code;
     private readonly int rows;
     private readonly int columns;
     private readonly Tensor packed;
@@ -28,18 +29,25 @@ public sealed partial class Nf4Quantizer
     private long position;
 
     /// <param name="device">Where the matrix is to live.</param>
+    /// <param name="code">What the codes stand for; a GPU has kernels for <see cref="FourBitCode.Nf4"/> only.</param>
     /// <param name="rows">Out</param>
     /// <param name="columns">In</param>
     /// <param name="doubleQuantized">Quantize the scales too.</param>
-    public Nf4Quantizer(Device device, int rows, int columns, bool doubleQuantized)
+    public FourBitQuantizer(Device device, FourBitCode code, int rows, int columns, bool doubleQuantized)
     {
+        if (device.Platform == DevicePlatform.Cuda && code != FourBitCode.Nf4)
+        {
+            throw new NotSupportedException($"A GPU has no kernel for {code.Name}.");
+        }
+
         this.device = device;
+        this.code = code;
         this.rows = rows;
         this.columns = columns;
         long elements = (long)rows * columns;
-        long blocks = (elements + Nf4.Blocksize - 1) / Nf4.Blocksize;
+        long blocks = BlockwiseFourBit.Blocks(elements);
         Arena arena = device.Arena;
-        packed = arena.Allocate(MemoryKind.Weights, DType.U8, new Shape((elements + 1) / 2));
+        packed = arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(BlockwiseFourBit.PackedBytes(elements)));
         if (doubleQuantized)
         {
             absmaxCodes = arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(blocks));
@@ -82,7 +90,7 @@ public sealed partial class Nf4Quantizer
     }
 
     /// <summary>The matrix, once every element was added.</summary>
-    public Nf4Matrix Finish()
+    public FourBitMatrix Finish()
     {
         float offset = absmaxCodes.IsNone ? 0 : device switch
         {
@@ -93,9 +101,9 @@ public sealed partial class Nf4Quantizer
         device.Arena.Release(scratchStart);
         if (absmaxCodes.IsNone)
         {
-            return new Nf4Matrix(rows, columns, packed, absmax);
+            return new FourBitMatrix(code, rows, columns, packed, absmax);
         }
 
-        return new Nf4Matrix(rows, columns, packed, absmaxCodes, nestedAbsmax, nestedMap, offset);
+        return new FourBitMatrix(code, rows, columns, packed, absmaxCodes, nestedAbsmax, nestedMap, offset);
     }
 }

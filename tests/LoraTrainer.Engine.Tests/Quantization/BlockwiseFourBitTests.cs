@@ -8,7 +8,7 @@ using Xunit;
 
 namespace LoraTrainer.Engine.Tests.Quantization;
 
-public sealed unsafe class Nf4Tests
+public sealed unsafe class BlockwiseFourBitTests
 {
     [Fact]
     public void Quantize_GoldenBlock()
@@ -66,7 +66,7 @@ public sealed unsafe class Nf4Tests
         weight[9_000] = bad;
         foreach (FloatFormat format in Enum.GetValues<FloatFormat>())
         {
-            NonFiniteWeightException exception = Assert.Throws<NonFiniteWeightException>(() => Quantize(pool, Encode(weight, format), format, weight.Length, 6400, 128));
+            NonFiniteWeightException exception = Assert.Throws<NonFiniteWeightException>(() => Quantize(pool, FourBitCode.Nf4, Encode(weight, format), format, weight.Length, 6400, 128));
             Assert.Equal(128 + 9_000, exception.Element);
             Assert.Contains("element 9128 of the flattened tensor", exception.Message, StringComparison.Ordinal);
         }
@@ -82,12 +82,12 @@ public sealed unsafe class Nf4Tests
         FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
         byte[] weight = file.Bytes("weight");
         int count = weight.Length / ElementConversions.SizeOf(format);
-        TensorAssert.BitEqual(file.Floats("code"), new ReadOnlySpan<float>(Nf4.Code, 16), name + " code");
+        TensorAssert.BitEqual(file.Floats("code"), new ReadOnlySpan<float>(FourBitCode.Nf4.Values, 16), name + " code");
 
         // In one piece, and in pieces of 128 elements.
-        (byte[] packed, float[] absmax) = Quantize(pool, weight, format, count, count);
+        (byte[] packed, float[] absmax) = Quantize(pool, FourBitCode.Nf4, weight, format, count, count);
         Assert.Equal(file.Bytes("packed"), packed);
-        (byte[] piecewise, float[] piecewiseAbsmax) = Quantize(pool, weight, format, count, 128);
+        (byte[] piecewise, float[] piecewiseAbsmax) = Quantize(pool, FourBitCode.Nf4, weight, format, count, 128);
         Assert.Equal(packed, piecewise);
         TensorAssert.BitEqual(absmax, piecewiseAbsmax, name + " absmax in pieces");
 
@@ -98,15 +98,121 @@ public sealed unsafe class Nf4Tests
             fixed (float* a = absmax)
             fixed (byte* p = packed)
             {
-                values = Dequantize(new FourBitBlocks(p, Nf4.Code, a), count);
+                values = Dequantize(new FourBitBlocks(p, FourBitCode.Nf4.Values, a), count);
             }
         }
         else
         {
-            values = CheckDoubleQuantization(pool, file, name, packed, absmax, count);
+            values = CheckDoubleQuantization(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
         }
 
         Assert.True(file.Bytes("dequantized").AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
+    }
+
+    [Fact]
+    public void QuantizeFp4_AroundEveryThreshold_TieTakesTheSmallerMagnitude()
+    {
+        // The magnitudes in ascending order, and bitsandbytes' literals between them.
+        int[] codes = [0, 1, 6, 7, 4, 5, 2, 3];
+        float[] thresholds = [0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f, 0.4166667f, 0.583333f, 0.8333333f];
+        foreach (int sign in (int[])[1, -1])
+        {
+            var weight = new float[64];
+            weight[63] = 1;
+            for (int i = 0; i < thresholds.Length; i++)
+            {
+                (weight[4 * i], weight[4 * i + 1], weight[4 * i + 2]) = (sign * MathF.BitDecrement(thresholds[i]), sign * thresholds[i], sign * MathF.BitIncrement(thresholds[i]));
+            }
+
+            byte[] packed = Quantize(weight, FourBitCode.Fp4).Packed;
+            int bit = sign < 0 ? 8 : 0;
+            for (int i = 0; i < thresholds.Length; i++)
+            {
+                Assert.Equal((codes[i] | bit, codes[i] | bit, codes[i + 1] | bit), (packed[2 * i] >> 4, packed[2 * i] & 15, packed[2 * i + 1] >> 4));
+                Assert.True(FourBitCode.Fp4.Values[codes[i]] < thresholds[i] && thresholds[i] < FourBitCode.Fp4.Values[codes[i + 1]]);
+            }
+        }
+    }
+
+    [Fact]
+    public void QuantizeFp4_ZerosOfAllKinds_AreZero()
+    {
+        var weight = new float[64 + 5];
+        (weight[3], weight[64], weight[65], weight[66], weight[67], weight[68]) = (-0f, 4, -0f, 1e-30f, -1e-30f, -4);
+        (byte[] packed, float[] absmax) = Quantize(weight, FourBitCode.Fp4);
+        Assert.Equal([0, 4], absmax);
+        Assert.All(packed[..32], value => Assert.Equal(0, value));
+        // Code 8 is minus nothing: its value is +0 too.
+        Assert.Equal([0x30, 0x08, 0xB0], packed[32..]);
+        Assert.Equal(0u, BitConverter.SingleToUInt32Bits(FourBitCode.Fp4.Values[8]));
+    }
+
+    [Theory]
+    [Trait("Category", "Fixtures")]
+    [MemberData(nameof(BitsandbytesFixtures.Fp4), MemberType = typeof(BitsandbytesFixtures))]
+    public void Fp4Fixture_PackedScalesAndValues_AreEqual(string name)
+    {
+        var file = new SafetensorsFile(Fixtures.Require($"bitsandbytes/{name}"));
+        using var pool = new WorkerPool(2);
+        FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
+        byte[] weight = file.Bytes("weight"), expected = file.Bytes("packed");
+        int count = weight.Length / ElementConversions.SizeOf(format);
+        float[] values = new float[count], code = file.Floats("code");
+        for (int i = 0; i < 16; i++)
+        {
+            Assert.Equal(code[i], FourBitCode.Fp4.Values[i]);
+        }
+
+        (byte[] packed, float[] absmax) = Quantize(pool, FourBitCode.Fp4, weight, format, count, count);
+        (byte[] piecewise, float[] piecewiseAbsmax) = Quantize(pool, FourBitCode.Fp4, weight, format, count, 128);
+        Assert.Equal(packed, piecewise);
+        TensorAssert.BitEqual(absmax, piecewiseAbsmax, name + " absmax in pieces");
+        fixed (byte* w = weight)
+        fixed (float* v = values)
+        {
+            ElementConversions.ToF32(format, w, v, count);
+        }
+
+        int other = 0;
+        for (int i = 0; i < count; i++)
+        {
+            int shift = i % 2 == 0 ? 4 : 0, stored = expected[i / 2] >> shift & 15, own = packed[i / 2] >> shift & 15;
+            if (stored != own && (stored & 7) + (own & 7) != 0)
+            {
+                // Another code than a neighbour's, or a value further than 1e-6 from where the two part, is an error.
+                float x = values[i] / absmax[i / 64], middle = (code[stored] + code[own]) / 2;
+                Assert.True(Math.Abs(x - middle) <= 1e-6, $"{name}, element {i}: code {own}, expected {stored} for {x:R}");
+                other++;
+            }
+        }
+
+        Assert.True(other <= count / 100, $"{name}: {other} of {count} codes are the neighbour's");
+        float[] decoded;
+        fixed (float* a = file.Has("absmax") ? file.Floats("absmax") : absmax)
+        fixed (byte* p = expected)
+        {
+            if (file.Has("absmax"))
+            {
+                TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
+                decoded = Dequantize(new FourBitBlocks(p, FourBitCode.Fp4.Values, a), count);
+            }
+            else
+            {
+                decoded = CheckDoubleQuantization(pool, FourBitCode.Fp4, file, name, expected, absmax, count);
+            }
+        }
+
+        // By value: the reference's own zeros have either sign.
+        byte[] bytes = Encode(decoded, format), reference = file.Bytes("dequantized");
+        float[] left = new float[count], right = new float[count];
+        fixed (byte* l = bytes, r = reference)
+        fixed (float* lv = left, rv = right)
+        {
+            ElementConversions.ToF32(format, l, lv, count);
+            ElementConversions.ToF32(format, r, rv, count);
+        }
+
+        Assert.Equal(right, left);
     }
 
     /// <summary>
@@ -123,7 +229,7 @@ public sealed unsafe class Nf4Tests
         FloatFormat format = Enum.Parse<FloatFormat>(file.DType("weight"));
         byte[] weight = file.Bytes("weight"), expected = file.Bytes("packed");
         int size = ElementConversions.SizeOf(format), count = weight.Length / size;
-        (byte[] packed, float[] absmax) = Quantize(pool, weight, format, count, count);
+        (byte[] packed, float[] absmax) = Quantize(pool, FourBitCode.Nf4, weight, format, count, count);
 
         byte[] dequantized = file.Bytes("dequantized");
         int zeroBlocks = 0;
@@ -132,9 +238,9 @@ public sealed unsafe class Nf4Tests
             if (absmax[block] == 0)
             {
                 zeroBlocks++;
-                Assert.Equal(-1, expected.AsSpan(block * Nf4.Blocksize / 2, Nf4.Blocksize / 2).IndexOfAnyExcept((byte)0));
-                expected.AsSpan(block * Nf4.Blocksize / 2, Nf4.Blocksize / 2).Fill(0x77);
-                dequantized.AsSpan(block * Nf4.Blocksize * size, Nf4.Blocksize * size).Clear();
+                Assert.Equal(-1, expected.AsSpan(block * BlockwiseFourBit.Blocksize / 2, BlockwiseFourBit.Blocksize / 2).IndexOfAnyExcept((byte)0));
+                expected.AsSpan(block * BlockwiseFourBit.Blocksize / 2, BlockwiseFourBit.Blocksize / 2).Fill(0x77);
+                dequantized.AsSpan(block * BlockwiseFourBit.Blocksize * size, BlockwiseFourBit.Blocksize * size).Clear();
             }
         }
 
@@ -147,12 +253,12 @@ public sealed unsafe class Nf4Tests
             fixed (float* a = absmax)
             fixed (byte* p = packed)
             {
-                values = Dequantize(new FourBitBlocks(p, Nf4.Code, a), count);
+                values = Dequantize(new FourBitBlocks(p, FourBitCode.Nf4.Values, a), count);
             }
         }
         else
         {
-            values = CheckDoubleQuantization(pool, file, name, packed, absmax, count);
+            values = CheckDoubleQuantization(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
         }
 
         Assert.True(dequantized.AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
@@ -199,7 +305,7 @@ public sealed unsafe class Nf4Tests
         fixed (byte* p = packed)
         fixed (float* a = absmax)
         {
-            var blocks = new FourBitBlocks(p, Nf4.Code, a);
+            var blocks = new FourBitBlocks(p, FourBitCode.Nf4.Values, a);
             for (int round = 0; round < 500; round++)
             {
                 int first = random.Next(weight.Length), count = random.Next(1, weight.Length - first + 1);
@@ -212,14 +318,14 @@ public sealed unsafe class Nf4Tests
                 for (int i = 0; i < count; i++)
                 {
                     int nibble = (packed[(first + i) / 2] >> ((first + i) % 2 == 0 ? 4 : 0)) & 15;
-                    Assert.Equal(Nf4.Code[nibble] * absmax[(first + i) / 64], run[i]);
+                    Assert.Equal(FourBitCode.Nf4.Values[nibble] * absmax[(first + i) / 64], run[i]);
                 }
             }
         }
     }
 
     /// <summary>Codes with the stored offset, our own offset, and the values from what the file stores.</summary>
-    private static float[] CheckDoubleQuantization(WorkerPool pool, SafetensorsFile file, string name, byte[] packed, float[] absmax, int count)
+    private static float[] CheckDoubleQuantization(WorkerPool pool, FourBitCode code, SafetensorsFile file, string name, byte[] packed, float[] absmax, int count)
     {
         float offset = file.Floats("offset")[0];
         byte[] codes = new byte[absmax.Length];
@@ -232,7 +338,7 @@ public sealed unsafe class Nf4Tests
             DoubleQuantization.Quantize(pool, a, absmax.Length, offset, c, n);
             Assert.Equal(file.Bytes("absmax_codes"), codes);
             TensorAssert.BitEqual(file.Floats("nested_absmax"), nestedAbsmax, name + " nested absmax");
-            return Dequantize(new FourBitBlocks(p, Nf4.Code, c, n, m, offset), count);
+            return Dequantize(new FourBitBlocks(p, code.Values, c, n, m, offset), count);
         }
     }
 
@@ -262,23 +368,23 @@ public sealed unsafe class Nf4Tests
         return float.IsNaN(value) ? (ushort)0x7FC0 : (ushort)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
     }
 
-    private static (byte[] Packed, float[] Absmax) Quantize(float[] weight)
+    private static (byte[] Packed, float[] Absmax) Quantize(float[] weight, FourBitCode? code = null)
     {
         using var pool = new WorkerPool(1);
-        return Quantize(pool, Encode(weight, FloatFormat.F32), FloatFormat.F32, weight.Length, weight.Length);
+        return Quantize(pool, code ?? FourBitCode.Nf4, Encode(weight, FloatFormat.F32), FloatFormat.F32, weight.Length, weight.Length);
     }
 
-    private static (byte[] Packed, float[] Absmax) Quantize(WorkerPool pool, byte[] weight, FloatFormat format, int count, int piece, int firstElement = 0)
+    private static (byte[] Packed, float[] Absmax) Quantize(WorkerPool pool, FourBitCode code, byte[] weight, FloatFormat format, int count, int piece, int firstElement = 0)
     {
-        var packed = new byte[Nf4.PackedBytes(count)];
-        var absmax = new float[Nf4.Blocks(count)];
+        var packed = new byte[BlockwiseFourBit.PackedBytes(count)];
+        var absmax = new float[BlockwiseFourBit.Blocks(count)];
         fixed (byte* w = weight, p = packed)
         fixed (float* a = absmax)
         {
             for (int first = 0; first < count; first += piece)
             {
                 int size = Math.Min(piece, count - first);
-                Nf4.Quantize(pool, w + first * ElementConversions.SizeOf(format), format, size, p + first / 2, a + first / Nf4.Blocksize, firstElement + first);
+                BlockwiseFourBit.Quantize(pool, code, w + first * ElementConversions.SizeOf(format), format, size, p + first / 2, a + first / BlockwiseFourBit.Blocksize, firstElement + first);
             }
         }
 

@@ -1,0 +1,53 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Quantization;
+
+/// <summary>
+/// Quantizes one matrix to signed bytes with a scale a row, as bitsandbytes does for an 8-bit base, while it streams in. Every weight is rounded to f16 first;
+/// then with absmax = max |w| of the row: q = round(fl32(w * fl32(fl32(1 / absmax) * 127))), half to even, and scale = fl32(absmax / 127). A row of zeros stays one.
+/// There is a kernel for the CPU only.
+/// </summary>
+public sealed partial class Int8Quantizer
+{
+    /// <summary>From here on a weight would be infinite in f16.</summary>
+    public const float FirstTooLarge = 65520;
+
+    private readonly Device device;
+    private readonly Tensor codes;
+    private readonly Tensor scales;
+    private long row;
+
+    /// <param name="device">Where the matrix is to live.</param>
+    /// <param name="rows">Out</param>
+    /// <param name="columns">In</param>
+    public Int8Quantizer(Device device, int rows, int columns)
+    {
+        this.device = device;
+        codes = device.Arena.Allocate(MemoryKind.Weights, DType.I8, new Shape(rows, columns));
+        scales = device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(rows));
+    }
+
+    /// <summary>The next rows, whole ones; finite, and |w| below <see cref="FirstTooLarge"/>.</summary>
+    public void Add(ReadOnlySpan<float> values)
+    {
+        if (values.Length % codes.Shape[1] != 0)
+        {
+            throw new ArgumentException($"Rows of {codes.Shape[1]} elements are added whole, got {values.Length} elements.", nameof(values));
+        }
+
+        switch (device)
+        {
+            case CpuDevice cpu:
+                AddCpu(cpu, values);
+                break;
+            case CudaDevice:
+                throw new NotSupportedException("A GPU has no kernel that quantizes to signed bytes.");
+        }
+
+        row += values.Length / codes.Shape[1];
+    }
+
+    /// <summary>The matrix, once every row was added.</summary>
+    public Int8Matrix Finish() => new(codes, scales);
+}
