@@ -75,9 +75,30 @@ public sealed class CliDisplayTests
     [Fact]
     public async Task Terminal_ShowsBarNumbersAndRemarks()
     {
+        string shown = await ScreenAsync(width: 200);
+
+        Assert.Contains(" 86% step 6/7", shown, StringComparison.Ordinal);
+        Assert.Contains("loss 2.3457  lr 2.00e-4", shown, StringComparison.Ordinal);
+        Assert.Contains("note: A remark with [brackets].", shown, StringComparison.Ordinal);
+    }
+
+    /// <summary>Where it is narrow, the time left and the money stay.</summary>
+    [Fact]
+    public async Task NarrowTerminal_LeavesOutWhatNobodyWatches()
+    {
+        string shown = await ScreenAsync(width: 80);
+
+        Assert.Contains("loss 2.3457", shown, StringComparison.Ordinal);
+        Assert.DoesNotContain("lr 2.00e-4", shown, StringComparison.Ordinal);
+        Assert.Contains(" left", shown, StringComparison.Ordinal);
+        Assert.Contains(" EUR spent", shown, StringComparison.Ordinal);
+    }
+
+    private static async Task<string> ScreenAsync(int width)
+    {
         StringWriter screen = new();
         IAnsiConsole console = AnsiConsole.Create(new AnsiConsoleSettings { Ansi = AnsiSupport.Yes, ColorSystem = ColorSystemSupport.NoColors, Interactive = InteractionSupport.Yes, Out = new AnsiConsoleOutput(screen) });
-        console.Profile.Width = 100;
+        console.Profile.Width = width;
         Terminal terminal = new(new StringWriter(), new StringWriter()) { IsInteractive = true };
         await using (TrainingDisplay display = new(terminal, 1, console: console))
         {
@@ -85,10 +106,7 @@ public sealed class CliDisplayTests
             display.OnNotice("A remark with [brackets].");
         }
 
-        string shown = screen.ToString();
-        Assert.Contains(" 86% step 6/7", shown, StringComparison.Ordinal);
-        Assert.Contains("loss 2.3457  lr 2.00e-4", shown, StringComparison.Ordinal);
-        Assert.Contains("note: A remark with [brackets].", shown, StringComparison.Ordinal);
+        return screen.ToString();
     }
 
     public static TheoryData<Exception, bool, int, string> Failures => new()
