@@ -17,6 +17,10 @@ internal static class CudaTestDevice
     /// <summary>The ways in which whole models are run.</summary>
     public static string[] Modes => IsRealGpuRequired ? ["gpu"] : ["eager", "lazy"];
 
+    /// <summary>What a whole model runs in: Llama in each mode, other families, which have the same kernels and launches in the same order, in the first.</summary>
+    /// <param name="model">A folder of the model fixtures.</param>
+    public static string[] ModesOf(string model) => model.StartsWith("llama", StringComparison.Ordinal) ? Modes : Modes[..1];
+
     /// <param name="mode">One of <see cref="Modes"/>.</param>
     /// <param name="capacityBytes">Size of the arena.</param>
     public static CudaDevice Open(string mode, long capacityBytes)

@@ -151,7 +151,7 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
         {
             if (root is null || File.Exists(Path.Combine(root, "models", model, expectation)))
             {
-                foreach (string mode in CudaTestDevice.Modes)
+                foreach (string mode in CudaTestDevice.ModesOf(model))
                 {
                     data.Add(model, mode);
                 }

@@ -60,7 +60,7 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
         var data = new TheoryData<string, string>();
         foreach (string name in Fixtures.Cases(kind).Where(name => PeftFixture.NotYetSupported(Path.Combine(kind, name)) is null && PeftFixture.RunsOnAGpu(Path.Combine(kind, name))))
         {
-            foreach (string mode in CudaTestDevice.Modes)
+            foreach (string mode in CudaTestDevice.ModesOf(PeftFixture.BaseModelOf(Path.Combine(kind, name))))
             {
                 data.Add(name, mode);
             }

@@ -87,6 +87,19 @@ public sealed class PeftFixture : IDisposable
         JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
     }
 
+    /// <summary>The folder of the model fixtures that the case trains; empty where there is no such case.</summary>
+    public static string BaseModelOf(string relative)
+    {
+        string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
+        if (Fixtures.Root is null || !File.Exists(file))
+        {
+            return string.Empty;
+        }
+
+        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
+        return Path.GetFileName(document.RootElement.GetProperty("base_model").GetString()!);
+    }
+
     /// <summary>Whether a GPU has kernels for all of the case's base.</summary>
     public static bool RunsOnAGpu(string relative)
     {
