@@ -13,9 +13,6 @@ namespace LoraTrainer.Cli;
 /// </summary>
 internal sealed class LedgerRecorder : IDisposable
 {
-    /// <summary>The key of a run's facts that says where its folder is, so that a report finds its log.</summary>
-    public const string OutputDir = "output_dir";
-
     private readonly RunLedger ledger;
     private readonly TrainingConfig config;
     private readonly Lock gate = new();
@@ -131,16 +128,16 @@ internal sealed class LedgerRecorder : IDisposable
         },
     };
 
-    /// <summary>What reports of the run need besides: see <c>RunSection</c>.</summary>
+    /// <summary>What reports of the run need besides.</summary>
     private Dictionary<string, string> FactsOf(AttemptRecord attempt)
     {
-        var facts = new Dictionary<string, string> { [OutputDir] = Path.GetFullPath(config.OutputDir) };
+        var facts = new Dictionary<string, string> { [RunFacts.OutputDir] = Path.GetFullPath(config.OutputDir) };
         if (plannedHours is { } hours)
         {
-            facts.Add("planned_hours", ((decimal)hours).ToString(CultureInfo.InvariantCulture));
+            facts.Add(RunFacts.PlannedHours, ((decimal)hours).ToString(CultureInfo.InvariantCulture));
             if (attempt.Rate is { } rate)
             {
-                facts.Add("planned_cost", rate.BilledCostOf((decimal)hours * 3600, gpuCount: 1).Amount.ToString(CultureInfo.InvariantCulture));
+                facts.Add(RunFacts.PlannedCost, rate.BilledCostOf((decimal)hours * 3600, gpuCount: 1).Amount.ToString(CultureInfo.InvariantCulture));
             }
         }
 

@@ -177,7 +177,8 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
 
     private void Remark(string text, Action<string> write, string prefix)
     {
-        if (console is null)
+        // What comes after the last drawing, as during a command at the end, would not be drawn any more.
+        if (console is null || drawing.IsCompleted)
         {
             write(text);
         }

@@ -81,6 +81,9 @@ public sealed class TrainingRun
     /// <summary>What a process that came to the end measured of its device; null where that is nothing.</summary>
     public RunMeasurement? Measurement { get; private set; }
 
+    /// <summary>True once this process has the run, which there is then something of to resume.</summary>
+    public bool HasBegun { get; private set; }
+
     /// <summary>True where the steps came to their end in this process, and not in an earlier one.</summary>
     public bool IsFirstEnd { get; private set; }
 
@@ -160,8 +163,8 @@ public sealed class TrainingRun
         }
 
         // Before anything is taken or counted: a start that is refused is no attempt.
-        IReadOnlyList<AttemptRecord> before = await checkpoints.AttemptsAsync(stop).ConfigureAwait(false);
-        BilledMachine machine = BilledMachine.Here(config, await watcher.IdentifyAsync().ConfigureAwait(false), PriceOf, BilledHere(before), observer, time);
+        DateTimeOffset? billed = config.Cost.BillFrom == BillingStart.Boot ? BilledHere(await checkpoints.AttemptsAsync(stop).ConfigureAwait(false)) : null;
+        BilledMachine machine = BilledMachine.Here(config, await watcher.IdentifyAsync().ConfigureAwait(false), PriceOf, billed, observer, time);
         RunBudget.RequireRate(config.Cost, machine.Rate);
         using RunLock claimed = await folder.ClaimAsync(resume ? observer.OnNotice : null, stop).ConfigureAwait(false);
         StoreAbilities abilities;
@@ -267,6 +270,7 @@ public sealed class TrainingRun
                 await checkpoints.WriteConfigAsync(folder.ResolvedConfig, control.Stop).ConfigureAwait(false);
             }
 
+            HasBegun = true;
             await checkpoints.WriteAttemptAsync(pulse.Take(), control.Stop).ConfigureAwait(false);
             IReadOnlyList<AttemptRecord> attempts = await checkpoints.AttemptsAsync(control.Stop).ConfigureAwait(false);
             foreach (AttemptRecord attempt in attempts.Where(attempt => attempt.Epoch != lease.Epoch))

@@ -67,14 +67,11 @@ public sealed class PeftFixture : IDisposable
     /// <summary>What the case needs and the trainer does not have yet, or null. Enabling a kind is deleting its line.</summary>
     public static string? NotYetSupported(string relative)
     {
-        string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
-        if (Fixtures.Root is null || !File.Exists(file))
+        if (Read(relative) is not { } description)
         {
             return null;
         }
 
-        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
-        JsonElement description = document.RootElement;
         string family = Fixtures.ModelTypeOf(description.GetProperty("base_model").GetString()!);
         JsonElement peft = description.TryGetProperty("peft", out JsonElement settings) ? settings : default;
         string? initialization = Setting("init_lora_weights") is { ValueKind: JsonValueKind.String } start ? start.GetString() : null;
@@ -88,29 +85,23 @@ public sealed class PeftFixture : IDisposable
     }
 
     /// <summary>The folder of the model fixtures that the case trains; empty where there is no such case.</summary>
-    public static string BaseModelOf(string relative)
-    {
-        string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
-        if (Fixtures.Root is null || !File.Exists(file))
-        {
-            return string.Empty;
-        }
-
-        using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
-        return Path.GetFileName(document.RootElement.GetProperty("base_model").GetString()!);
-    }
+    public static string BaseModelOf(string relative) => Read(relative) is { } description ? Path.GetFileName(description.GetProperty("base_model").GetString()!) : string.Empty;
 
     /// <summary>Whether a GPU has kernels for all of the case's base.</summary>
-    public static bool RunsOnAGpu(string relative)
+    public static bool RunsOnAGpu(string relative) =>
+        Read(relative) is not { } description || (ModelFixture.RunsOnAGpu(description.GetProperty("base_model").GetString()!) && FormatOf(description).WithoutKernel(DevicePlatform.Cuda) is null);
+
+    /// <summary>The case's description; null where there is no such case.</summary>
+    private static JsonElement? Read(string relative)
     {
         string file = Path.Combine(Fixtures.Root ?? "", relative, "case.json");
         if (Fixtures.Root is null || !File.Exists(file))
         {
-            return true;
+            return null;
         }
 
         using JsonDocument document = JsonDocument.Parse(File.ReadAllBytes(file));
-        return ModelFixture.RunsOnAGpu(document.RootElement.GetProperty("base_model").GetString()!) && FormatOf(document.RootElement).WithoutKernel(DevicePlatform.Cuda) is null;
+        return document.RootElement.Clone();
     }
 
     /// <summary>All steps of the case, every second one with recomputation.</summary>

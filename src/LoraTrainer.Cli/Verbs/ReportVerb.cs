@@ -188,7 +188,7 @@ internal static class ReportVerb
 
     private static RunMeasurements Measurements(RunSummary run)
     {
-        if (!run.Run.Config.TryGetValue(LedgerRecorder.OutputDir, out string? folder))
+        if (!run.Run.Config.TryGetValue(RunFacts.OutputDir, out string? folder))
         {
             return new RunMeasurements { Missing = "The ledger does not know where this run's folder is, so there are no curves." };
         }

@@ -67,9 +67,9 @@ internal static class TrainVerb
 
         if (ending == RunEnding.Interrupted)
         {
-            context.Terminal.Say(await HasBegunAsync(config)
+            context.Terminal.Say(run.HasBegun
                 ? $"Interrupted. Go on with: lora-trainer resume {config.OutputDir}"
-                : "Interrupted before the run began: there is nothing to resume. Start it again with the same command.");
+                : "Interrupted before this process had begun with the run. Start it again with the same command.");
             return ExitCode.Interrupted;
         }
 
@@ -105,19 +105,6 @@ internal static class TrainVerb
         }
 
         return ExitCode.Done;
-    }
-
-    /// <summary>Whether there is a run to resume, here or beside the checkpoints; a store that does not answer now may have one.</summary>
-    private static async Task<bool> HasBegunAsync(TrainingConfig config)
-    {
-        try
-        {
-            return await new RunFolder(config).HoldsRunAnywhereAsync();
-        }
-        catch (IOException)
-        {
-            return true;
-        }
     }
 
     /// <summary>What plans would say of the run that begins.</summary>

@@ -51,6 +51,15 @@ public sealed record AttemptHolder(string Host, string BootId, int ProcessId, lo
 /// <summary>What is known of a run as a whole. Empty is unknown.</summary>
 public sealed record RunFacts
 {
+    /// <summary>Key of <see cref="Config"/>: the run's folder, absolute, on the machine of its newest attempt.</summary>
+    public const string OutputDir = "output_dir";
+
+    /// <summary>Key of <see cref="Config"/>: hours that the run was expected to take before its first step.</summary>
+    public const string PlannedHours = "planned_hours";
+
+    /// <summary>Key of <see cref="Config"/>: what they would have cost, in the currency of the run's rate.</summary>
+    public const string PlannedCost = "planned_cost";
+
     /// <summary>Made with the run's first lease; two runs of one name differ by it.</summary>
     public required string RunId { get; init => field = Check.Text(value, "run id"); }
 

@@ -6,10 +6,6 @@ namespace LoraTrainer.Costs.Reports;
 /// <summary>The part of a page that is about one run.</summary>
 internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasurements measurements, string id)
 {
-    /// <summary>What the run was expected to take, where it was planned before.</summary>
-    private const string PlannedHours = "planned_hours";
-    private const string PlannedCost = "planned_cost";
-
     private static readonly LedgerPhase[] Beginning = [LedgerPhase.Start, LedgerPhase.Load, LedgerPhase.Quantize, LedgerPhase.Tokenize];
 
     private readonly RunSummary run = reported.Summary;
@@ -237,7 +233,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
 
     private void Plan()
     {
-        decimal? hours = Planned(PlannedHours), cost = Planned(PlannedCost);
+        decimal? hours = Planned(RunFacts.PlannedHours), cost = Planned(RunFacts.PlannedCost);
         if (hours is null && cost is null)
         {
             return;

@@ -91,21 +91,7 @@ public sealed unsafe class BlockwiseFourBitTests
         Assert.Equal(packed, piecewise);
         TensorAssert.BitEqual(absmax, piecewiseAbsmax, name + " absmax in pieces");
 
-        float[] values;
-        if (file.Has("absmax"))
-        {
-            TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
-            fixed (float* a = absmax)
-            fixed (byte* p = packed)
-            {
-                values = Dequantize(new FourBitBlocks(p, FourBitCode.Nf4.Values, a), count);
-            }
-        }
-        else
-        {
-            values = CheckDoubleQuantization(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
-        }
-
+        float[] values = CheckScales(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
         Assert.True(file.Bytes("dequantized").AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
     }
 
@@ -187,20 +173,7 @@ public sealed unsafe class BlockwiseFourBitTests
         }
 
         Assert.True(other <= count / 100, $"{name}: {other} of {count} codes are the neighbour's");
-        float[] decoded;
-        fixed (float* a = file.Has("absmax") ? file.Floats("absmax") : absmax)
-        fixed (byte* p = expected)
-        {
-            if (file.Has("absmax"))
-            {
-                TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
-                decoded = Dequantize(new FourBitBlocks(p, FourBitCode.Fp4.Values, a), count);
-            }
-            else
-            {
-                decoded = CheckDoubleQuantization(pool, FourBitCode.Fp4, file, name, expected, absmax, count);
-            }
-        }
+        float[] decoded = CheckScales(pool, FourBitCode.Fp4, file, name, expected, absmax, count);
 
         // By value: the reference's own zeros have either sign.
         byte[] bytes = Encode(decoded, format), reference = file.Bytes("dequantized");
@@ -246,21 +219,7 @@ public sealed unsafe class BlockwiseFourBitTests
 
         Assert.Equal(1, zeroBlocks);
         Assert.Equal(expected, packed);
-        float[] values;
-        if (file.Has("absmax"))
-        {
-            TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
-            fixed (float* a = absmax)
-            fixed (byte* p = packed)
-            {
-                values = Dequantize(new FourBitBlocks(p, FourBitCode.Nf4.Values, a), count);
-            }
-        }
-        else
-        {
-            values = CheckDoubleQuantization(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
-        }
-
+        float[] values = CheckScales(pool, FourBitCode.Nf4, file, name, packed, absmax, count);
         Assert.True(dequantized.AsSpan().SequenceEqual(Encode(values, format)), name + " dequantized");
     }
 
@@ -321,6 +280,22 @@ public sealed unsafe class BlockwiseFourBitTests
                     Assert.Equal(FourBitCode.Nf4.Values[nibble] * absmax[(first + i) / 64], run[i]);
                 }
             }
+        }
+    }
+
+    /// <summary>The scales as the fixture has them, and the values that they give.</summary>
+    private static float[] CheckScales(WorkerPool pool, FourBitCode code, SafetensorsFile file, string name, byte[] packed, float[] absmax, int count)
+    {
+        if (!file.Has("absmax"))
+        {
+            return CheckDoubleQuantization(pool, code, file, name, packed, absmax, count);
+        }
+
+        TensorAssert.BitEqual(file.Floats("absmax"), absmax, name + " absmax");
+        fixed (float* a = absmax)
+        fixed (byte* p = packed)
+        {
+            return Dequantize(new FourBitBlocks(p, code.Values, a), count);
         }
     }
 

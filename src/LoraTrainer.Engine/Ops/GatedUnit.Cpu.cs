@@ -5,7 +5,7 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
 
-public static unsafe partial class SwiGlu
+internal static unsafe partial class GatedUnit<TActivation>
 {
     private static void ForwardCpu(CpuDevice cpu, Tensor output, Tensor gate, Tensor up)
     {
@@ -30,8 +30,7 @@ public static unsafe partial class SwiGlu
             {
                 // The last vector may be a part: what follows a slice of a tensor is someone else's.
                 long lanes = count - i;
-                Vector512<float> a = VectorMath.Load(gate + i, lanes);
-                VectorMath.Store(a * VectorMath.Sigmoid(a) * VectorMath.Load(up + i, lanes), output + i, lanes);
+                VectorMath.Store(TActivation.Value(VectorMath.Load(gate + i, lanes)) * VectorMath.Load(up + i, lanes), output + i, lanes);
             }
         }
     }
@@ -46,12 +45,10 @@ public static unsafe partial class SwiGlu
             for (long i = start * 16; i < end * 16; i += 16)
             {
                 long lanes = count - i;
-                Vector512<float> a = VectorMath.Load(gate + i, lanes);
                 Vector512<float> b = VectorMath.Load(up + i, lanes);
                 Vector512<float> dh = VectorMath.Load(dOutput + i, lanes);
-                Vector512<float> s = VectorMath.Sigmoid(a);
-                Vector512<float> slope = s * Vector512.FusedMultiplyAdd(a, Vector512<float>.One - s, Vector512<float>.One);
-                VectorMath.Store(dh * (a * s), dUp + i, lanes);
+                Vector512<float> value = TActivation.Value(VectorMath.Load(gate + i, lanes), out Vector512<float> slope);
+                VectorMath.Store(dh * value, dUp + i, lanes);
                 VectorMath.Store(dh * b * slope, dGate + i, lanes);
             }
         }
