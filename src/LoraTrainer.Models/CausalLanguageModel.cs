@@ -72,7 +72,7 @@ public sealed class CausalLanguageModel
     {
         Arena arena = Device.Arena;
         using ArenaFrame step = arena.Frame();
-        PassContext context = Begin(batch, dropout);
+        PassContext context = Begin(batch, dropout, isContinued: false);
         for (int i = 0; i < Layers.Count; i++)
         {
             layerInputs[i + 1] = Hidden(batch.TokenCount);
@@ -153,10 +153,17 @@ public sealed class CausalLanguageModel
         }
     }
 
-    /// <summary>Brings trained matrices up to date, embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
-    private PassContext Begin(in PackedBatch batch, DropoutState dropout)
+    /// <summary>Brings what depends on trained matrices up to date, embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
+    private PassContext Begin(in PackedBatch batch, DropoutState dropout, bool isContinued)
     {
         Parameters.RefreshOperands();
+
+        // A text that goes on has the parameters with which it began.
+        for (int i = 0; i < Layers.Count && !isContinued; i++)
+        {
+            Layers[i].RefreshNorms();
+        }
+
         Arena arena = Device.Arena;
         int half = frequencies.InverseFrequencies.Length;
         Tensor cosine = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount, half));
@@ -187,7 +194,7 @@ public sealed class CausalLanguageModel
         Arena arena = Device.Arena;
         Tensor normed = Hidden(batch.TokenCount);
         Tensor other = Hidden(batch.TokenCount);
-        PassContext context = Begin(batch, DropoutState.Inactive);
+        PassContext context = Begin(batch, DropoutState.Inactive, isContinued: cache?.Length > 0);
         Tensor input = layerInputs[0];
         for (int i = 0; i < Layers.Count; i++)
         {

@@ -4,6 +4,7 @@ using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
@@ -60,16 +61,21 @@ public sealed class ModelLoader
     private readonly ModelFolder? folder;
     private readonly ModelTensorLayout layout;
     private readonly Device device;
+    private readonly AdapterStart? start;
     private readonly Action<string, double>? progress;
     private readonly long totalElements;
     private long doneElements;
 
-    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress)
+    // A tensor that an adapter has taken its start from, as it is stored: read instead of the file's.
+    private (string Name, byte[] Bytes)? changed;
+
+    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress)
     {
         RefuseWithoutKernel(config, device.Platform);
         this.config = config;
         this.folder = folder;
         this.device = device;
+        this.start = start;
         this.progress = progress;
         layout = folder is null
             ? new ModelTensorLayout(ModelConfig.EmbeddingTensor, config.TieWordEmbeddings ? null : ModelConfig.HeadTensor, [])
@@ -82,10 +88,12 @@ public sealed class ModelLoader
     /// <param name="folder">Its weights (checked against the shape); may be null on a device that only measures.</param>
     /// <param name="device">Where it is built.</param>
     /// <param name="format">How the blocks' linear layers are kept.</param>
+    /// <param name="start">Adapters that start from the base's weights, which it changes; null for all others.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     /// <exception cref="ModelFormatException">The folder does not fit the shape, or a weight is not finite.</exception>
-    public static CausalLanguageModel LoadFrozen(ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, Action<string, double>? progress = null) =>
-        new ModelLoader(config, folder, device, progress).LoadFrozen(format);
+    public static CausalLanguageModel LoadFrozen(
+        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null) =>
+        new ModelLoader(config, folder, device, start, progress).LoadFrozen(format);
 
     /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
     /// <param name="config">The model's shape.</param>
@@ -93,7 +101,7 @@ public sealed class ModelLoader
     /// <param name="device">Where it is built.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
-        new ModelLoader(config, folder, device, progress).LoadTrainable();
+        new ModelLoader(config, folder, device, start: null, progress).LoadTrainable();
 
     /// <summary>Refuses a model that the device has no kernels for: before data are read, not in the middle of a run.</summary>
     /// <param name="config">The model.</param>
@@ -115,7 +123,9 @@ public sealed class ModelLoader
         {
             foreach (AdaptedLinear linear in layer.Linears)
             {
+                TakeStart(linear);
                 linear.Weight = LoadLinear(format, linear.Name + ".weight", linear.Out, linear.In);
+                changed = null;
                 if (linear.HasBias)
                 {
                     linear.Bias = LoadVector(linear.Name + ".bias", linear.Out);
@@ -131,6 +141,23 @@ public sealed class ModelLoader
         model.FinalNorm.Weight = LoadVector(model.FinalNorm.Name + ".weight", model.FinalNorm.Width);
         model.Head = new DenseMatrix(layout.HeadName is null ? model.EmbeddingTable : LoadDense(layout.HeadName, config.VocabSize, config.HiddenSize));
         return model;
+    }
+
+    /// <summary>Lets the adapters take their start values out of the layer's weight; what is left is loaded in its place.</summary>
+    private void TakeStart(AdaptedLinear linear)
+    {
+        if (start is null || folder is null || device is MeasureDevice || !start.Applies(linear.Name))
+        {
+            return;
+        }
+
+        string name = linear.Name + ".weight";
+        float[] weight = new float[checked(linear.Out * linear.In)];
+        ForEachChunk(name, (first, values) => values.CopyTo(weight.AsSpan((int)first)));
+        start.Take(linear.Name, weight, linear.Out, linear.In, device.ThreadCount);
+        byte[] stored = new byte[weight.LongLength * StoredType(name).Bits() / 8];
+        FloatConversion.FromSingle(StoredType(name), weight, stored);
+        changed = (name, stored);
     }
 
     private CausalLanguageModel LoadTrainable()
@@ -308,9 +335,17 @@ public sealed class ModelLoader
         {
             int count = (int)Math.Min(chunkElements, elements - first);
             Span<byte> bytes = buffer.AsSpan(0, count * size);
-            tensor.ReadInto(first * size, bytes);
+            if (changed is var (changedName, stored) && changedName == name)
+            {
+                stored.AsSpan((int)(first * size), bytes.Length).CopyTo(bytes);
+            }
+            else
+            {
+                tensor.ReadInto(first * size, bytes);
+                doneElements += count;
+            }
+
             action(first, count, bytes);
-            doneElements += count;
             progress?.Invoke(name, (double)doneElements / totalElements);
         }
 

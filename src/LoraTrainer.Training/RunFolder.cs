@@ -273,7 +273,15 @@ public sealed class RunFolder
         string weights;
         if (trained.Adapters is { } adapters)
         {
-            adapters.Save(config.OutputDir);
+            if (settings.Adapter.ConvertsToLora)
+            {
+                adapters.SaveAsPlainLora(config.OutputDir);
+            }
+            else
+            {
+                adapters.Save(config.OutputDir);
+            }
+
             weights = Path.Combine(config.OutputDir, PeftAdapterFolder.WeightsFileName);
         }
         else

@@ -35,10 +35,13 @@ public sealed class PeftFixture : IDisposable
             return;
         }
 
-        Model = ModelLoader.LoadFrozen(config, files, device, FormatOf(Case));
         using PeftAdapterFolder start = PeftAdapterFolder.Open(Path.Combine(folder, "adapter_start"));
+
+        // Decompositions are unique only in their product: the reference's own start is taken.
+        AdapterStart? taken = AdapterStart.Changes(start.Config) ? AdapterStart.From(start, config) : null;
+        Model = ModelLoader.LoadFrozen(config, files, device, FormatOf(Case), taken);
         double ratio = Case.GetProperty("optimizer").GetProperty("lora_plus_ratio") is { ValueKind: JsonValueKind.Number } number ? number.GetDouble() : 1;
-        Adapters = LoraInjection.Inject(Model, start.Config, seed: 0, ratio);
+        Adapters = LoraInjection.Inject(Model, start.Config, seed: 0, LoraPlusRates.None with { B = ratio }, taken);
         Adapters.Load(start);
     }
 
@@ -73,15 +76,7 @@ public sealed class PeftFixture : IDisposable
         }
 
         string family = Fixtures.ModelTypeOf(description.GetProperty("base_model").GetString()!);
-        JsonElement peft = description.TryGetProperty("peft", out JsonElement settings) ? settings : default;
-        string? initialization = Setting("init_lora_weights") is { ValueKind: JsonValueKind.String } start ? start.GetString() : null;
-        return Fixtures.FamiliesNotYetSupported.Contains(family) ? family
-            : Setting("use_dora") is { ValueKind: JsonValueKind.True } ? "DoRA"
-            : initialization is "pissa" or "olora" ? initialization
-            : Setting("modules_to_save") is { ValueKind: JsonValueKind.Array } ? "modules_to_save"
-            : null;
-
-        JsonElement? Setting(string name) => peft.ValueKind == JsonValueKind.Object && peft.TryGetProperty(name, out JsonElement value) ? value : null;
+        return Fixtures.FamiliesNotYetSupported.Contains(family) ? family : null;
     }
 
     /// <summary>The folder of the model fixtures that the case trains; empty where there is no such case.</summary>
@@ -89,7 +84,10 @@ public sealed class PeftFixture : IDisposable
 
     /// <summary>Whether a GPU has kernels for all of the case's base.</summary>
     public static bool RunsOnAGpu(string relative) =>
-        Read(relative) is not { } description || (ModelFixture.RunsOnAGpu(description.GetProperty("base_model").GetString()!) && FormatOf(description).WithoutKernel(DevicePlatform.Cuda) is null);
+        Read(relative) is not { } description || (!UsesDora(description) && ModelFixture.RunsOnAGpu(description.GetProperty("base_model").GetString()!) && FormatOf(description).WithoutKernel(DevicePlatform.Cuda) is null);
+
+    private static bool UsesDora(JsonElement description) =>
+        description.TryGetProperty("peft", out JsonElement settings) && settings.ValueKind == JsonValueKind.Object && settings.TryGetProperty("use_dora", out JsonElement value) && value.ValueKind == JsonValueKind.True;
 
     /// <summary>The case's description; null where there is no such case.</summary>
     private static JsonElement? Read(string relative)
@@ -156,7 +154,8 @@ public sealed class PeftFixture : IDisposable
     }
 
     /// <summary>A parameter's name in the files of PEFT that keep gradients.</summary>
-    public static string GradientName(string parameter) => "base_model.model." + parameter.Replace(".weight", ".default.weight", StringComparison.Ordinal);
+    public static string GradientName(string parameter) => "base_model.model."
+        + parameter.Replace(".weight", parameter.Contains(".lora_", StringComparison.Ordinal) ? ".default.weight" : ".modules_to_save.default.weight", StringComparison.Ordinal);
 
     public void Dispose()
     {

@@ -47,12 +47,13 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
         try
         {
             using var device = new MeasureDevice(threadCount: 2);
-            CausalLanguageModel model = ModelLoader.LoadFrozen(ModelConfig.Parse(baseFolder), null, device, PeftFixture.FormatOf(document.RootElement));
+            ModelConfig config = ModelConfig.Parse(baseFolder);
+            CausalLanguageModel model = ModelLoader.LoadFrozen(config, null, device, PeftFixture.FormatOf(document.RootElement));
             string adapter = Path.Combine(folder, "adapter_start");
             if (Directory.Exists(adapter))
             {
                 using PeftAdapterFolder start = PeftAdapterFolder.Open(adapter);
-                LoraInjection.Inject(model, start.Config, seed: 0);
+                LoraInjection.Inject(model, start.Config, seed: 0, start: AdapterStart.For(start.Config, config));
             }
 
             return true;
@@ -138,10 +139,32 @@ public sealed class PeftFixtureTests(ITestOutputHelper output)
             if (linear.Adapter is { } adapter)
             {
                 Linear.BackwardInput(weight, adapter.B.Value, new DenseMatrix(adapter.A.Value), GradientMode.Accumulate, adapter.Scaling);
+                if (adapter.Magnitude is { } magnitude)
+                {
+                    ScaleRows(weight, magnitude.Value.Download());
+                }
             }
 
             TensorAssert.Close(merged.Floats(tensor), weight.Download(), 1e-5, $"{name} merged {tensor}");
         }
+    }
+
+    /// <summary>Gives every row the length that DoRA learned for it.</summary>
+    private static void ScaleRows(Tensor weight, float[] magnitude)
+    {
+        float[] values = weight.Download();
+        int width = (int)weight.Shape[1];
+        for (int row = 0; row < magnitude.Length; row++)
+        {
+            Span<float> w = values.AsSpan(row * width, width);
+            double length = Math.Sqrt(w.ToArray().Sum(v => (double)v * v));
+            foreach (ref float v in w)
+            {
+                v = (float)(v * magnitude[row] / length);
+            }
+        }
+
+        weight.Device.Upload(weight, System.Runtime.InteropServices.MemoryMarshal.AsBytes(values.AsSpan()));
     }
 
     /// <summary>Each step's loss, gradient norm and learning rate.</summary>

@@ -61,7 +61,8 @@ public static unsafe partial class Linear
         }
     }
 
-    private static GemmOperand Operand(WeightMatrix weight, bool transposed)
+    /// <summary>A matrix as products read it.</summary>
+    internal static GemmOperand Operand(WeightMatrix weight, bool transposed)
     {
         switch (weight)
         {

@@ -120,6 +120,20 @@ public sealed record AdapterConfig
     /// <summary>The factor on B·A: alpha / rank, with rsLoRA alpha / sqrt(rank) (Kalajdzievski 2023).</summary>
     public double Scaling(int rank, double alpha) => UseRslora ? alpha / Math.Sqrt(rank) : alpha / rank;
 
+    /// <summary>Every rank doubled with the factor on B·A unchanged, as a plain adapter: for what started from the base's weights.</summary>
+    public AdapterConfig WithDoubledRank()
+    {
+        double more = UseRslora ? Math.Sqrt(2) : 2;
+        return this with
+        {
+            R = 2 * R,
+            LoraAlpha = more * LoraAlpha,
+            RankPattern = [.. RankPattern.Select(pair => KeyValuePair.Create(pair.Key, 2 * pair.Value))],
+            AlphaPattern = [.. AlphaPattern.Select(pair => KeyValuePair.Create(pair.Key, more * pair.Value))],
+            InitLoraWeights = "true",
+        };
+    }
+
     /// <summary>Reads adapter_config.json, or the one in the folder <paramref name="path"/>.</summary>
     /// <exception cref="ModelFormatException">missing, damaged, or with settings that are not supported</exception>
     public static AdapterConfig Parse(string path)

@@ -1,11 +1,22 @@
 using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Models.Layers;
 
 namespace LoraTrainer.Models.Adapters;
+
+/// <summary>LoRA+ (Hayou et al. 2024): how many times the learning rate each kind of parameter learns with, in PEFT's groups; A always learns with the rate itself.</summary>
+/// <param name="B">Of B, of DoRA's magnitudes and of other vectors.</param>
+/// <param name="Embedding">Of an embedding that is trained whole.</param>
+public readonly record struct LoraPlusRates(double B, double Embedding)
+{
+    /// <summary>Plain LoRA: one rate for all.</summary>
+    public static LoraPlusRates None { get; } = new(1, 1);
+}
 
 /// <summary>The adapters of one model: which layers carry one, how they start, and the PEFT folder they are written to and read from.</summary>
 public sealed class LoraInjection
@@ -14,12 +25,18 @@ public sealed class LoraInjection
     private const uint FirstInitializationStream = 0x10000;
     private const uint FirstDropoutStream = 0x20000;
 
-    private readonly CausalLanguageModel model;
-    private readonly List<(AdaptedLinear Linear, LoraAdapter Adapter)> adapted = [];
+    internal const string EmbeddingModule = "model.embed_tokens";
+    internal const string HeadModule = "lm_head";
 
-    private LoraInjection(CausalLanguageModel model, AdapterConfig config)
+    private readonly CausalLanguageModel model;
+    private readonly AdapterStart? start;
+    private readonly List<(AdaptedLinear Linear, LoraAdapter Adapter)> adapted = [];
+    private readonly List<TrainedModule> saved = [];
+
+    private LoraInjection(CausalLanguageModel model, AdapterConfig config, AdapterStart? start)
     {
         this.model = model;
+        this.start = start;
         Config = config;
     }
 
@@ -32,40 +49,54 @@ public sealed class LoraInjection
     public IEnumerable<string> AdaptedModules => adapted.Select(item => item.Linear.Name);
 
     /// <summary>
-    /// Declares A and B for every layer that the config names, allocates all parameters of the model and attaches the adapters. A starts as
-    /// U(-1/sqrt(In), 1/sqrt(In)) (Kaiming uniform with a = sqrt 5, PEFT's default) or N(0, 1/r) ("gaussian"), B as zero: the model starts as its base.
+    /// Declares A and B for every layer that the config names, with DoRA its magnitude, and a trained copy of every module of modules_to_save;
+    /// allocates all parameters of the model and attaches them. A starts as U(-1/sqrt(In), 1/sqrt(In)) (Kaiming uniform with a = sqrt 5, PEFT's default) or
+    /// N(0, 1/r) ("gaussian"), B as zero, the magnitude as the length of each row: the model starts as its base. PiSSA and OLoRA start from the weights.
     /// </summary>
     /// <param name="model">With its base loaded, and nothing trained yet.</param>
     /// <param name="config">Target modules, ranks, scaling, dropout.</param>
     /// <param name="seed">Of the start values.</param>
-    /// <param name="loraPlusRatio">LoRA+: the learning rate of B over that of A (Hayou et al. 2024).</param>
+    /// <param name="rates">LoRA+; null: one rate for all.</param>
+    /// <param name="start">What the base was loaded with, for "pissa" and "olora"; null for the other starts.</param>
     /// <exception cref="ModelFormatException">A target matches nothing, or a rank does not fit its layer.</exception>
-    public static LoraInjection Inject(CausalLanguageModel model, AdapterConfig config, ulong seed, double loraPlusRatio = 1)
+    public static LoraInjection Inject(CausalLanguageModel model, AdapterConfig config, ulong seed, LoraPlusRates? rates = null, AdapterStart? start = null)
     {
-        var injection = new LoraInjection(model, config);
+        var injection = new LoraInjection(model, config, start);
         injection.RefuseUnsupported();
-        TargetModules targets = TargetModules.Select(config, model.Config.ModelType, Modules(model));
+        IReadOnlyList<ModelModule> modules = Modules(model.Config);
+        TargetModules targets = TargetModules.Select(config, model.Config.ModelType, modules);
         injection.Notices = targets.Notices;
         if (config.TargetModules?.List is null)
         {
             // What is saved names modules: "all-linear" and patterns mean something only beside this very model.
-            injection.Config = config with { TargetModules = TargetModules.Compact(targets.Targets, Modules(model)) };
+            injection.Config = config with { TargetModules = TargetModules.Compact(targets.Targets, modules) };
         }
 
         Dictionary<string, TargetModule> byPath = targets.Targets.ToDictionary(target => target.Path, StringComparer.Ordinal);
         uint place = 0;
         foreach (AdaptedLinear linear in model.Linears)
         {
-            if (byPath.TryGetValue(linear.Name, out TargetModule target))
+            if (byPath.Remove(linear.Name, out TargetModule target))
             {
-                injection.Declare(linear, target, FirstDropoutStream + place, loraPlusRatio);
+                injection.Declare(linear, target, FirstDropoutStream + place, rates ?? LoraPlusRates.None);
             }
 
             place++;
         }
 
+        if (byPath.Count > 0)
+        {
+            throw new ModelFormatException($"target_modules names {byPath.Keys.Order(StringComparer.Ordinal).First()}, and adapters are for the linear layers of the blocks only. Name it in modules_to_save instead: it is then trained in full.");
+        }
+
+        foreach (string path in targets.Saved)
+        {
+            injection.saved.Add(TrainedModule.Declare(model, path, rates ?? LoraPlusRates.None));
+        }
+
         model.Parameters.Allocate(model.Device);
-        injection.InitializeAndAttach(seed);
+        injection.Initialize(seed);
+        injection.SetActive(true);
         return injection;
     }
 
@@ -73,18 +104,17 @@ public sealed class LoraInjection
     /// <exception cref="ModelFormatException">The folder's adapter is of another shape, or for layers that carry none here.</exception>
     public void Load(PeftAdapterFolder folder)
     {
-        var places = AdaptedModules.ToHashSet(StringComparer.Ordinal);
-        string[] homeless = [.. folder.Tensors.Keys.Where(key => key.Kind is not (PeftTensorKind.LoraA or PeftTensorKind.LoraB) || !places.Contains(key.Module)).Select(key => key.ToString()).Order(StringComparer.Ordinal)];
+        Dictionary<PeftAdapterFolderKey, Parameter> places = Tensors().ToDictionary(item => item.Key, item => item.Parameter);
+        string[] homeless = [.. folder.Tensors.Keys.Where(key => !places.ContainsKey(key)).Select(key => key.ToString()).Order(StringComparer.Ordinal)];
         if (homeless.Length > 0)
         {
             throw new ModelFormatException(
                 $"{folder.Path}: the adapter has {homeless.Length} {(homeless.Length == 1 ? "tensor" : "tensors")} for which this model has no place: {string.Join(", ", homeless.Take(3).Select(SafetensorsFile.Shorten))}{(homeless.Length > 3 ? ", ..." : "")}. It was made for another model or other target modules.");
         }
 
-        foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
+        foreach ((PeftAdapterFolderKey key, Parameter parameter) in places)
         {
-            Load(folder, linear.Name, PeftTensorKind.LoraA, adapter.A);
-            Load(folder, linear.Name, PeftTensorKind.LoraB, adapter.B);
+            Load(folder, key, parameter);
         }
     }
 
@@ -94,13 +124,48 @@ public sealed class LoraInjection
     public void Save(string folder, bool durable = true)
     {
         var writer = new SafetensorsWriter();
-        foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
+        foreach ((PeftAdapterFolderKey key, Parameter parameter) in Tensors())
         {
-            Add(writer, linear.Name, PeftTensorKind.LoraA, adapter.A);
-            Add(writer, linear.Name, PeftTensorKind.LoraB, adapter.B);
+            writer.Add(key.ToString(), SafetensorsDType.F32, Extents(parameter.Shape), (offset, destination) => model.Device.Download(parameter.Value, destination, offset / sizeof(float)));
         }
 
         PeftAdapterFolder.Save(folder, Config, writer, durable);
+    }
+
+    /// <summary>
+    /// Writes the adapter for use on the base as published. What started from the base's weights (PiSSA, OLoRA) is turned into plain LoRA of twice
+    /// the rank, A' = [A; A0] and B' = [B, -B0]: the base that was trained on is W - s B0 A0. Everything else is written as by <see cref="Save"/>.
+    /// </summary>
+    /// <param name="folder">Is made where it is not there.</param>
+    /// <param name="durable">As in <see cref="LoraTrainer.Storage.AtomicFile.Create"/>.</param>
+    public void SaveAsPlainLora(string folder, bool durable = true)
+    {
+        if (start is null)
+        {
+            Save(folder, durable);
+            return;
+        }
+
+        var writer = new SafetensorsWriter();
+        foreach ((PeftAdapterFolderKey key, Parameter parameter) in Tensors())
+        {
+            long[] extents = Extents(parameter.Shape);
+            bool isA = key.Kind == PeftTensorKind.LoraA;
+            if (!isA && key.Kind != PeftTensorKind.LoraB)
+            {
+                writer.Add(key.ToString(), SafetensorsDType.F32, extents, (offset, destination) => model.Device.Download(parameter.Value, destination, offset / sizeof(float)));
+                continue;
+            }
+
+            // Small beside the model: a pair of matrices of the adapter at a time.
+            float[] own = new float[parameter.Shape.ElementCount];
+            model.Device.Download(parameter.Value, MemoryMarshal.AsBytes(own.AsSpan()));
+            byte[] joined = MemoryMarshal.AsBytes((isA ? start.StackedA(key.Module, own) : start.StackedB(key.Module, own)).AsSpan()).ToArray();
+            extents[isA ? 0 : 1] *= 2;
+            writer.Add(key.ToString(), SafetensorsDType.F32, extents, (offset, destination) => joined.AsSpan((int)offset, destination.Length).CopyTo(destination));
+        }
+
+        PeftAdapterFolder.Save(folder, Config.WithDoubledRank(), writer, durable);
     }
 
     /// <summary>Switches the adapters off and on again: without them the model computes its base.</summary>
@@ -117,82 +182,152 @@ public sealed class LoraInjection
                 linear.Detach();
             }
         }
+
+        foreach (TrainedModule module in saved)
+        {
+            if (active)
+            {
+                module.Attach();
+            }
+            else
+            {
+                module.Detach();
+            }
+        }
     }
 
     /// <summary>The modules of a model as selection rules see them.</summary>
-    public static IReadOnlyList<ModelModule> Modules(CausalLanguageModel model) =>
-    [
-        new ModelModule("model.embed_tokens", ModuleKind.Embedding),
-        .. model.Layers.SelectMany(layer => layer.Linears.Select(linear => new ModelModule(linear.Name, ModuleKind.Linear))
-            .Concat(layer.Norms.Select(norm => new ModelModule(norm.Name, ModuleKind.Other)))),
-        new ModelModule(model.FinalNorm.Name, ModuleKind.Other),
-        new ModelModule("lm_head", ModuleKind.OutputHead),
-    ];
+    public static IReadOnlyList<ModelModule> Modules(ModelConfig config)
+    {
+        // Only names and widths: nothing is allocated.
+        using var device = new MeasureDevice(threadCount: 1);
+        var model = new CausalLanguageModel(config, device);
+        return
+        [
+            new ModelModule(EmbeddingModule, ModuleKind.Embedding),
+            .. model.Layers.SelectMany(layer => layer.Linears.Select(linear => new ModelModule(linear.Name, ModuleKind.Linear))
+                .Concat(layer.Norms.Select(norm => new ModelModule(norm.Name, ModuleKind.Other)))),
+            new ModelModule(model.FinalNorm.Name, ModuleKind.Other),
+            new ModelModule(HeadModule, ModuleKind.OutputHead),
+        ];
+    }
+
+    /// <summary>Everything that is trained, by its name in the file, in the order of the buffers.</summary>
+    private IEnumerable<(PeftAdapterFolderKey Key, Parameter Parameter)> Tensors()
+    {
+        foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
+        {
+            yield return (new PeftAdapterFolderKey(linear.Name, PeftTensorKind.LoraA), adapter.A);
+            yield return (new PeftAdapterFolderKey(linear.Name, PeftTensorKind.LoraB), adapter.B);
+            if (adapter.Magnitude is { } magnitude)
+            {
+                yield return (new PeftAdapterFolderKey(linear.Name, PeftTensorKind.Magnitude), magnitude);
+            }
+        }
+
+        foreach (TrainedModule module in saved)
+        {
+            yield return (new PeftAdapterFolderKey(module.Path, PeftTensorKind.SavedWeight), module.Weight);
+            if (module.Bias is { } bias)
+            {
+                yield return (new PeftAdapterFolderKey(module.Path, PeftTensorKind.SavedBias), bias);
+            }
+        }
+    }
 
     private void RefuseUnsupported()
     {
         string? unsupported = Config switch
         {
-            { UseDora: true } => "use_dora (DoRA)",
             { LoraBias: true } => "lora_bias",
-            { ModulesToSave.Count: > 0 } => "modules_to_save",
+            { EnsureWeightTying: true, ModulesToSave.Count: > 0 } when model.Config.TieWordEmbeddings => "ensure_weight_tying",
             { Bias: not AdapterBias.None } => "bias other than \"none\"",
-            { InitLoraWeights: not ("true" or "gaussian") } => $"init_lora_weights {Config.InitLoraWeights}",
+            { InitLoraWeights: not ("true" or "gaussian" or AdapterStart.Pissa or AdapterStart.Olora) } => $"init_lora_weights {Config.InitLoraWeights}",
             _ => null,
         };
         if (unsupported is not null)
         {
-            throw new ModelFormatException($"This adapter uses {unsupported}, which is not supported yet. Supported: LoRA and rsLoRA on linear layers.");
+            throw new ModelFormatException($"This adapter uses {unsupported}, which is not supported yet. Supported: LoRA, rsLoRA and DoRA on linear layers, and modules trained whole.");
+        }
+
+        if (start is null && AdapterStart.Changes(Config))
+        {
+            throw new ModelFormatException(
+                $"This adapter started from the base's own weights (init_lora_weights: {Config.InitLoraWeights}): it belongs to a base from which they were taken, and means nothing on the base as published. Use the adapter in the run's output_dir, which is plain LoRA.");
         }
     }
 
-    private void Declare(AdaptedLinear linear, TargetModule target, uint dropoutStream, double loraPlusRatio)
+    private void Declare(AdaptedLinear linear, TargetModule target, uint dropoutStream, LoraPlusRates rates)
     {
-        int largest = Math.Min(linear.In, linear.Out);
-        if (target.Rank < 1 || target.Rank > largest)
-        {
-            throw new ModelFormatException(
-                $"The rank must be 1..{largest} for {linear.Name} ({linear.Out} x {linear.In}), got {target.Rank}. A larger rank than the layer's smaller side adds nothing; typical: 8, 16, 64.");
-        }
-
+        CheckRank(linear.Name, linear.Out, linear.In, target.Rank);
+        Device device = model.Device;
         adapted.Add((linear, new LoraAdapter
         {
             A = model.Parameters.Declare(linear.Name + ".lora_A.weight", new Shape(target.Rank, linear.In)),
-            B = model.Parameters.Declare(linear.Name + ".lora_B.weight", new Shape(linear.Out, target.Rank), loraPlusRatio),
+            B = model.Parameters.Declare(linear.Name + ".lora_B.weight", new Shape(linear.Out, target.Rank), rates.B),
+            Magnitude = Config.UseDora ? model.Parameters.Declare(linear.Name + ".lora_magnitude_vector.weight", new Shape(linear.Out), rates.B) : null,
+            Norms = Config.UseDora ? device.Arena.Allocate(MemoryKind.Parameters, DType.F32, new Shape(linear.Out)) : Tensor.None,
             Scaling = (float)target.Scaling,
             Dropout = (float)Config.LoraDropout,
             Stream = dropoutStream,
         }));
     }
 
-    private void InitializeAndAttach(ulong seed)
+    /// <exception cref="ModelFormatException">The rank is more than the layer's smaller side.</exception>
+    internal static void CheckRank(string module, int outFeatures, int inFeatures, int rank)
     {
-        foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
+        int largest = Math.Min(inFeatures, outFeatures);
+        if (rank < 1 || rank > largest)
         {
-            if (model.Device is not MeasureDevice)
-            {
-                // The dropout stream names the place; its counterpart among the initialization streams draws the start values.
-                var random = new CounterRandom(seed, adapter.Stream - FirstDropoutStream + FirstInitializationStream, 0);
-                float[] values = new float[adapter.A.Shape.ElementCount];
-                float bound = 1 / MathF.Sqrt(linear.In);
-                for (int i = 0; i < values.Length; i++)
-                {
-                    values[i] = Config.InitLoraWeights == "gaussian" ? random.Normal((ulong)i) / adapter.Rank : (2 * random.Uniform((ulong)i) - 1) * bound;
-                }
-
-                model.Device.Upload(adapter.A.Value, MemoryMarshal.AsBytes(values.AsSpan()));
-            }
-
-            linear.Attach(adapter);
+            throw new ModelFormatException(
+                $"The rank must be 1..{largest} for {module} ({outFeatures} x {inFeatures}), got {rank}. A larger rank than the layer's smaller side adds nothing; typical: 8, 16, 64.");
         }
     }
 
-    private void Load(PeftAdapterFolder folder, string module, PeftTensorKind kind, Parameter parameter)
+    private void Initialize(ulong seed)
     {
-        ModelTensor tensor = folder.Find(module, kind)
-            ?? throw new ModelFormatException($"{folder.Path}: the adapter has no {new PeftAdapterFolderKey(module, kind)}. It was made for another model or other target modules.");
-        ReadOnlySpan<long> shape = tensor.Entry.Shape;
-        if (shape.Length != 2 || shape[0] != parameter.Shape[0] || shape[1] != parameter.Shape[1])
+        foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
+        {
+            if (adapter.Magnitude is { } magnitude)
+            {
+                Dora.Norms(magnitude.Value, linear.Weight, Tensor.None, Tensor.None, 0);
+            }
+
+            if (model.Device is MeasureDevice)
+            {
+                continue;
+            }
+
+            if (start is not null)
+            {
+                model.Device.Upload(adapter.A.Value, MemoryMarshal.AsBytes(start.A(linear.Name).AsSpan()));
+                model.Device.Upload(adapter.B.Value, MemoryMarshal.AsBytes(start.B(linear.Name).AsSpan()));
+                continue;
+            }
+
+            // The dropout stream names the place; its counterpart among the initialization streams draws the start values.
+            var random = new CounterRandom(seed, adapter.Stream - FirstDropoutStream + FirstInitializationStream, 0);
+            float[] values = new float[adapter.A.Shape.ElementCount];
+            float bound = 1 / MathF.Sqrt(linear.In);
+            for (int i = 0; i < values.Length; i++)
+            {
+                values[i] = Config.InitLoraWeights == "gaussian" ? random.Normal((ulong)i) / adapter.Rank : (2 * random.Uniform((ulong)i) - 1) * bound;
+            }
+
+            model.Device.Upload(adapter.A.Value, MemoryMarshal.AsBytes(values.AsSpan()));
+        }
+
+        foreach (TrainedModule module in saved)
+        {
+            module.Initialize();
+        }
+    }
+
+    private void Load(PeftAdapterFolder folder, PeftAdapterFolderKey key, Parameter parameter)
+    {
+        ModelTensor tensor = folder.Find(key.Module, key.Kind)
+            ?? throw new ModelFormatException($"{folder.Path}: the adapter has no {key}. It was made for another model or other target modules.");
+        if (!tensor.Entry.Shape.SequenceEqual(Extents(parameter.Shape)))
         {
             throw new ModelFormatException($"{folder.Path}: {tensor.Entry.Name} is {tensor.Entry}, expected the shape {parameter.Shape}. The adapter has another rank, or was made for another model.");
         }
@@ -204,9 +339,5 @@ public sealed class LoraInjection
         model.Device.Upload(parameter.Value, MemoryMarshal.AsBytes(values.AsSpan()));
     }
 
-    private void Add(SafetensorsWriter writer, string module, PeftTensorKind kind, Parameter parameter) => writer.Add(
-        new PeftAdapterFolderKey(module, kind).ToString(),
-        SafetensorsDType.F32,
-        [parameter.Shape[0], parameter.Shape[1]],
-        (offset, destination) => model.Device.Download(parameter.Value, destination, offset / sizeof(float)));
+    private static long[] Extents(Shape shape) => shape.Rank == 1 ? [shape[0]] : [shape[0], shape[1]];
 }

@@ -5,7 +5,7 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Models.Layers;
 
-/// <summary>A low-rank update of one linear layer: y += Scaling * B (A dropout(x)), NUMERICS D.1.</summary>
+/// <summary>A low-rank update of one linear layer: y += Scaling * B (A dropout(x)); with a magnitude it is DoRA.</summary>
 public sealed class LoraAdapter
 {
     /// <summary>(R, In)</summary>
@@ -23,6 +23,12 @@ public sealed class LoraAdapter
     /// <summary>Names this place in the model to the random numbers of its dropout.</summary>
     public required uint Stream { get; init; }
 
+    /// <summary>(Out): DoRA's m, the length of each row of the adapted matrix; null for plain LoRA.</summary>
+    public Parameter? Magnitude { get; init; }
+
+    /// <summary>(Out) f32, with a magnitude: the lengths that the rows of W + Scaling * B A have, of the parameters' current values.</summary>
+    public Tensor Norms { get; init; }
+
     public int Rank => checked((int)A.Shape[0]);
 }
 
@@ -31,6 +37,9 @@ public sealed class LoraAdapter
 /// forward and backward pair for all of them.
 /// With u = dropout(x) A^T:  y = x W^T + b + s * u B^T.  Given G = dY:  dB += s * G^T u;  du = s * G B;  dA += du^T dropout(x);
 /// dX = G W + mask/(1-p) * (du A);  dW += G^T x;  db += sum of the rows of G.
+/// DoRA, with g = m/n and z = dropout(x) (W + s B A)^T:  y = g z + b without dropout, and as PEFT has it y = x W^T + b + (g - 1) dropout(x) W^T + g s u B^T
+/// with it. n counts as a constant:  dm += sum of G z / n;  with H = g G:  dB += s * H^T u;  du = s * H B;  dX = H W + du A, and with dropout
+/// G W + mask/(1-p) * ((g - 1) G W + du A).
 /// </summary>
 public sealed class AdaptedLinear
 {
@@ -90,8 +99,20 @@ public sealed class AdaptedLinear
     }
 
     /// <summary>Allocates what backward needs besides the input.</summary>
-    public Saved Allocate(Device device, long tokens) =>
-        new() { Projected = adapter is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, adapter.Rank)) };
+    public Saved Allocate(Device device, long tokens) => new()
+    {
+        Projected = adapter is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, adapter.Rank)),
+        Product = adapter?.Magnitude is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, Out)),
+    };
+
+    /// <summary>Brings DoRA's row norms up to the parameters' current values; nothing for other layers. To be called when these may have changed.</summary>
+    public void RefreshNorms()
+    {
+        if (adapter?.Magnitude is not null)
+        {
+            Dora.Norms(adapter.Norms, Weight, adapter.A.Value, adapter.B.Value, adapter.Scaling);
+        }
+    }
 
     /// <summary>output is OVERWRITTEN with the whole layer's result.</summary>
     /// <param name="output">(N, Out) activations</param>
@@ -101,17 +122,51 @@ public sealed class AdaptedLinear
     /// <param name="firstToken">See <see cref="PackedBatch.FirstToken"/>.</param>
     public void Forward(Tensor output, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
     {
+        if (adapter?.Magnitude is null)
+        {
+            Linear.Forward(output, input, Weight);
+            AddBias(output);
+            if (adapter is not null)
+            {
+                using ArenaFrame frame = input.Device.Arena.Frame();
+                Linear.Forward(saved.Projected, Dropped(input, dropout, firstToken), adapterA!);
+                Linear.Forward(output, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+            }
+        }
+        else
+        {
+            DoraForward(output, input, saved, dropout, firstToken);
+            AddBias(output);
+        }
+    }
+
+    private void DoraForward(Tensor output, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
+    {
+        using ArenaFrame frame = input.Device.Arena.Frame();
+        Tensor dropped = Dropped(input, dropout, firstToken);
+        Tensor magnitude = adapter!.Magnitude!.Value;
+        Linear.Forward(saved.Projected, dropped, adapterA!);
+        Linear.Forward(saved.Product, dropped, Weight);
+        if (!IsDropping(dropout))
+        {
+            Linear.Forward(saved.Product, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+            Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: 0, GradientMode.Overwrite);
+            return;
+        }
+
         Linear.Forward(output, input, Weight);
+        Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: -1, GradientMode.Accumulate);
+        Tensor update = Like(output);
+        Linear.Forward(update, saved.Projected, adapterB!, GradientMode.Overwrite, adapter.Scaling);
+        Dora.Scale(output, update, magnitude, adapter.Norms, shift: 0, GradientMode.Accumulate);
+        Elementwise.Add(saved.Product, saved.Product, update);
+    }
+
+    private void AddBias(Tensor output)
+    {
         if (!Bias.IsNone)
         {
             Elementwise.AddBias(output, Bias);
-        }
-
-        if (adapter is not null)
-        {
-            using ArenaFrame frame = input.Device.Arena.Frame();
-            Linear.Forward(saved.Projected, Dropped(input, dropout, firstToken), adapterA!);
-            Linear.Forward(output, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
         }
     }
 
@@ -125,11 +180,7 @@ public sealed class AdaptedLinear
     /// <param name="mode">What happens to dInput.</param>
     public void Backward(Tensor dInput, Tensor dOutput, Tensor input, in Saved saved, DropoutState dropout, long firstToken, GradientMode mode)
     {
-        if (!dInput.IsNone)
-        {
-            Linear.BackwardInput(dInput, dOutput, Weight, mode);
-        }
-
+        using ArenaFrame frame = dOutput.Device.Arena.Frame();
         if (TrainedWeight is not null)
         {
             Linear.BackwardWeight(TrainedWeight.Gradient, dOutput, input);
@@ -140,37 +191,54 @@ public sealed class AdaptedLinear
             Elementwise.BiasGradient(TrainedBias.Gradient, dOutput);
         }
 
-        if (adapter is not null)
-        {
-            AdapterBackward(dInput, dOutput, input, saved, dropout, firstToken);
-        }
-    }
+        bool dropping = adapter is not null && IsDropping(dropout);
 
-    private void AdapterBackward(Tensor dInput, Tensor dOutput, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
-    {
+        // What arrives at x W^T and at the adapter: G itself; with DoRA the magnitudes' share of it.
+        Tensor dAdapted = dOutput;
+        if (adapter?.Magnitude is not null)
+        {
+            Dora.MagnitudeGradient(adapter.Magnitude.Gradient, dOutput, saved.Product, adapter.Norms);
+            dAdapted = Like(dOutput);
+            Dora.Scale(dAdapted, dOutput, adapter.Magnitude.Value, adapter.Norms, shift: 0, GradientMode.Overwrite);
+        }
+
+        if (!dInput.IsNone)
+        {
+            Linear.BackwardInput(dInput, dropping ? dOutput : dAdapted, Weight, mode);
+        }
+
+        if (adapter is null)
+        {
+            return;
+        }
+
         Arena arena = dOutput.Device.Arena;
-        long tokens = dOutput.Shape[0];
-        using ArenaFrame frame = arena.Frame();
-        Linear.BackwardWeight(adapter!.B.Gradient, dOutput, saved.Projected, adapter.Scaling);
-        Tensor dProjected = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(tokens, adapter.Rank));
-        Linear.BackwardInput(dProjected, dOutput, adapterB!, GradientMode.Overwrite, adapter.Scaling);
+        Linear.BackwardWeight(adapter.B.Gradient, dAdapted, saved.Projected, adapter.Scaling);
+        Tensor dProjected = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(dOutput.Shape[0], adapter.Rank));
+        Linear.BackwardInput(dProjected, dAdapted, adapterB!, GradientMode.Overwrite, adapter.Scaling);
         Linear.BackwardWeight(adapter.A.Gradient, dProjected, Dropped(input, dropout, firstToken));
         if (dInput.IsNone)
         {
             return;
         }
 
-        if (IsDropping(dropout))
-        {
-            Tensor dDropped = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(tokens, In));
-            Linear.BackwardInput(dDropped, dProjected, adapterA!);
-            Dropout.Apply(dDropped, dDropped, adapter.Dropout, Key(dropout, firstToken));
-            Elementwise.Add(dInput, dInput, dDropped);
-        }
-        else
+        if (!dropping)
         {
             Linear.BackwardInput(dInput, dProjected, adapterA!, GradientMode.Accumulate);
+            return;
         }
+
+        Tensor dDropped = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(dOutput.Shape[0], In));
+        Linear.BackwardInput(dDropped, dProjected, adapterA!);
+        if (adapter.Magnitude is not null)
+        {
+            // (g - 1) G overwrites g G, whose work is done.
+            Dora.Scale(dAdapted, dOutput, adapter.Magnitude.Value, adapter.Norms, shift: -1, GradientMode.Overwrite);
+            Linear.BackwardInput(dDropped, dAdapted, Weight, GradientMode.Accumulate);
+        }
+
+        Dropout.Apply(dDropped, dDropped, adapter.Dropout, Key(dropout, firstToken));
+        Elementwise.Add(dInput, dInput, dDropped);
     }
 
     /// <summary>The adapter's input. With dropout a tensor of the current frame: masks are drawn again instead of being kept.</summary>
@@ -186,6 +254,8 @@ public sealed class AdaptedLinear
         return dropped;
     }
 
+    private static Tensor Like(Tensor tensor) => tensor.Device.Arena.Allocate(MemoryKind.Activations, tensor.DType, tensor.Shape);
+
     private bool IsDropping(DropoutState dropout) => dropout.IsActive && adapter!.Dropout > 0;
 
     private DropoutKey Key(DropoutState dropout, long firstToken) => new(dropout.Seed, adapter!.Stream, dropout.Step, firstToken);
@@ -195,5 +265,8 @@ public sealed class AdaptedLinear
     {
         /// <summary>(N, R): dropout(x) A^T; none without an adapter.</summary>
         public Tensor Projected { get; init; }
+
+        /// <summary>(N, Out): dropout(x) (W + s B A)^T; none without DoRA's magnitude.</summary>
+        public Tensor Product { get; init; }
     }
 }

@@ -87,6 +87,15 @@ public sealed class DecoderLayer
     /// <summary>All norms in the order of the forward pass.</summary>
     public IReadOnlyList<RmsNormLayer> Norms { get; }
 
+    /// <summary>See <see cref="AdaptedLinear.RefreshNorms"/>.</summary>
+    internal void RefreshNorms()
+    {
+        for (int i = 0; i < Linears.Count; i++)
+        {
+            Linears[i].RefreshNorms();
+        }
+    }
+
     /// <summary>Allocates what backward needs of one forward pass.</summary>
     /// <param name="input">(N, D) the block's input; kept, not copied.</param>
     public Saved Allocate(Tensor input)

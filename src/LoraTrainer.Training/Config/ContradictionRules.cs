@@ -20,6 +20,7 @@ internal static class ContradictionRules
         OneQuantizationAtMost(config, issues);
         QloraIsIn4Bit(config, issues);
         FourBitDetailsNeed4Bit(config, issues);
+        DoraStartsFromTheBase(config, issues);
         ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
         FullTrainingNamesItsLearningRate(config, issues);
@@ -89,6 +90,16 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("num_epochs");
             issues.Wrong("num_epochs", where, $"num_epochs and max_steps are both 0, so nothing would be trained ({where}). Set one of them, for example num_epochs: 1.");
+        }
+    }
+
+    /// <summary>The magnitude is that of the base as published, and the finished adapter could not be turned into one for it.</summary>
+    private static void DoraStartsFromTheBase(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter is { UseDora: true, Initialization: AdapterInitialization.Pissa or AdapterInitialization.Olora } adapter)
+        {
+            ConfigurationLocation where = issues.Where("peft_init_lora_weights");
+            issues.Wrong("peft_init_lora_weights", where, $"peft_init_lora_weights: {(adapter.Initialization == AdapterInitialization.Pissa ? "pissa" : "olora")} ({where}) takes the start out of the base, whose row lengths peft_use_dora ({issues.Where("peft_use_dora")}) trains. Keep one of the two.");
         }
     }
 

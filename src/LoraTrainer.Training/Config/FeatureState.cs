@@ -12,9 +12,6 @@ internal static class FeatureState
 
     private static readonly (string Key, Condition When, string What, string Instead)[] Missing =
     [
-        ("peft_use_dora", IsOn, "DoRA", "Use plain LoRA, or peft_use_rslora: true."),
-        ("peft_init_lora_weights", Is("pissa", "olora"), "This start of the adapter", "Use peft_init_lora_weights: true or gaussian."),
-        ("lora_modules_to_save", IsOn, "Training whole modules beside an adapter", "Leave lora_modules_to_save out, or train all parameters with an empty adapter."),
         ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),

@@ -89,7 +89,7 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
         "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "interruption", "resume", "resume_from_checkpoint",
-        "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples",
+        "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples", "convert_to_lora",
     ];
 
     /// <summary>Paths of what is read. A run knows its base and its data by their contents, which are compared when they are loaded.</summary>
@@ -101,7 +101,7 @@ internal static partial class ResolvedConfiguration
     /// <summary>Keys that a run can go on with when told to. All that is in no list here is refused.</summary>
     public static IReadOnlyList<string> ChangeableByForce { get; } =
     [
-        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "adam_beta1", "adam_beta2",
+        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "loraplus_lr_embedding", "adam_beta1", "adam_beta2",
         "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 

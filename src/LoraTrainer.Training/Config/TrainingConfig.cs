@@ -153,6 +153,12 @@ public sealed record AdapterOptions
     /// <summary>LoRA+: learning rate of B over that of A, or null.</summary>
     public double? LoraPlusRatio { get; init; }
 
+    /// <summary>LoRA+: learning rate of an embedding that is trained whole.</summary>
+    public double LoraPlusEmbeddingRate { get; init; } = 1e-6;
+
+    /// <summary>Whether what started from the base's weights is written as plain LoRA, for the base as published.</summary>
+    public bool ConvertsToLora { get; init; } = true;
+
     /// <summary>Layer numbers that get an adapter; empty: all.</summary>
     public EquatableList<int> LayersToTransform { get; init; } = [];
 

@@ -49,9 +49,13 @@ public sealed class TrainedModel
             return new TrainedModel(full, null, new OptimizerState(device, full.Parameters, config.Optimizer, pageFile));
         }
 
-        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), progress);
-        RefuseUnknownTargets(config.Adapter.TargetModules, LoraInjection.Modules(model));
-        LoraInjection adapters = LoraInjection.Inject(model, AdapterConfigOf(config), (ulong)config.Seed, config.Adapter.LoraPlusRatio ?? 1);
+        IReadOnlyList<ModelModule> modules = LoraInjection.Modules(shape);
+        RefuseUnknownNames("lora_target_modules", config.Adapter.TargetModules, modules, TargetModules.LeafNames(modules));
+        RefuseUnknownNames("lora_modules_to_save", config.Adapter.ModulesToSave, modules, [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)]);
+        AdapterConfig adapter = AdapterConfigOf(config);
+        AdapterStart? start = AdapterStart.For(adapter, shape);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress);
+        LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
 
@@ -74,21 +78,29 @@ public sealed class TrainedModel
             return (config.Quantization.LoadIn4Bit ? "bnb_config_kwargs.bnb_4bit_quant_type" : "load_in_8bit", format);
         }
 
+        if (config.Adapter is { Kind: not AdapterKind.None, UseDora: true })
+        {
+            return ("peft_use_dora", "DoRA");
+        }
+
         return config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
     }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
-    private static void RefuseUnknownTargets(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)
+    private static void RefuseUnknownNames(string key, IEnumerable<string> names, IReadOnlyList<ModelModule> modules, IReadOnlyList<string> known)
     {
         if (TargetModules.UnknownNames(names, modules) is not [var unknown, ..])
         {
             return;
         }
 
-        IReadOnlyList<string> known = TargetModules.LeafNames(modules);
         string meant = Suggestions.Nearest(unknown, known) is { } near ? $" Did you mean {near}?" : "";
-        throw new TrainingSetupException($"lora_target_modules: '{unknown}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
+        throw new TrainingSetupException($"{key}: '{unknown}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
     }
+
+    private static LoraPlusRates? RatesOf(TrainingConfig config) => config.Adapter.LoraPlusRatio is { } ratio
+        ? new LoraPlusRates(ratio, config.Adapter.LoraPlusEmbeddingRate / config.Optimizer.LearningRate)
+        : null;
 
     private static AdapterConfig AdapterConfigOf(TrainingConfig config)
     {
@@ -103,7 +115,15 @@ public sealed class TrainedModel
             LoraAlpha = adapter.Alpha,
             LoraDropout = adapter.Dropout,
             UseRslora = adapter.UseRsLora,
-            InitLoraWeights = adapter.Initialization == AdapterInitialization.Gaussian ? "gaussian" : "true",
+            UseDora = adapter.UseDora,
+            InitLoraWeights = adapter.Initialization switch
+            {
+                AdapterInitialization.Gaussian => "gaussian",
+                AdapterInitialization.Pissa => AdapterStart.Pissa,
+                AdapterInitialization.Olora => AdapterStart.Olora,
+                _ => "true",
+            },
+            ModulesToSave = adapter.ModulesToSave.Count > 0 ? [.. adapter.ModulesToSave] : null,
             TargetModules = targets,
             LayersToTransform = adapter.LayersToTransform.Count > 0 ? [.. adapter.LayersToTransform] : null,
             RankPattern = [.. adapter.RankPattern],
