@@ -91,6 +91,15 @@ public sealed class EveryOpTests
             Dropout.Apply(x, x, 0.3f, new DropoutKey(1, 2, 3, 5));
             return [x];
         }),
+        ["dora"] = (2.0 * 6 * 50 * D + 2 * 2.0 * N * 50, device =>
+        {
+            Tensor w = device.Random(1, new Shape(50, D)), a = device.Random(2, new Shape(5, D)), b = device.Random(3, new Shape(50, 5)), norms = device.Poisoned(new Shape(50));
+            Tensor y = device.Random(4, new Shape(N, 50)), m = device.Random(5, new Shape(50)), dm = device.Random(6, new Shape(50));
+            Dora.Norms(norms, new DenseMatrix(w), a, b, 0.5f);
+            Dora.MagnitudeGradient(dm, y, y, norms);
+            Dora.Scale(y, y, m, norms, -1, GradientMode.Accumulate);
+            return [norms, y, dm];
+        }),
         ["linear"] = (3 * 2.0 * N * D * 50, device =>
         {
             Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(50, D)), y = device.Poisoned(new Shape(N, 50)), dw = device.Random(3, new Shape(50, D)), dx = Matrix(device, 4);
