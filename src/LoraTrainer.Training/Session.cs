@@ -3,6 +3,7 @@ using System.Globalization;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
+using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
@@ -145,12 +146,25 @@ internal sealed class Session
         isJudged = true;
     }
 
+    /// <summary>Puts the values of the adapter that the config starts from in the place of fresh ones.</summary>
+    /// <exception cref="Models.Formats.ModelFormatException">The folder is missing, or its adapter does not fit.</exception>
+    public void TakeStartingAdapter()
+    {
+        if (Config.Adapter.StartFolder is { } path && Trained.Adapters is { } adapters)
+        {
+            using PeftAdapterFolder folder = PeftAdapterFolder.Open(path);
+            adapters.Load(folder);
+            Observer.OnNotice($"The adapter starts from {path}.");
+        }
+    }
+
     /// <summary>Goes on from the newest intact checkpoint, if there is one.</summary>
     public async Task RestoreAsync()
     {
         if (await Checkpoints.FindNewestIntactAsync(Observer.OnWarning, Stop).ConfigureAwait(false) is not { } newest)
         {
             Observer.OnNotice("There is no intact checkpoint of this run: it starts at step 0.");
+            TakeStartingAdapter();
             return;
         }
 

@@ -299,7 +299,11 @@ public sealed class TrainingRun
         bool wasFinished = lease.Previous?.State == LeaseState.Finished;
         try
         {
-            if (!isNew)
+            if (isNew)
+            {
+                session.TakeStartingAdapter();
+            }
+            else
             {
                 await session.RestoreAsync().ConfigureAwait(false);
 

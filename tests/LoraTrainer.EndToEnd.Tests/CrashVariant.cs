@@ -20,6 +20,8 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
         new("full", 14, 5, 0, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
         new("eight_bit", 16, 4, 0, ("load_in_8bit", "true"), ("optimizer", "adamw_bnb_8bit"), ("lora_r", 32)),
         new("paged", 17, 3, 0, ("optimizer", "paged_adamw_8bit"), ("lora_r", 32)),
+        new("dora", 18, 3, 4, ("peft_use_dora", "true"), ("adapter", "qlora"), ("load_in_4bit", "true"), ("loraplus_lr_ratio", 4)),
+        new("modules", 19, 3, 0, ("lora_modules_to_save", "[embed_tokens, lm_head]"), ("peft_init_lora_weights", "pissa")),
         new("cuda", 15, 3, 0, ("device", "cuda")),
     ];
 

@@ -24,7 +24,6 @@ public sealed class PlanFixtureTests(ITestOutputHelper output)
         string[] known = [.. all.Where(folder => Record.Exception(() => ModelConfig.Parse(folder)) is null).Select(folder => Path.GetFileName(folder))];
         output.WriteLine($"shapes run: {known.Length} of {all.Length}: {string.Join(", ", known)}");
         output.WriteLine($"shapes not yet supported: {string.Join(", ", all.Select(folder => Path.GetFileName(folder)).Except(known))}");
-        output.WriteLine("settings not yet supported: dora_*");
         Assert.NotEmpty(known);
         Assert.Equal(known, Shapes.Select(row => row.Data));
     }
@@ -46,11 +45,6 @@ public sealed class PlanFixtureTests(ITestOutputHelper output)
         int settings = 0;
         foreach (JsonProperty setting in expected.GetProperty("trainable_parameters").EnumerateObject())
         {
-            if (setting.Name.StartsWith("dora_", StringComparison.Ordinal))
-            {
-                continue;
-            }
-
             if (setting.Value.ValueKind == JsonValueKind.Null)
             {
                 // The model has none of the modules that the setting names.
@@ -67,7 +61,7 @@ public sealed class PlanFixtureTests(ITestOutputHelper output)
         Assert.True(settings > 0, $"{name} names no adapter settings");
     }
 
-    /// <summary>Settings are named <c>lora_rRANK_MODULES</c>.</summary>
+    /// <summary>Settings are named <c>lora_rRANK_MODULES</c> or <c>dora_rRANK_MODULES</c>.</summary>
     private static long Trainable(ModelConfig config, string setting)
     {
         string[] parts = setting.Split('_', 3);
@@ -80,7 +74,7 @@ public sealed class PlanFixtureTests(ITestOutputHelper output)
         };
         using var device = new MeasureDevice(threadCount: 2);
         CausalLanguageModel model = ModelLoader.LoadFrozen(config, null, device, BaseFormat.Nf4);
-        LoraInjection.Inject(model, new AdapterConfig { R = int.Parse(parts[1][1..], System.Globalization.CultureInfo.InvariantCulture), TargetModules = targets }, seed: 0);
+        LoraInjection.Inject(model, new AdapterConfig { R = int.Parse(parts[1][1..], System.Globalization.CultureInfo.InvariantCulture), TargetModules = targets, UseDora = parts[0] == "dora" }, seed: 0);
         return model.Parameters.TrainableCount;
     }
 }

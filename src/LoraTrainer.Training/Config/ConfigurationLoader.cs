@@ -49,6 +49,7 @@ public static class ConfigurationLoader
                 root = WithSetting(root, setting, issues);
             }
 
+            root = StartingAdapter.TakeOver(root, issues);
             bool fits = ConfigurationKeys.Root.TryRead(root, "", "", issues, out TrainingConfig read);
             config = WithResolvedDefaults(read, source, issues);
             ContradictionRules.Check(config, issues);

@@ -51,6 +51,7 @@ internal static class KeyAliases
         ["finetuning_type"] = new("adapter", FinetuningType),
         ["disable_gradient_checkpointing"] = new("gradient_checkpointing", Opposite("gradient_checkpointing")),
         ["pissa_init"] = new("peft_init_lora_weights", Pissa),
+        ["adapter_name_or_path"] = To("lora_model_dir"),
         ["pissa_convert"] = To("convert_to_lora"),
 
         // axolotl.

@@ -89,7 +89,7 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
         "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "interruption", "resume", "resume_from_checkpoint",
-        "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples", "convert_to_lora",
+        "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples", "convert_to_lora", "lora_model_dir",
     ];
 
     /// <summary>Paths of what is read. A run knows its base and its data by their contents, which are compared when they are loaded.</summary>

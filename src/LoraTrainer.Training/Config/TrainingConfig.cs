@@ -126,6 +126,9 @@ public sealed record AdapterOptions
 {
     public AdapterKind Kind { get; init; } = AdapterKind.None;
 
+    /// <summary>A PEFT folder whose values training starts from, or null.</summary>
+    public string? StartFolder { get; init; }
+
     public int Rank { get; init; } = 16;
 
     public double Alpha { get; init; } = 32;

@@ -235,7 +235,6 @@ public sealed class ConfigurationLoaderTests
 
     [Theory]
     [InlineData("gradient_checkpointing: offload", "Offloading activations is not supported yet, got gradient_checkpointing: offload (tiny.yaml:6). Use gradient_checkpointing: true.")]
-    [InlineData("peft_use_dora: true", "DoRA is not supported yet, got peft_use_dora: true (tiny.yaml:6). Use plain LoRA, or peft_use_rslora: true.")]
     [InlineData("test_datasets: [{path: a.csv, type: alpaca, ds_type: csv}]", "This file format is not supported yet, got test_datasets[0].ds_type: csv (tiny.yaml:6). Convert the file to JSON lines.")]
     [InlineData("test_datasets: [{path: a.txt, type: completion, ds_type: text}]", "This file format is not supported yet, got test_datasets[0].ds_type: text (tiny.yaml:6). Convert the file to JSON lines.")]
     [InlineData("test_datasets: [{path: a.json, type: alpaca, split: test}]", "A split other than the whole file is not supported yet, got test_datasets[0].split: test (tiny.yaml:6). Give the file of that split as path, or cut the file.")]
