@@ -30,7 +30,7 @@ internal static class StartingAdapter
         AdapterConfig adapter;
         try
         {
-            adapter = AdapterConfig.Parse(named.Text);
+            adapter = AdapterConfig.Parse(file);
             RefuseWithoutKey(adapter, file);
         }
         catch (ModelFormatException exception)

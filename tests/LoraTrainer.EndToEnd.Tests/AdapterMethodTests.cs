@@ -1,0 +1,82 @@
+using System.Text.Json;
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>Adapters beyond plain LoRA, from the config to the text that they generate.</summary>
+public sealed class AdapterMethodTests : IDisposable
+{
+    private readonly TinyFolder run = new();
+
+    public void Dispose() => run.Dispose();
+
+    [Fact]
+    public async Task ModelDir_GoesOnFromTheAdapter_AndNeedsItsFolderOnlyAtTheStart()
+    {
+        await EndsAsync(0, "train", "tiny.yaml", "--set", "peft_use_dora=true", "--set", "output_dir=first", "--set", "run_name=first");
+        double last = JsonDocument.Parse(await File.ReadAllTextAsync(run.PathOf("first/summary.json"), TestContext.Current.CancellationToken)).RootElement.GetProperty("evaluation").GetProperty("after").GetProperty("loss").GetDouble();
+
+        // The rank and DoRA come with the folder; what the config says otherwise is refused.
+        string config = await File.ReadAllTextAsync(run.PathOf("tiny.yaml"), TestContext.Current.CancellationToken);
+        await File.WriteAllTextAsync(
+            run.PathOf("on.yaml"),
+            string.Join('\n', config.Split('\n').Where(line => !line.StartsWith("lora_", StringComparison.Ordinal) && !line.StartsWith("run_name", StringComparison.Ordinal))) + "\nlora_model_dir: first\n", TestContext.Current.CancellationToken);
+        Ending refused = await EndsAsync(2, "train", "on.yaml", "--set", "lora_r=8");
+        Assert.Contains("lora_r is 8 (--set lora_r), but the adapter in first has 4. Remove lora_r: it comes with the adapter.", refused.Error, StringComparison.Ordinal);
+
+        await EndsAsync(75, run.RunAsync(["train", "on.yaml"], new Moment("step 4/", 1, 0), [TinyFolder.SignalTerminate]));
+        using (JsonDocument evaluated = Evaluations())
+        {
+            Assert.Equal(last, evaluated.RootElement.GetDouble(), 1e-6);
+        }
+
+        Directory.Delete(run.PathOf("first"), recursive: true);
+        await EndsAsync(0, "resume", "out");
+        using JsonDocument adapter = JsonDocument.Parse(await File.ReadAllTextAsync(run.PathOf("out/adapter_config.json"), TestContext.Current.CancellationToken));
+        Assert.Equal((4, true), (adapter.RootElement.GetProperty("r").GetInt32(), adapter.RootElement.GetProperty("use_dora").GetBoolean()));
+
+        // What the untrained model of the second run said: what the trained model of the first said.
+        JsonDocument Evaluations()
+        {
+            using JsonDocument state = JsonDocument.Parse(File.ReadAllText(Path.Combine(run.CheckpointFolders(run.PathOf("out/checkpoints/on"))[^1], "trainer_state.json")));
+            return JsonDocument.Parse(state.RootElement.GetProperty("evaluation_before").GetProperty("loss").GetRawText());
+        }
+    }
+
+    [Fact]
+    public async Task Pissa_IsWrittenAsPlainLora_AndGeneratesWhatWasTrained()
+    {
+        Ending end = await EndsAsync(0, "train", "tiny.yaml", "--set", "peft_init_lora_weights=pissa");
+        using JsonDocument adapter = JsonDocument.Parse(await File.ReadAllTextAsync(run.PathOf("out/adapter_config.json"), TestContext.Current.CancellationToken));
+        Assert.Equal((8, JsonValueKind.True), (adapter.RootElement.GetProperty("r").GetInt32(), adapter.RootElement.GetProperty("init_lora_weights").ValueKind));
+        await EndsAsync(0, "generate", "out", "--prompt", "abc=", "--max-new-tokens", "4");
+
+        // A checkpoint holds what is trained: it means something only to resume.
+        string checkpoint = run.CheckpointFolders()[^1];
+        Ending raw = await EndsAsync(2, "generate", "base", "--adapter", checkpoint, "--prompt", "abc=");
+        Assert.Contains("init_lora_weights: pissa", raw.Error, StringComparison.Ordinal);
+    }
+
+    [Theory]
+    [InlineData("peft_init_lora_weights=olora", "peft_use_dora=true", "Keep one of the two.")]
+    [InlineData("lora_modules_to_save=[lm_haed]", "seed=1", "lora_modules_to_save: 'lm_haed' matches no module of the model. Did you mean lm_head?")]
+    [InlineData("lora_modules_to_save=[up_proj]", "load_in_4bit=true", "up_proj is quantized in this run, and a quantized weight cannot be trained.")]
+    [InlineData("lora_target_modules=[q_proj, lm_head]", "lora_target_linear=false", "Name it in modules_to_save instead: it is then trained in full.")]
+    [InlineData("lora_model_dir=nowhere", "seed=1", "nowhere/adapter_config.json: there is no such file.")]
+    public async Task Train_WhatCannotBeDone_SaysSoBeforeAnythingIsWritten(string one, string other, string sentence)
+    {
+        Ending end = await EndsAsync(2, "train", "tiny.yaml", "--set", one, "--set", other);
+        Assert.Contains(sentence, end.Error, StringComparison.Ordinal);
+        Assert.False(Directory.Exists(run.Out) && Directory.EnumerateFiles(run.Out, "*", SearchOption.AllDirectories).Any(), "something was written");
+    }
+
+    private Task<Ending> EndsAsync(int code, params string[] arguments) => EndsAsync(code, run.RunAsync(arguments));
+
+    private static async Task<Ending> EndsAsync(int code, Task<Ending> ending)
+    {
+        Ending end = await ending;
+        Assert.True(end.ExitCode == code, end.ToString());
+        return end;
+    }
+}
