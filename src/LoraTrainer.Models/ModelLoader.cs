@@ -293,6 +293,34 @@ public sealed class ModelLoader
                 device.Upload(target, bytes, first);
             });
         }
+
+        FillAddedRows(target, name);
+    }
+
+    /// <summary>Rows that the file does not have (of added tokens) start as the mean of those that it has, as transformers makes them.</summary>
+    private void FillAddedRows(Tensor target, string name)
+    {
+        if (folder is null || device is MeasureDevice || Elements(folder.Find(name)!.Value.Entry) is var stored && stored >= target.ElementCount)
+        {
+            return;
+        }
+
+        int width = (int)target.Shape[1];
+        double[] sums = new double[width];
+        ForEachChunk(name, (first, values) =>
+        {
+            for (int i = 0; i < values.Length; i++)
+            {
+                sums[(first + i) % width] += values[i];
+            }
+        });
+        float[] mean = [.. sums.Select(sum => (float)(sum / (stored / width)))];
+        byte[] row = new byte[width * target.DType.SizeBytes()];
+        FloatConversion.FromSingle(target.DType == DType.BF16 ? SafetensorsDType.BF16 : SafetensorsDType.F32, mean, row);
+        for (long first = stored; first < target.ElementCount; first += width)
+        {
+            device.Upload(target, row, first);
+        }
     }
 
     private delegate void ChunkAction(long firstElement, ReadOnlySpan<float> values);
@@ -346,7 +374,7 @@ public sealed class ModelLoader
             }
 
             action(first, count, bytes);
-            progress?.Invoke(name, (double)doneElements / totalElements);
+            progress?.Invoke(name, Math.Min(1, (double)doneElements / totalElements));
         }
 
         ArrayPool<byte>.Shared.Return(buffer);

@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
+using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
@@ -290,6 +291,11 @@ public sealed class RunFolder
         }
 
         CopyTokenizer(settings.BaseModel, config.OutputDir);
+        if (settings.Data.Tokens.Count > 0)
+        {
+            AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, "tokenizer.json"), Tokenizer.Load(settings.BaseModel).JsonWithTokens(settings.Data.Tokens));
+        }
+
         return weights;
     }
 

@@ -496,8 +496,8 @@ public sealed class TrainingRun
     {
         CancellationToken stop = control.Stop;
         ModelFolder.RequireFolder(config.BaseModel);
-        ModelConfig shape = ModelConfig.Parse(config.BaseModel);
-        Tokenizer tokenizer = Tokenizer.Load(config.BaseModel);
+        Tokenizer tokenizer = Vocabulary.TokenizerOf(config);
+        ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
         foreach (string notice in shape.Notices.Concat(tokenizer.Notices))
         {
             observer.OnNotice(notice);

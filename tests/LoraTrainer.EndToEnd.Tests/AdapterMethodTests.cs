@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.Models.Formats;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -56,6 +57,28 @@ public sealed class AdapterMethodTests : IDisposable
         string checkpoint = run.CheckpointFolders()[^1];
         Ending raw = await EndsAsync(2, "generate", "base", "--adapter", checkpoint, "--prompt", "abc=");
         Assert.Contains("init_lora_weights: pissa", raw.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Tokens_GetRowsThatAreTrained_AndGenerateKnowsThem()
+    {
+        string[] tokens = ["--set", "tokens=['ab', 'q=']", "--set", "lora_modules_to_save=[embed_tokens, lm_head]"];
+        Ending end = await EndsAsync(0, ["train", "tiny.yaml", .. tokens]);
+        using SafetensorsFile adapter = SafetensorsFile.Open(run.PathOf("out/adapter_model.safetensors"));
+        Assert.Equal([TinyRun.VocabularySize + 2, 64], adapter.Entries.Single(entry => entry.Name == "base_model.model.model.embed_tokens.weight").Shape.ToArray());
+        using JsonDocument tokenizer = JsonDocument.Parse(await File.ReadAllTextAsync(run.PathOf("out/tokenizer.json"), TestContext.Current.CancellationToken));
+        Assert.Equal(["ab", "q="], tokenizer.RootElement.GetProperty("added_tokens").EnumerateArray().Select(token => token.GetProperty("content").GetString()).TakeLast(2));
+        await EndsAsync(0, "generate", "out", "--prompt", "abq=", "--max-new-tokens", "4");
+
+        // As full training writes it, the model has the rows itself.
+        string[] full = ["--set", "output_dir=whole", "--set", "run_name=whole", "--set", "adapter=null", "--set", "lora_r=null", "--set", "lora_alpha=null", "--set", "lora_dropout=null", "--set", "lora_target_linear=null", "--set", "tokens=['ab']", "--set", "resize_token_embeddings_to_32x=true"];
+        await EndsAsync(0, ["train", "tiny.yaml", .. full]);
+        using JsonDocument config = JsonDocument.Parse(await File.ReadAllTextAsync(run.PathOf("whole/config.json"), TestContext.Current.CancellationToken));
+        Assert.Equal(288, config.RootElement.GetProperty("vocab_size").GetInt32());
+        await EndsAsync(0, "generate", "whole", "--prompt", "abc", "--max-new-tokens", "4");
+
+        Ending refused = await EndsAsync(2, "train", "tiny.yaml", "--set", "tokens=['ab']", "--set", "output_dir=other");
+        Assert.Contains("embed_tokens and lm_head would not be trained. Write lora_modules_to_save: [embed_tokens, lm_head].", refused.Error, StringComparison.Ordinal);
     }
 
     [Theory]

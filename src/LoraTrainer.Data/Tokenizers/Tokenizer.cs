@@ -1,4 +1,7 @@
 using System.Collections.Concurrent;
+using System.Text.Encodings.Web;
+using System.Text.Json;
+using System.Text.Json.Nodes;
 using LoraTrainer.Data.Tokenizers.Unicode;
 
 namespace LoraTrainer.Data.Tokenizers;
@@ -10,6 +13,8 @@ namespace LoraTrainer.Data.Tokenizers;
 /// </summary>
 public sealed class Tokenizer
 {
+    private static readonly JsonSerializerOptions FileOptions = new() { WriteIndented = true, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
+
     private readonly TokenizerDefinition definition;
     private readonly AddedTokenMatcher rawMatcher, normalizedMatcher;
     private readonly bool hasNormalizedTokens;
@@ -92,7 +97,32 @@ public sealed class Tokenizer
                 : "no such file; expected a tokenizer.json");
         }
 
-        return new Tokenizer(file, TokenizerJsonReader.Read(file), SpecialTokens.Read(Path.GetDirectoryName(Path.GetFullPath(file))!));
+        return new Tokenizer(file, TokenizerJsonReader.Read(file, File.ReadAllBytes(file)), SpecialTokens.Read(Path.GetDirectoryName(Path.GetFullPath(file))!));
+    }
+
+    /// <summary>The same tokenizer with more tokens: each is one id wherever it stands in a text. What the vocabulary has already is left as it is.</summary>
+    /// <param name="tokens">Not empty each.</param>
+    public Tokenizer WithTokens(IReadOnlyList<string> tokens) =>
+        tokens.All(ids.ContainsKey) ? this : new Tokenizer(SourcePath, TokenizerJsonReader.Read(SourcePath, JsonWithTokens(tokens)), SpecialTokens);
+
+    /// <summary>The file this was read from with more tokens, which take the ids after the largest.</summary>
+    /// <param name="tokens">Not empty each.</param>
+    public byte[] JsonWithTokens(IReadOnlyList<string> tokens)
+    {
+        byte[] bytes = File.ReadAllBytes(SourcePath);
+        JsonNode root = JsonNode.Parse(bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsSpan(3) : bytes)!;
+        JsonArray added = root["added_tokens"] as JsonArray ?? [];
+        root["added_tokens"] = added.Parent is null ? added : root["added_tokens"];
+        int next = VocabularySize;
+        foreach (string token in tokens.Where(token => !ids.ContainsKey(token)).Distinct(StringComparer.Ordinal))
+        {
+            added.Add(new JsonObject
+            {
+                ["id"] = next++, ["content"] = token, ["single_word"] = false, ["lstrip"] = false, ["rstrip"] = false, ["normalized"] = false, ["special"] = false,
+            });
+        }
+
+        return JsonSerializer.SerializeToUtf8Bytes(root, FileOptions);
     }
 
     /// <summary>Text to ids.</summary>

@@ -37,9 +37,10 @@ internal static class TokenizerJsonReader
 {
     private const int LargestId = (1 << 24) - 1;
 
-    public static TokenizerDefinition Read(string path)
+    /// <param name="path">Names the file in messages.</param>
+    /// <param name="bytes">Its content.</param>
+    public static TokenizerDefinition Read(string path, byte[] bytes)
     {
-        byte[] bytes = File.ReadAllBytes(path);
         ReadOnlyMemory<byte> json = bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes;
         try
         {

@@ -1,4 +1,5 @@
 using System.Text;
+using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 
 namespace LoraTrainer.Models.Adapters;
@@ -29,6 +30,11 @@ public sealed class PeftAdapterFolder : IDisposable
     public AdapterConfig Config { get; }
 
     public IReadOnlyDictionary<PeftAdapterFolderKey, SafetensorsEntry> Tensors => tensors;
+
+    /// <summary>Rows of the embedding or output layer that the adapter brings whole, which may be more than its base has; 0 where it brings neither.</summary>
+    public int VocabularyRows => tensors
+        .Where(item => item.Key is { Kind: PeftTensorKind.SavedWeight, Module: LoraInjection.EmbeddingModule or LoraInjection.HeadModule } && item.Value.Shape.Length == 2)
+        .Select(item => (int)Math.Min(item.Value.Shape[0], ModelConfig.LargestVocabulary)).DefaultIfEmpty(0).Max();
 
     /// <summary>The tensor, or null.</summary>
     public ModelTensor? Find(string module, PeftTensorKind kind)

@@ -21,6 +21,10 @@ public sealed partial record ModelConfig
 
     private const int ProblemsShown = 20;
 
+    /// <summary>The same model with more rows for tokens; the shape itself where there are as many already.</summary>
+    /// <param name="rows">At least.</param>
+    public ModelConfig WithVocabulary(int rows) => rows <= VocabSize ? this : this with { VocabSize = rows, AddedRows = AddedRows + rows - VocabSize };
+
     /// <summary>Every tensor of this model, in the order of the forward pass; lm_head only where it is not the embedding matrix (transformers, modeling_NAME.py).</summary>
     public IEnumerable<ExpectedTensor> ExpectedTensors() =>
     [
@@ -103,8 +107,9 @@ public sealed partial record ModelConfig
         bool headForBoth = TieWordEmbeddings && folder.Find(EmbeddingTensor) is null && folder.Find(HeadTensor) is not null;
         bool headBesideTied = TieWordEmbeddings && !headForBoth && folder.Find(HeadTensor) is not null;
         var known = new HashSet<string>(StringComparer.Ordinal);
-        IEnumerable<ExpectedTensor> expected = ExpectedTensors();
-        foreach (ExpectedTensor tensor in headBesideTied ? expected.Append(new ExpectedTensor(HeadTensor, [VocabSize, HiddenSize])) : expected)
+        int storedRows = VocabSize - AddedRows;
+        IEnumerable<ExpectedTensor> expected = (this with { VocabSize = storedRows, AddedRows = 0 }).ExpectedTensors();
+        foreach (ExpectedTensor tensor in headBesideTied ? expected.Append(new ExpectedTensor(HeadTensor, [storedRows, HiddenSize])) : expected)
         {
             string name = headForBoth && tensor.Name == EmbeddingTensor ? HeadTensor : tensor.Name;
             known.Add(name);

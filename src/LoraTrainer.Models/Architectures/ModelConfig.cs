@@ -11,6 +11,9 @@ namespace LoraTrainer.Models.Architectures;
 /// </summary>
 public sealed partial record ModelConfig
 {
+    /// <summary>Rows of an embedding that are believed.</summary>
+    public const int LargestVocabulary = 1 << 24;
+
     private const int LargestWidth = 1 << 20;
 
     public required string ModelType { get; init; }
@@ -18,7 +21,11 @@ public sealed partial record ModelConfig
     /// <summary>The class that transformers loads the model with.</summary>
     public required string Architecture { get; init; }
 
+    /// <summary>Rows of the embedding and of the output layer, <see cref="AddedRows"/> included.</summary>
     public required int VocabSize { get; init; }
+
+    /// <summary>How many of the last rows the weight files do not have: those of added tokens. They start as the mean of the others.</summary>
+    public int AddedRows { get; init; }
 
     public required int HiddenSize { get; init; }
 
@@ -148,7 +155,7 @@ public sealed partial record ModelConfig
             ? json.OptionalInteger("num_key_value_heads", 1, 1 << 14) ?? heads
             : family.NumKeyValueHeads ?? heads;
         int maxPositions = json.Integer("max_position_embeddings", family.MaxPositionEmbeddings, 1, 1 << 30);
-        int vocabulary = json.Integer("vocab_size", family.VocabSize, 1, 1 << 24);
+        int vocabulary = json.Integer("vocab_size", family.VocabSize, 1, LargestVocabulary);
         int layers = json.Integer("num_hidden_layers", family.NumHiddenLayers, 1, 4096);
         bool attentionBias = family.AttentionBiasKey && json.Truth("attention_bias", false);
         (int? window, IReadOnlyList<bool> sliding) = Windows(json, family, layers);

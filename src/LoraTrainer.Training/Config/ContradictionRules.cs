@@ -6,6 +6,8 @@ namespace LoraTrainer.Training.Config;
 /// <summary>What no key can check alone. One method each, named for what must hold.</summary>
 internal static class ContradictionRules
 {
+    private static readonly string[] ModulesOfTokens = ["embed_tokens", "lm_head"];
+
     public static void Check(TrainingConfig config, IssueCollector issues)
     {
         BaseModelIsGiven(config, issues);
@@ -21,6 +23,7 @@ internal static class ContradictionRules
         QloraIsIn4Bit(config, issues);
         FourBitDetailsNeed4Bit(config, issues);
         DoraStartsFromTheBase(config, issues);
+        AddedTokensAreTrained(config, issues);
         ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
         FullTrainingNamesItsLearningRate(config, issues);
@@ -90,6 +93,17 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("num_epochs");
             issues.Wrong("num_epochs", where, $"num_epochs and max_steps are both 0, so nothing would be trained ({where}). Set one of them, for example num_epochs: 1.");
+        }
+    }
+
+    /// <summary>A new row that is never trained says the same for every new token.</summary>
+    private static void AddedTokensAreTrained(TrainingConfig config, IssueCollector issues)
+    {
+        string[] untrained = [.. ModulesOfTokens.Except(config.Adapter.ModulesToSave, StringComparer.Ordinal)];
+        if (config.Data.Tokens.Count > 0 && config.Adapter.Kind != AdapterKind.None && untrained.Length > 0)
+        {
+            ConfigurationLocation where = issues.Where("tokens");
+            issues.Wrong("tokens", where, $"tokens ({where}) adds rows to the embedding and to the output layer, and {string.Join(" and ", untrained)} would not be trained. Write lora_modules_to_save: [embed_tokens, lm_head].");
         }
     }
 

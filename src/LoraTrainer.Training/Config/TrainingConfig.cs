@@ -218,6 +218,12 @@ public sealed record DataOptions
     public EquatableList<DatasetOptions> TestDatasets { get; init; } = [];
 
     /// <summary>Below 1: the share of the rows held out; 1 or more: their number; 0: none.</summary>
+    /// <summary>Texts that become one token each.</summary>
+    public EquatableList<string> Tokens { get; init; } = [];
+
+    /// <summary>With added tokens the number of rows is a multiple of 32.</summary>
+    public bool ResizesTo32x { get; init; }
+
     public double ValSetSize { get; init; }
 
     public int SequenceLen { get; init; } = 2048;

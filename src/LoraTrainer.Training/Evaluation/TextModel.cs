@@ -106,9 +106,9 @@ public sealed class TextModel : IDisposable
             throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
         }
 
-        ModelConfig config = ModelConfig.Parse(source.BaseFolder);
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
+        ModelConfig config = ModelConfig.Parse(source.BaseFolder).WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measure = selection.Measure();
         TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
         string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";

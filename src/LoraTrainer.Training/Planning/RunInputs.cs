@@ -64,10 +64,11 @@ public sealed class RunInputs : IDisposable
     public static RunInputs Read(TrainingConfig config, ITrainingObserver observer, CancellationToken cancellation)
     {
         ModelFolder.RequireFolder(config.BaseModel);
-        ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         var notices = new List<string>();
         long start = Stopwatch.GetTimestamp();
-        TrainingData? data = LoadData(config, shape, observer, notices, cancellation);
+        Tokenizer? tokenizer = File.Exists(Path.Combine(config.BaseModel, "tokenizer.json")) ? Vocabulary.TokenizerOf(config) : null;
+        ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
+        TrainingData? data = LoadData(config, shape, tokenizer, observer, notices, cancellation);
         if (data is null)
         {
             RequirePlannable(config);
@@ -113,9 +114,9 @@ public sealed class RunInputs : IDisposable
         }
     }
 
-    private static TrainingData? LoadData(TrainingConfig config, ModelConfig shape, ITrainingObserver observer, List<string> notices, CancellationToken cancellation)
+    private static TrainingData? LoadData(TrainingConfig config, ModelConfig shape, Tokenizer? tokenizer, ITrainingObserver observer, List<string> notices, CancellationToken cancellation)
     {
-        if (!File.Exists(Path.Combine(config.BaseModel, "tokenizer.json")))
+        if (tokenizer is null)
         {
             notices.Add($"{config.BaseModel} has no tokenizer.json: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");
             return null;
@@ -129,7 +130,7 @@ public sealed class RunInputs : IDisposable
         }
 
         int threads = DeviceSelection.ForPlan(DeviceChoice.Cpu, config.Device.Threads).Threads;
-        return TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, observer, cancellation);
+        return TrainingData.Load(config, tokenizer, shape.VocabSize, threads, observer, cancellation);
     }
 
     private static bool HasWeights(string folder) => File.Exists(Path.Combine(folder, ModelFolder.SingleFileName)) || File.Exists(Path.Combine(folder, ModelFolder.IndexFileName));

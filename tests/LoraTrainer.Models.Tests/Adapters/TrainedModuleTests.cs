@@ -1,5 +1,6 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
@@ -66,6 +67,35 @@ public sealed class TrainedModuleTests
         Assert.All(model.Value.Parameters.Parameters.Where(parameter => parameter.Name.Contains("k_proj", StringComparison.Ordinal)), parameter => Assert.Contains(parameter.Gradient.Download(), v => v != 0));
     }
 
+    [Theory]
+    [InlineData(SafetensorsDType.F32, true)]
+    [InlineData(SafetensorsDType.BF16, false)]
+    public void LoadFrozen_WithAddedRows_StartsThemAsTheMean(SafetensorsDType type, bool tied)
+    {
+        using Model model = new(type, TinyRun.Shape with { DType = type, TieWordEmbeddings = tied }, rows: TinyRun.VocabularySize + 3);
+        using Model plain = new(type, TinyRun.Shape with { DType = type, TieWordEmbeddings = tied });
+        int width = model.Value.Config.HiddenSize, stored = TinyRun.VocabularySize;
+        foreach ((Tensor extended, Tensor own) in new[] { (model.Value.EmbeddingTable, plain.Value.EmbeddingTable), (((DenseMatrix)model.Value.Head).Values, ((DenseMatrix)plain.Value.Head).Values) })
+        {
+            float[] all = Floats(extended), before = Floats(own);
+            TensorAssert.BitEqual(before, all.AsSpan(0, before.Length), "the rows of the file");
+            float[] mean = [.. Enumerable.Range(0, width).Select(i => (float)Enumerable.Range(0, stored).Average(row => (double)before[row * width + i]))];
+            for (int row = stored; row < stored + 3; row++)
+            {
+                TensorAssert.Close(mean, all.AsSpan(row * width, width), type == SafetensorsDType.F32 ? 1e-7 : 1e-3, "an added row");
+            }
+        }
+
+        static float[] Floats(Tensor tensor)
+        {
+            byte[] bytes = new byte[tensor.SizeBytes];
+            tensor.Device.Download(tensor, bytes);
+            float[] values = new float[tensor.ElementCount];
+            FloatConversion.ToSingle(tensor.DType == DType.BF16 ? SafetensorsDType.BF16 : SafetensorsDType.F32, bytes, values);
+            return values;
+        }
+    }
+
     [Fact]
     public void Inject_LoraPlus_HasPeftsGroups()
     {
@@ -92,11 +122,11 @@ public sealed class TrainedModuleTests
     {
         private readonly TemporaryFolder folder = new();
 
-        public Model(SafetensorsDType type, ModelConfig? shape = null, BaseFormat format = BaseFormat.AsStored)
+        public Model(SafetensorsDType type, ModelConfig? shape = null, BaseFormat format = BaseFormat.AsStored, int rows = 0)
         {
             TinyRun.WriteBase(folder.Path, shape: shape ?? TinyRun.Shape with { DType = type });
             using ModelFolder files = ModelFolder.Open(folder.Path);
-            Value = ModelLoader.LoadFrozen(ModelConfig.Parse(folder.Path), files, new CpuDevice(2, 1 << 26), format);
+            Value = ModelLoader.LoadFrozen(ModelConfig.Parse(folder.Path).WithVocabulary(rows), files, new CpuDevice(2, 1 << 26), format);
         }
 
         public CausalLanguageModel Value { get; }
