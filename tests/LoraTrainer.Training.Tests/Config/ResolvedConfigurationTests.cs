@@ -90,7 +90,7 @@ public sealed class ResolvedConfigurationTests
 
     [Fact]
     public void ToYaml_Tiny_IsThisText() => Assert.StartsWith(
-        "base_model: models/tiny\nrun_name: tiny\noutput_dir: outputs/tiny\nadapter: lora\nlora_r: 16\nlora_alpha: 32\nlora_dropout: 0\nlora_target_modules: null\nlora_target_linear: false\nlora_modules_to_save: []\n",
+        "base_model: models/tiny\nrun_name: tiny\noutput_dir: outputs/tiny\nadapter: lora\nlora_model_dir: null\nlora_r: 16\nlora_alpha: 32\nlora_dropout: 0\nlora_target_modules: null\nlora_target_linear: false\nlora_modules_to_save: []\n",
         Load(ConfigurationLoaderTests.Tiny).ToYaml(), StringComparison.Ordinal);
 
     [Fact]
