@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using System.Text;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
@@ -34,6 +35,60 @@ internal static class StepBenchmarks
     {
         Step(report, "step_qlora_nf4_135m", recompute: false);
         Step(report, "step_qlora_nf4_135m_recompute", recompute: true);
+        Decode(report, "decode_nf4_135m");
+    }
+
+    /// <summary>
+    /// Tokens a second, one after another, against the machine's limit: each token needs every weight once, so it takes at least the time in which all threads
+    /// together read them from memory.
+    /// </summary>
+    private static void Decode(BenchmarkReport report, string name)
+    {
+        if (!report.Wants(name))
+        {
+            return;
+        }
+
+        const int capacity = 1024, prompt = 64;
+        ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(Shape));
+        string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
+        try
+        {
+            RandomModel.Write(shape, folder, seed: 1);
+            using var device = new CpuDevice(Environment.ProcessorCount, 512 << 20);
+            using ModelFolder files = ModelFolder.Open(folder);
+            CausalLanguageModel model = ModelLoader.LoadFrozen(shape, files, device, BaseFormat.Nf4DoubleQuantized);
+            long bytes = model.Linears.Sum(linear => linear.Weight.SizeBytes) + model.Head.SizeBytes;
+            var cache = new KeyValueCache(device, model, capacity);
+            Tensor logits = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(1, shape.VocabSize));
+            Tensor lastRow = device.Arena.Allocate(MemoryKind.Activations, DType.I32, new Shape(1));
+            using var reader = new MemoryReader(bytes, Environment.ProcessorCount);
+            report.Compare(name, "token/s", 1, Token, $"reading {bytes / 1000000} MB of weights", reader.Read);
+
+            void Token()
+            {
+                if (cache.Length is 0 or capacity)
+                {
+                    cache.Clear();
+                    Advance(prompt);
+                }
+
+                Advance(1);
+            }
+
+            void Advance(int count)
+            {
+                using ArenaFrame frame = device.Arena.Frame();
+                int[] tokens = [.. Enumerable.Range(cache.Length, count).Select(index => index * 37 % shape.VocabSize)], positions = [.. Enumerable.Range(cache.Length, count)];
+                Span<int> last = [count - 1];
+                device.Upload(lastRow, MemoryMarshal.AsBytes(last));
+                model.Logits(logits, PackedBatch.Upload(device, tokens, positions, new[] { 0, count }), lastRow, cache);
+            }
+        }
+        finally
+        {
+            Directory.Delete(folder, recursive: true);
+        }
     }
 
     private static void Step(BenchmarkReport report, string name, bool recompute)

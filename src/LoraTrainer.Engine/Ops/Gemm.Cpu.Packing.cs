@@ -88,8 +88,9 @@ internal static unsafe class GemmPacking
         }
     }
 
+    /// <summary>d[p * width + i] = s[i * stride + p] for eight i and eight p.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void TransposeBlock(float* s, nint stride, float* d, nint width)
+    internal static void TransposeBlock(float* s, nint stride, float* d, nint width)
     {
         // Rows i and i+4 share a register, so that only in-lane shuffles remain.
         Vector256<float> r0 = Pair(s, s + 4 * stride), r1 = Pair(s + stride, s + 5 * stride);

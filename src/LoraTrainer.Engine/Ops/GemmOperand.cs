@@ -75,6 +75,21 @@ internal readonly unsafe struct GemmOperand
     /// <summary>Elements from one stored row to the next.</summary>
     internal long LeadingDimension => leadingDimension;
 
+    /// <summary>The codes and scales of a four-bit operand.</summary>
+    internal FourBitBlocks Blocks => blocks;
+
+    /// <summary>The factors of an operand of bytes, one a stored row.</summary>
+    internal float* RowScales => rowScales;
+
+    /// <summary>Where a stored row begins, whose length is a multiple of eight elements.</summary>
+    internal void* StoredAt(long row) => Element switch
+    {
+        GemmElement.F32 => (float*)data + row * leadingDimension,
+        GemmElement.BF16 => (ushort*)data + row * leadingDimension,
+        GemmElement.FourBit => blocks.Packed + row * leadingDimension / 2,
+        _ => (sbyte*)data + row * leadingDimension,
+    };
+
     /// <summary>Writes the stored elements (row, column .. column+count-1) as fp32.</summary>
     internal void Load(long row, long column, int count, float* destination)
     {

@@ -54,6 +54,15 @@ internal readonly unsafe struct FourBitBlocks
         this.offset = offset;
     }
 
+    /// <summary>Elements a scale.</summary>
+    public int Blocksize => 1 << blockShift;
+
+    /// <summary>Two codes a byte.</summary>
+    public byte* Packed => packed;
+
+    /// <summary>(16) values of the codes.</summary>
+    public float* Code => code;
+
     /// <summary>The scale of block <paramref name="block"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Absmax(long block)
