@@ -505,6 +505,12 @@ public sealed class TrainingRun
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
         ModelLoader.RefuseWithoutKernel(shape, selection.Platform);
+        _ = TrainedModel.WithBase(config, shape);
+        if (shape.Quantization is { } quantization)
+        {
+            observer.OnNotice($"{config.BaseModel} is quantized already, {quantization.Description}; it is taken as it is.");
+        }
+
         phases.Enter(TrainingPhase.Tokenizing);
         TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, observer, stop);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
@@ -564,9 +570,9 @@ public sealed class TrainingRun
         TrainedModel trained = TrainedModel.Build(config, shape, weights, device, (tensor, fraction) =>
         {
             stop.ThrowIfCancellationRequested();
-            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
+            observer.OnProgress(new TrainingProgress { Phase = shape.Quantization is null && (config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit) ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
         });
-        foreach (string notice in trained.Adapters?.Notices ?? [])
+        foreach (string notice in trained.Model.Notices.Concat(trained.Adapters?.Notices ?? []))
         {
             observer.OnNotice(notice);
         }

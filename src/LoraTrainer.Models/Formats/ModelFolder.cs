@@ -45,6 +45,9 @@ public sealed class ModelFolder : IDisposable
     /// <summary>The tensor of that name, or null.</summary>
     public ModelTensor? Find(string name) => tensors.TryGetValue(name, out ModelTensor tensor) ? tensor : null;
 
+    /// <summary>True where the folder has weights, or says which files they should be in.</summary>
+    public static bool HasWeights(string path) => File.Exists(System.IO.Path.Combine(path, SingleFileName)) || File.Exists(System.IO.Path.Combine(path, IndexFileName));
+
     /// <exception cref="ModelFormatException">files are missing or contradict each other</exception>
     /// <exception cref="SafetensorsFormatException">a weight file breaks a rule of its format</exception>
     public static ModelFolder Open(string path)

@@ -105,6 +105,13 @@ internal static partial class ResolvedConfiguration
         "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 
+    /// <summary>What a key that is not given comes to, where that is more than its absence: a run is the same whether it was written down or not.</summary>
+    private static readonly Dictionary<string, string> Unset = new(StringComparer.Ordinal)
+    {
+        ["bnb_config_kwargs.bnb_4bit_quant_type"] = "nf4",
+        ["bnb_config_kwargs.bnb_4bit_use_double_quant"] = "true",
+    };
+
     /// <summary>The path with each index replaced by nothing: <c>datasets[3].path</c> becomes <c>datasets[].path</c>.</summary>
     public static string Pattern(string path) => path.Contains('[', StringComparison.Ordinal) ? IndexPattern().Replace(path, "[]") : path;
 
@@ -166,7 +173,7 @@ internal static partial class ResolvedConfiguration
 
             if (node.Entries.Count == 0 && !records)
             {
-                values.Add((path, ConfigurationYaml.WriteInline(node)));
+                values.Add((path, node.IsNull && Unset.TryGetValue(path, out string? value) ? value : ConfigurationYaml.WriteInline(node)));
             }
         }
     }

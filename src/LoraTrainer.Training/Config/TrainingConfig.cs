@@ -197,10 +197,11 @@ public sealed record QuantizationOptions
 /// <summary>The 4-bit format; means something only with <see cref="QuantizationOptions.LoadIn4Bit"/>.</summary>
 public sealed record FourBitOptions
 {
-    public FourBitType Type { get; init; } = FourBitType.Nf4;
+    /// <summary>Null: as a base that is quantized already has it; else <see cref="FourBitType.Nf4"/>.</summary>
+    public FourBitType? Type { get; init; }
 
-    /// <summary>Quantize the block scales too.</summary>
-    public bool DoubleQuantization { get; init; } = true;
+    /// <summary>Quantize the block scales too. Null: as a base that is quantized already has it; else true.</summary>
+    public bool? DoubleQuantization { get; init; }
 }
 
 public enum ExcessLength

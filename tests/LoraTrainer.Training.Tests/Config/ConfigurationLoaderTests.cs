@@ -1,5 +1,7 @@
+using LoraTrainer.Models;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using Xunit;
 
 namespace LoraTrainer.Training.Tests.Config;
@@ -167,7 +169,8 @@ public sealed class ConfigurationLoaderTests
     {
         QuantizationOptions quantization = LoadTiny("", "adapter=qlora").Quantization;
 
-        Assert.Equal(new QuantizationOptions { LoadIn4Bit = true, FourBit = new FourBitOptions { Type = FourBitType.Nf4, DoubleQuantization = true } }, quantization);
+        Assert.Equal(new QuantizationOptions { LoadIn4Bit = true, FourBit = new FourBitOptions() }, quantization);
+        Assert.Equal(BaseFormat.Nf4DoubleQuantized, TrainedModel.FormatOf(quantization));
     }
 
     [Fact]
