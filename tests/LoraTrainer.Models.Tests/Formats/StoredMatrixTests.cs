@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using System.Text;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
