@@ -69,7 +69,11 @@ public sealed class ModelLoader
     // A tensor that an adapter has taken its start from, as it is stored: read instead of the file's.
     private (string Name, byte[] Bytes)? changed;
 
-    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress)
+    // What is left of it to use; null once a part of it was found to be damaged.
+    private QuantizedBaseFile? quantized;
+    private Action<string>? damage;
+
+    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress, QuantizedBaseFile? quantized = null)
     {
         RefuseWithoutKernel(config, device.Platform);
         this.config = config;
@@ -80,7 +84,9 @@ public sealed class ModelLoader
         layout = folder is null
             ? new ModelTensorLayout(ModelConfig.EmbeddingTensor, config.TieWordEmbeddings ? null : ModelConfig.HeadTensor, [])
             : config.CheckTensors(folder);
-        totalBytes = Math.Max(1, folder?.TotalBytes ?? 1);
+        this.quantized = quantized;
+        totalBytes = Math.Max(1, folder is null ? 1 : quantized is null ? folder.TotalBytes
+            : quantized.Entries.Sum(entry => entry.ByteLength) + folder.Tensors.Values.Where(tensor => quantized.Find(tensor.Entry.Name) is null).Sum(tensor => tensor.Entry.ByteLength));
     }
 
     /// <summary>A model whose base is frozen.</summary>
@@ -90,10 +96,12 @@ public sealed class ModelLoader
     /// <param name="format">How the blocks' linear layers are kept. Of a base that is quantized already it is <see cref="StoredQuantization.Format"/>.</param>
     /// <param name="start">Adapters that start from the base's weights, which it changes; null for all others.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <param name="quantized">What quantizing these weights so gave before, or null; not with a <paramref name="start"/>, which changes them. The matrices that it has not, or has damaged, are quantized.</param>
+    /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
     /// <exception cref="ModelFormatException">The folder does not fit the shape, or a weight is not finite.</exception>
     public static CausalLanguageModel LoadFrozen(
-        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null) =>
-        new ModelLoader(config, folder, device, start, progress).LoadFrozen(format);
+        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null) =>
+        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format);
 
     /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
     /// <param name="config">The model's shape.</param>
@@ -120,6 +128,11 @@ public sealed class ModelLoader
         if (config.Quantization is { } stored && stored.Format != format)
         {
             throw new ArgumentException($"The base is quantized already, {stored.Description}; it cannot be loaded as {format}.", nameof(format));
+        }
+
+        if (quantized is not null && start is not null)
+        {
+            throw new ArgumentException("What was quantized before is not what this start leaves of the base.", nameof(format));
         }
 
         if (config.Quantization is not null && start is not null)
@@ -244,7 +257,7 @@ public sealed class ModelLoader
     {
         if (config.Quantization is not { } quantization)
         {
-            return Quantize(format, name, rows, columns);
+            return LoadQuantized(format, name, rows, columns) ?? Quantize(format, name, rows, columns);
         }
 
         StoredMatrix? stored = layout.Quantized.GetValueOrDefault(name);
@@ -252,6 +265,32 @@ public sealed class ModelLoader
         return isPlain ? new DenseMatrix(LoadDense(name, rows, columns))
             : format == BaseFormat.EightBit ? LoadStoredInt8(stored as StoredMatrix.StoredInt8, rows, columns)
             : LoadStoredFourBit(format, stored as StoredMatrix.StoredFourBit, rows, columns);
+    }
+
+    /// <summary>The matrix as it was quantized before; null where that is not known, or is damaged.</summary>
+    private WeightMatrix? LoadQuantized(BaseFormat format, string name, int rows, int columns)
+    {
+        if (quantized is null)
+        {
+            return null;
+        }
+
+        ArenaFrame frame = device.Arena.Frame();
+        try
+        {
+            StoredMatrix? stored = quantized.Find(name, rows, columns);
+            return stored?.Format != format ? throw new ModelFormatException($"{quantized.Path}: it has no '{name}' of this kind.")
+                : stored is StoredMatrix.StoredInt8 eight ? LoadStoredInt8(eight, rows, columns)
+                : LoadStoredFourBit(format, (StoredMatrix.StoredFourBit)stored, rows, columns);
+        }
+        catch (Exception exception) when (exception is FormatException or IOException)
+        {
+            // What the matrix took is free again; quantizing takes the same memory.
+            frame.Dispose();
+            damage?.Invoke(exception.Message);
+            quantized = null;
+            return null;
+        }
     }
 
     /// <summary>As the file has it. Memory is laid out as <see cref="FourBitQuantizer"/> does.</summary>

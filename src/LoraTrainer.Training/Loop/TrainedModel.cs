@@ -34,8 +34,11 @@ public sealed class TrainedModel
     /// <param name="folder">Its weights; may be null on a device that only measures.</param>
     /// <param name="device">Where all of it goes.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <param name="quantized">The base as it was quantized before, or null.</param>
+    /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
     /// <exception cref="TrainingSetupException">The device has no kernel for what the config asks, or a module that is to be adapted is unknown.</exception>
-    public static TrainedModel Build(TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null)
+    public static TrainedModel Build(
+        TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null)
     {
         config = WithBase(config, shape);
         if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
@@ -55,7 +58,7 @@ public sealed class TrainedModel
         RefuseUnknownNames("lora_modules_to_save", config.Adapter.ModulesToSave, modules, [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)]);
         AdapterConfig adapter = AdapterConfigOf(config);
         AdapterStart? start = AdapterStart.For(adapter, shape);
-        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage);
         LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
