@@ -101,8 +101,8 @@ public sealed class TextModel : IDisposable
     /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
     public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
     {
-        ModelConfig config = ModelConfig.Parse(source.BaseFolder);
-        if (config.Quantization is { } stored)
+        ModelConfig shape = ModelConfig.Parse(source.BaseFolder);
+        if (shape.Quantization is { } stored)
         {
             source = source.Format == BaseFormat.AsStored || source.Format == stored.Format
                 ? source with { Format = stored.Format }
@@ -112,12 +112,12 @@ public sealed class TextModel : IDisposable
         if (source.Format.WithoutKernel(selection.Platform) is { } what)
         {
             throw new TrainingSetupException(
-                $"{(config.Quantization is null ? "The run keeps" : "The files hold")} {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu{(config.Quantization is null ? ", or --load-in-4bit, which takes another format" : "")}.");
+                $"{(shape.Quantization is null ? "The run keeps" : "The files hold")} {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu{(shape.Quantization is null ? ", or --load-in-4bit, which takes another format" : "")}.");
         }
 
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
-        ModelConfig config = ModelConfig.Parse(source.BaseFolder).WithVocabulary(adapter?.VocabularyRows ?? 0);
+        ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measure = selection.Measure();
         TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
         string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";

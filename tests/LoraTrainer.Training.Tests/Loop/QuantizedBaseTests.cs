@@ -1,8 +1,10 @@
+using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Planning;
 using Xunit;
 
 namespace LoraTrainer.Training.Tests.Loop;
@@ -38,6 +40,7 @@ public sealed class QuantizedBaseTests
     [InlineData(BaseFormat.Nf4, "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "in 4 bits (nf4), but bnb_config_kwargs.bnb_4bit_quant_type is fp4. Remove that")]
     [InlineData(BaseFormat.Nf4, "adapter: qlora\nbnb_config_kwargs: {bnb_4bit_use_double_quant: true}", "in 4 bits (nf4), but bnb_config_kwargs.bnb_4bit_use_double_quant is true. Remove that")]
     [InlineData(BaseFormat.Fp4DoubleQuantized, "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: false}", "in 4 bits (fp4, scales quantized too), but bnb_config_kwargs.bnb_4bit_use_double_quant is false. Remove that")]
+    [InlineData(BaseFormat.Nf4, "peft_init_lora_weights: pissa", "in 4 bits (nf4), but peft_init_lora_weights: pissa takes its start out of the base's weights. Remove that")]
     [InlineData(BaseFormat.Nf4, "adapter: null\nlearning_rate: 1e-5", "in 4 bits (nf4), but all parameters would be trained, because adapter is empty. A quantized base cannot be trained itself: use adapter: lora, or the model's original weights.")]
     public void WithBase_ConfigAsksForAnother_IsRefused(BaseFormat stored, string keys, string message)
     {
@@ -61,6 +64,22 @@ public sealed class QuantizedBaseTests
         // What a resume reads is what was given: the files decide again.
         Assert.Equal(config, ConfigurationLoader.LoadText(config.ToYaml(), "resolved.yaml", []).Require());
         Assert.Same(config, TrainedModel.WithBase(config, TinyRun.Shape));
+    }
+
+    [Fact]
+    public void Plan_QuantizedAlready_IsThatOfTheFilesAndStillKnowsFullTraining()
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+        QuantizedBase.Quantize(folder.File("base"), BaseFormat.Nf4);
+        TrainingConfig config = ConfigurationLoader.LoadText(TinyRun.Config(folder.Path), "tiny.yaml", []).Require();
+        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
+        Assert.Equal(BaseFormat.Nf4, TrainedModel.FormatOf(inputs.Config.Quantization));
+        var fits = new MemoryFits(inputs);
+        MemoryPlan plan = fits.Of(1L << 30)!.Memory;
+
+        // The whole model's parameters and their moments are more than a packed base with adapters.
+        Assert.True(fits.LeastOfFullTraining().ByKind[MemoryKind.Moments] > plan.ByKind[MemoryKind.Moments]);
+        Assert.Null(fits.WithSwitches(1));
     }
 
     private static ModelConfig Shape(BaseFormat format) => TinyRun.Shape with { Quantization = new StoredQuantization(format, []) };
