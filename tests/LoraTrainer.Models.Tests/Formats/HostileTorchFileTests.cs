@@ -143,9 +143,9 @@ public sealed class HostileTorchFileTests
     [InlineData("K\x01r\x01\0\0\0", "more than 4000000 instructions")]
     public void Read_EndlessValues_TakeLittleMemory(string repeated, string message)
     {
-        byte[] pickle = new byte[TorchPickle.LargestBytes];
-        (pickle[0], pickle[1]) = (0x80, 2);
         byte[] unit = Encoding.Latin1.GetBytes(repeated);
+        byte[] pickle = new byte[Math.Min(TorchPickle.LargestBytes, unit.Length * 4_100_000)];
+        (pickle[0], pickle[1]) = (0x80, 2);
         for (int i = 2; i < pickle.Length; i++)
         {
             pickle[i] = unit[(i - 2) % unit.Length];
