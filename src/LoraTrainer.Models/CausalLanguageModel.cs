@@ -32,6 +32,9 @@ public sealed class CausalLanguageModel
         frequencies = config.Rope.ComputeInverseFrequencies(config.HeadDim, config.MaxPositionEmbeddings, config.MaxPositionEmbeddings);
     }
 
+    /// <summary>What is odd about the files it was loaded from and changes nothing, a sentence each.</summary>
+    public IReadOnlyList<string> Notices { get; init; } = [];
+
     public ModelConfig Config { get; }
 
     public Device Device { get; }

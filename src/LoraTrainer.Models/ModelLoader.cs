@@ -63,13 +63,17 @@ public sealed class ModelLoader
     private readonly Device device;
     private readonly AdapterStart? start;
     private readonly Action<string, double>? progress;
-    private readonly long totalElements;
-    private long doneElements;
+    private readonly long totalBytes;
+    private long doneBytes;
 
     // A tensor that an adapter has taken its start from, as it is stored: read instead of the file's.
     private (string Name, byte[] Bytes)? changed;
 
-    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress)
+    // What is left of it to use; null once a part of it was found to be damaged.
+    private QuantizedBaseFile? quantized;
+    private Action<string>? damage;
+
+    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress, QuantizedBaseFile? quantized = null)
     {
         RefuseWithoutKernel(config, device.Platform);
         this.config = config;
@@ -80,20 +84,24 @@ public sealed class ModelLoader
         layout = folder is null
             ? new ModelTensorLayout(ModelConfig.EmbeddingTensor, config.TieWordEmbeddings ? null : ModelConfig.HeadTensor, [])
             : config.CheckTensors(folder);
-        totalElements = Math.Max(1, folder?.Tensors.Values.Sum(tensor => Elements(tensor.Entry)) ?? 1);
+        this.quantized = quantized;
+        totalBytes = Math.Max(1, folder is null ? 1 : quantized is null ? folder.TotalBytes
+            : quantized.Entries.Sum(entry => entry.ByteLength) + folder.Tensors.Values.Where(tensor => quantized.Find(tensor.Entry.Name) is null).Sum(tensor => tensor.Entry.ByteLength));
     }
 
     /// <summary>A model whose base is frozen.</summary>
     /// <param name="config">The model's shape.</param>
     /// <param name="folder">Its weights (checked against the shape); may be null on a device that only measures.</param>
     /// <param name="device">Where it is built.</param>
-    /// <param name="format">How the blocks' linear layers are kept.</param>
+    /// <param name="format">How the blocks' linear layers are kept. Of a base that is quantized already it is <see cref="StoredQuantization.Format"/>.</param>
     /// <param name="start">Adapters that start from the base's weights, which it changes; null for all others.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <param name="quantized">What quantizing these weights so gave before, or null; not with a <paramref name="start"/>, which changes them. The matrices that it has not, or has damaged, are quantized.</param>
+    /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
     /// <exception cref="ModelFormatException">The folder does not fit the shape, or a weight is not finite.</exception>
     public static CausalLanguageModel LoadFrozen(
-        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null) =>
-        new ModelLoader(config, folder, device, start, progress).LoadFrozen(format);
+        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null) =>
+        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format);
 
     /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
     /// <param name="config">The model's shape.</param>
@@ -117,7 +125,22 @@ public sealed class ModelLoader
 
     private CausalLanguageModel LoadFrozen(BaseFormat format)
     {
-        var model = new CausalLanguageModel(config, device);
+        if (config.Quantization is { } stored && stored.Format != format)
+        {
+            throw new ArgumentException($"The base is quantized already, {stored.Description}; it cannot be loaded as {format}.", nameof(format));
+        }
+
+        if (quantized is not null && start is not null)
+        {
+            throw new ArgumentException("What was quantized before is not what this start leaves of the base.", nameof(format));
+        }
+
+        if (config.Quantization is not null && start is not null)
+        {
+            throw new ModelFormatException("The adapter starts from the base's weights and changes them (pissa, olora), but this base is quantized already. Use the model's original weights.");
+        }
+
+        var model = new CausalLanguageModel(config, device) { Notices = layout.Notices };
         model.EmbeddingTable = LoadDense(layout.EmbeddingName, config.VocabSize, config.HiddenSize);
         foreach (DecoderLayer layer in model.Layers)
         {
@@ -162,7 +185,12 @@ public sealed class ModelLoader
 
     private CausalLanguageModel LoadTrainable()
     {
-        var model = new CausalLanguageModel(config, device);
+        if (config.Quantization is { } stored)
+        {
+            throw new ArgumentException($"The base is quantized already, {stored.Description}; it cannot be trained itself.");
+        }
+
+        var model = new CausalLanguageModel(config, device) { Notices = layout.Notices };
         ParameterStore store = model.Parameters;
         Parameter embedding = store.Declare(ModelConfig.EmbeddingTensor, new Shape(config.VocabSize, config.HiddenSize));
         var linears = new List<(AdaptedLinear Linear, Parameter Weight, Parameter? Bias)>();
@@ -225,7 +253,107 @@ public sealed class ModelLoader
         return tensor;
     }
 
-    private WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns) => format switch
+    private WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns)
+    {
+        if (config.Quantization is not { } quantization)
+        {
+            return LoadQuantized(format, name, rows, columns) ?? Quantize(format, name, rows, columns);
+        }
+
+        StoredMatrix? stored = layout.Quantized.GetValueOrDefault(name);
+        bool isPlain = folder is null ? quantization.Skips(name[..name.LastIndexOf('.')]) : stored is null;
+        return isPlain ? new DenseMatrix(LoadDense(name, rows, columns))
+            : format == BaseFormat.EightBit ? LoadStoredInt8(stored as StoredMatrix.StoredInt8, rows, columns)
+            : LoadStoredFourBit(format, stored as StoredMatrix.StoredFourBit, rows, columns);
+    }
+
+    /// <summary>The matrix as it was quantized before; null where that is not known, or is damaged.</summary>
+    private WeightMatrix? LoadQuantized(BaseFormat format, string name, int rows, int columns)
+    {
+        if (quantized is null)
+        {
+            return null;
+        }
+
+        ArenaFrame frame = device.Arena.Frame();
+        try
+        {
+            StoredMatrix? stored = quantized.Find(name, rows, columns);
+            return stored?.Format != format ? throw new ModelFormatException($"{quantized.Path}: it has no '{name}' of this kind.")
+                : stored is StoredMatrix.StoredInt8 eight ? LoadStoredInt8(eight, rows, columns)
+                : LoadStoredFourBit(format, (StoredMatrix.StoredFourBit)stored, rows, columns);
+        }
+        catch (Exception exception) when (exception is FormatException or IOException)
+        {
+            // What the matrix took is free again; quantizing takes the same memory.
+            frame.Dispose();
+            damage?.Invoke(exception.Message);
+            quantized = null;
+            return null;
+        }
+    }
+
+    /// <summary>As the file has it. Memory is laid out as <see cref="FourBitQuantizer"/> does.</summary>
+    /// <param name="format">How it is stored.</param>
+    /// <param name="stored">Null on a device that only measures, where there are no files.</param>
+    /// <param name="rows">Out</param>
+    /// <param name="columns">In</param>
+    private FourBitMatrix LoadStoredFourBit(BaseFormat format, StoredMatrix.StoredFourBit? stored, int rows, int columns)
+    {
+        FourBitMatrix matrix = FourBitMatrix.Allocate(
+            device, format is BaseFormat.Nf4 or BaseFormat.Nf4DoubleQuantized ? FourBitCode.Nf4 : FourBitCode.Fp4, rows, columns,
+            isDoubleQuantized: format is BaseFormat.Nf4DoubleQuantized or BaseFormat.Fp4DoubleQuantized, stored?.Nested?.Offset ?? 0);
+        if (stored is not null)
+        {
+            Copy(stored.Packed, matrix.Packed);
+            Copy(stored.Absmax, matrix.IsDoubleQuantized ? matrix.AbsmaxCodes : matrix.Absmax);
+            if (stored.Nested is { } nested)
+            {
+                Copy(nested.Absmax, matrix.NestedAbsmax);
+                Copy(nested.Map, matrix.NestedMap);
+            }
+        }
+
+        return matrix;
+    }
+
+    private Int8Matrix LoadStoredInt8(StoredMatrix.StoredInt8? stored, int rows, int columns)
+    {
+        Int8Matrix matrix = Int8Matrix.Allocate(device, rows, columns);
+        if (stored is not null)
+        {
+            Copy(stored.Codes, matrix.Codes);
+            ForEachChunk(stored.Scales, (first, values) =>
+            {
+                float[] scales = new float[values.Length];
+                for (int i = 0; i < scales.Length; i++)
+                {
+                    scales[i] = values[i] / stored.Divisor;
+                }
+
+                device.Upload(matrix.Scales, MemoryMarshal.AsBytes(scales.AsSpan()), first);
+            });
+        }
+
+        return matrix;
+    }
+
+    /// <summary>Bytes as they are; numbers in f32 must be finite.</summary>
+    private void Copy(ModelTensor source, Tensor target)
+    {
+        if (target.DType == DType.F32)
+        {
+            ForEachChunk(source, (first, values) => device.Upload(target, MemoryMarshal.AsBytes(values), first));
+        }
+        else
+        {
+            // Packed codes may have a wider type in the file; here an element is a byte.
+            int size = source.Entry.DType.Bits() / 8;
+            ForEachRawChunk(source, (first, count, bytes) => device.Upload(target, bytes, first * size));
+        }
+    }
+
+    private WeightMatrix Quantize(BaseFormat format, string name, int rows, int columns) => format switch
     {
         BaseFormat.AsStored => new DenseMatrix(LoadDense(name, rows, columns)),
         BaseFormat.Nf4 => LoadFourBit(FourBitCode.Nf4, name, rows, columns, doubleQuantized: false),
@@ -285,9 +413,9 @@ public sealed class ModelLoader
             });
             ArrayPool<ushort>.Shared.Return(rounded);
         }
-        else
+        else if (folder is not null)
         {
-            ForEachRawChunk(name, (first, count, bytes) =>
+            ForEachRawChunk(folder.Find(name)!.Value, (first, count, bytes) =>
             {
                 CheckFinite(name, first, bytes);
                 device.Upload(target, bytes, first);
@@ -327,19 +455,27 @@ public sealed class ModelLoader
 
     private delegate void RawChunkAction(long firstElement, int count, ReadOnlySpan<byte> bytes);
 
-    /// <summary>Reads the tensor in pieces, widened to f32; every value is checked to be finite.</summary>
     private void ForEachChunk(string name, ChunkAction action, int chunkElements = ChunkElements)
     {
+        if (folder is not null)
+        {
+            ForEachChunk(folder.Find(name)!.Value, action, chunkElements);
+        }
+    }
+
+    /// <summary>Reads the tensor in pieces, widened to f32; every value is checked to be finite.</summary>
+    private void ForEachChunk(ModelTensor tensor, ChunkAction action, int chunkElements = ChunkElements)
+    {
         float[] values = ArrayPool<float>.Shared.Rent(chunkElements);
-        ForEachRawChunk(name, (first, count, bytes) =>
+        ForEachRawChunk(tensor, (first, count, bytes) =>
         {
             Span<float> piece = values.AsSpan(0, count);
-            FloatConversion.ToSingle(StoredType(name), bytes, piece);
+            FloatConversion.ToSingle(tensor.Entry.DType, bytes, piece);
             for (int i = 0; i < count; i++)
             {
                 if (!float.IsFinite(piece[i]))
                 {
-                    throw NotFinite(name, first + i, piece[i]);
+                    throw NotFinite(tensor.Entry.Name, first + i, piece[i]);
                 }
             }
 
@@ -348,33 +484,32 @@ public sealed class ModelLoader
         ArrayPool<float>.Shared.Return(values);
     }
 
-    private void ForEachRawChunk(string name, RawChunkAction action, int chunkElements = ChunkElements)
+    private void ForEachRawChunk(ModelTensor tensor, RawChunkAction action, int chunkElements = ChunkElements)
     {
-        if (folder is null || device is MeasureDevice)
+        if (device is MeasureDevice)
         {
             return;
         }
 
-        ModelTensor tensor = folder.Find(name)!.Value;
-        long elements = Elements(tensor.Entry);
         int size = tensor.Entry.DType.Bits() / 8;
+        long elements = tensor.Entry.ByteLength / size;
         byte[] buffer = ArrayPool<byte>.Shared.Rent(chunkElements * size);
         for (long first = 0; first < elements; first += chunkElements)
         {
             int count = (int)Math.Min(chunkElements, elements - first);
             Span<byte> bytes = buffer.AsSpan(0, count * size);
-            if (changed is var (changedName, stored) && changedName == name)
+            if (changed is var (changedName, stored) && changedName == tensor.Entry.Name)
             {
                 stored.AsSpan((int)(first * size), bytes.Length).CopyTo(bytes);
             }
             else
             {
                 tensor.ReadInto(first * size, bytes);
-                doneElements += count;
+                doneBytes += bytes.Length;
             }
 
             action(first, count, bytes);
-            progress?.Invoke(name, Math.Min(1, (double)doneElements / totalElements));
+            progress?.Invoke(tensor.Entry.Name, Math.Min(1, (double)doneBytes / totalBytes));
         }
 
         ArrayPool<byte>.Shared.Return(buffer);

@@ -3,7 +3,7 @@ using Microsoft.Win32.SafeHandles;
 
 namespace LoraTrainer.Storage;
 
-/// <summary>The few calls (POSIX.1-2017: open, fsync, close, link; flock of BSD and Linux) that .NET has no method for. All return -1 and set errno on failure.</summary>
+/// <summary>The few calls (POSIX.1-2017: open, fsync, close, link; flock of BSD and Linux; statx of Linux) that .NET has no method for. All return -1 and set errno on failure.</summary>
 internal static partial class FileSystemCalls
 {
     private const int OpenReadOnlyCloseOnExec = 0x80000;
@@ -12,6 +12,8 @@ internal static partial class FileSystemCalls
     private const int InterruptedError = 4;
     private const int WouldBlockLinux = 11;
     private const int WouldBlockMac = 35;
+    private const int AtCurrentFolder = -100;
+    private const uint BasicStatus = 0x7ff;
     private const int LockExclusive = 2;
     private const int LockWithoutWaiting = 4;
 
@@ -106,6 +108,42 @@ internal static partial class FileSystemCalls
         return descriptor >= 0 ? new SafeFileHandle(descriptor, ownsHandle: true) : throw Failure($"The folder {folder} cannot be opened");
     }
 
+    /// <summary>What tells the file from others and from its earlier contents; null where the system does not say it.</summary>
+    public static unsafe FileIdentity? IdentityOf(string path)
+    {
+        if (!OperatingSystem.IsLinux())
+        {
+            return null;
+        }
+
+        // struct statx (statx(2)) is the same on every architecture.
+        Span<byte> status = stackalloc byte[256];
+        try
+        {
+            fixed (byte* buffer = status)
+            {
+                if (Status(AtCurrentFolder, path, 0, BasicStatus, buffer) != 0)
+                {
+                    return null;
+                }
+            }
+        }
+        catch (EntryPointNotFoundException)
+        {
+            return null;
+        }
+
+        ReadOnlySpan<byte> read = status;
+        return new FileIdentity(
+            Device: (long)BitConverter.ToUInt32(read[136..]) << 32 | BitConverter.ToUInt32(read[140..]),
+            Inode: BitConverter.ToInt64(read[32..]),
+            SizeBytes: BitConverter.ToInt64(read[40..]),
+            ModifiedNanoseconds: Nanoseconds(read[112..]),
+            ChangedNanoseconds: Nanoseconds(read[96..]));
+
+        static long Nanoseconds(ReadOnlySpan<byte> timestamp) => BitConverter.ToInt64(timestamp) * 1_000_000_000 + BitConverter.ToUInt32(timestamp[8..]);
+    }
+
     private static IOException Failure(string what)
     {
         int error = Marshal.GetLastPInvokeError();
@@ -126,4 +164,7 @@ internal static partial class FileSystemCalls
 
     [LibraryImport("libc", EntryPoint = "link", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
     private static partial int Link(string existingPath, string newPath);
+
+    [LibraryImport("libc", EntryPoint = "statx", SetLastError = true, StringMarshalling = StringMarshalling.Utf8)]
+    private static unsafe partial int Status(int folder, string path, int flags, uint mask, byte* status);
 }

@@ -244,8 +244,21 @@ public sealed class TrainingRun
         return RunEnding.Stopped;
     }
 
-    /// <summary>Everything that happens under the lease.</summary>
     private async Task<RunEnding> WorkAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, BilledMachine machine, RunControl control, ProviderInfo provider, bool resume, bool force, IReadOnlyList<string> differences)
+    {
+        if (QuantizedCache.Open(config.QuantizedCache, observer, time, control.Stop) is not { } cache)
+        {
+            return await WorkAsync(null, checkpoints, lease, pulse, machine, control, provider, resume, force, differences).ConfigureAwait(false);
+        }
+
+        await using (cache.ConfigureAwait(false))
+        {
+            return await WorkAsync(cache, checkpoints, lease, pulse, machine, control, provider, resume, force, differences).ConfigureAwait(false);
+        }
+    }
+
+    /// <summary>Everything that happens under the lease.</summary>
+    private async Task<RunEnding> WorkAsync(QuantizedCache? cache, CheckpointStore checkpoints, RunLease lease, RunPulse pulse, BilledMachine machine, RunControl control, ProviderInfo provider, bool resume, bool force, IReadOnlyList<string> differences)
     {
         // Another process may have made the run, or gone on with it, since the first look.
         byte[]? stored = await checkpoints.ReadConfigAsync(control.Stop).ConfigureAwait(false);
@@ -286,7 +299,7 @@ public sealed class TrainingRun
                 return RunEnding.BudgetReached;
             }
 
-            session = Prepare(checkpoints, lease, pulse, control, provider, budget, attempts);
+            session = await PrepareAsync(cache, checkpoints, lease, pulse, control, provider, budget, attempts).ConfigureAwait(false);
         }
         catch (Exception exception) when (exception is not OperationCanceledException)
         {
@@ -492,7 +505,7 @@ public sealed class TrainingRun
     }
 
     /// <summary>Data, plan, base: everything before the first computation.</summary>
-    private Session Prepare(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, RunBudget budget, IReadOnlyList<AttemptRecord> attempts)
+    private async Task<Session> PrepareAsync(QuantizedCache? cache, CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, RunBudget budget, IReadOnlyList<AttemptRecord> attempts)
     {
         CancellationToken stop = control.Stop;
         ModelFolder.RequireFolder(config.BaseModel);
@@ -505,6 +518,12 @@ public sealed class TrainingRun
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
         ModelLoader.RefuseWithoutKernel(shape, selection.Platform);
+        _ = TrainedModel.WithBase(config, shape);
+        if (shape.Quantization is { } quantization)
+        {
+            observer.OnNotice($"{config.BaseModel} is quantized already, {quantization.Description}; it is taken as it is.");
+        }
+
         phases.Enter(TrainingPhase.Tokenizing);
         TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, observer, stop);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
@@ -520,7 +539,8 @@ public sealed class TrainingRun
         try
         {
             observer.OnNotice(selection.Describe(device));
-            TrainedModel trained = Load(shape, weights, device, stop);
+            string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
+            TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);
             ReturnGarbage();
             return new Session
             {
@@ -545,7 +565,7 @@ public sealed class TrainingRun
                 Work = work,
                 WeightBytes = weights.TotalBytes,
                 BaselineBytes = baseline,
-                BaseHash = HashOfBase(weights),
+                BaseHash = baseHash,
                 Device = device,
             };
         }
@@ -559,14 +579,39 @@ public sealed class TrainingRun
     /// <summary>What reading the data and the weights left behind goes back to the system before the peak, which the plan is about.</summary>
     private static void ReturnGarbage() => GC.Collect(GC.MaxGeneration, GCCollectionMode.Aggressive, blocking: true, compacting: true);
 
-    private TrainedModel Load(ModelConfig shape, ModelFolder weights, Device device, CancellationToken stop)
+    /// <summary>The base with fresh adapters; as it was quantized before, where it was and is kept.</summary>
+    private async Task<TrainedModel> LoadAsync(ModelConfig shape, ModelFolder weights, string baseHash, QuantizedCache? cache, Device device, CancellationToken stop)
     {
-        TrainedModel trained = TrainedModel.Build(config, shape, weights, device, (tensor, fraction) =>
+        bool quantizes = shape.Quantization is null && TrainedModel.FormatOf(config.Quantization) != BaseFormat.AsStored;
+        bool isKept = cache is not null && quantizes && !TrainedModel.ChangesBase(config);
+        string key = QuantizedBaseFile.KeyOf(baseHash, TrainedModel.FormatOf(config.Quantization), device.Platform);
+        using QuantizedBaseFile? kept = isKept ? await cache!.FindAsync(key).ConfigureAwait(false) : null;
+        bool isDamaged = false;
+        TrainingPhase phase = quantizes && kept is null ? TrainingPhase.Quantizing : TrainingPhase.Loading;
+        TrainedModel trained = TrainedModel.Build(
+            config, shape, weights, device,
+            (tensor, fraction) =>
+            {
+                stop.ThrowIfCancellationRequested();
+                observer.OnProgress(new TrainingProgress { Phase = phase, Message = tensor, Fraction = fraction });
+            },
+            kept,
+            why =>
+            {
+                isDamaged = true;
+                phase = TrainingPhase.Quantizing;
+                cache!.Reject(key, why);
+            });
+        if (kept is not null && !isDamaged)
         {
-            stop.ThrowIfCancellationRequested();
-            observer.OnProgress(new TrainingProgress { Phase = config.Quantization.LoadIn4Bit || config.Quantization.LoadIn8Bit ? TrainingPhase.Quantizing : TrainingPhase.Loading, Message = tensor, Fraction = fraction });
-        });
-        foreach (string notice in trained.Adapters?.Notices ?? [])
+            observer.OnNotice($"The base was read as it was quantized before, from {kept.Path}.");
+        }
+        else if (isKept)
+        {
+            cache!.Keep(key, trained.Model);
+        }
+
+        foreach (string notice in trained.Model.Notices.Concat(trained.Adapters?.Notices ?? []))
         {
             observer.OnNotice(notice);
         }
@@ -574,13 +619,13 @@ public sealed class TrainingRun
         return trained;
     }
 
-    /// <summary>SHA-256 over the names, sizes and SHA-256 of the weight files and of config.json.</summary>
-    private static string HashOfBase(ModelFolder weights)
+    /// <summary>SHA-256 over the names and the SHA-256 of the weight files and of config.json.</summary>
+    private static string HashOfBase(ModelFolder weights, Func<string, string> hashOf)
     {
         using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         foreach (string path in weights.Files.Select(file => file.Path).Append(Path.Combine(weights.Path, "config.json")).Order(StringComparer.Ordinal))
         {
-            hash.AppendData(Encoding.UTF8.GetBytes($"{Path.GetFileName(path)} {ContentHash.OfFile(path)}\n"));
+            hash.AppendData(Encoding.UTF8.GetBytes($"{Path.GetFileName(path)} {hashOf(path)}\n"));
         }
 
         return Convert.ToHexStringLower(hash.GetHashAndReset());

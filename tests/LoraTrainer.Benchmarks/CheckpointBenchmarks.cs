@@ -16,7 +16,7 @@ internal static class CheckpointBenchmarks
     private const int SavesDuringSteps = Steps / 2;
     private const double StallGoalPercent = 1;
 
-    private const string Shape =
+    internal const string Shape =
         """{"model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000, "torch_dtype": "bfloat16"}""";
 
     public static void Run(BenchmarkReport report)

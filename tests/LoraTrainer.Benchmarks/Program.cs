@@ -23,5 +23,6 @@ StepBenchmarks.Run(report);
 MemoryBenchmarks.Run(report);
 RunBenchmarks.Run(report);
 CheckpointBenchmarks.Run(report);
+QuantizedCacheBenchmarks.Run(report);
 CudaBenchmarks.Run(report, shrink);
 return report.RowsWritten > 0 && (complete || !report.IsFiltered) ? 0 : 1;

@@ -71,7 +71,7 @@ internal static class ValidateVerb
             : $"LoRA of rank {adapter.Rank} on {targets}, scaled by {adapter.Scaling:0.###}";
         string quantization = config.Quantization switch
         {
-            { LoadIn4Bit: true } four => $", over a base in 4 bits ({four.FourBit.Type.ToString().ToUpperInvariant()}{(four.FourBit.DoubleQuantization ? ", scales quantized too" : "")})",
+            { LoadIn4Bit: true } four => $", over a base in 4 bits ({(four.FourBit.Type ?? FourBitType.Nf4).ToString().ToUpperInvariant()}{(four.FourBit.DoubleQuantization ?? true ? ", scales quantized too" : "")})",
             { LoadIn8Bit: true } => ", over a base in 8 bits",
             _ => "",
         };

@@ -45,6 +45,9 @@ public sealed unsafe class FourBitCode
     /// <summary>As in files and configs: nf4, fp4.</summary>
     public string Name { get; }
 
+    /// <summary>(16) values of the codes.</summary>
+    public ReadOnlySpan<float> Table => values;
+
     /// <summary>(16) values of the codes; the memory does not move while this object lives.</summary>
     internal float* Values => (float*)Marshal.UnsafeAddrOfPinnedArrayElement(values, 0);
 

@@ -8,7 +8,7 @@ public sealed unsafe partial class FourBitQuantizer
     {
         fixed (float* source = values)
         {
-            BlockwiseFourBit.Quantize(cpu.Pool, code, source, FloatFormat.F32, values.Length, packed.U8 + position / 2, absmax.F32 + position / BlockwiseFourBit.Blocksize, position);
+            BlockwiseFourBit.Quantize(cpu.Pool, matrix.Code, source, FloatFormat.F32, values.Length, matrix.Packed.U8 + position / 2, absmax.F32 + position / BlockwiseFourBit.Blocksize, position);
         }
     }
 
@@ -16,8 +16,8 @@ public sealed unsafe partial class FourBitQuantizer
     {
         long blocks = absmax.ElementCount;
         float offset = DoubleQuantization.Offset(absmax.F32, blocks);
-        DoubleQuantization.Quantize(cpu.Pool, absmax.F32, blocks, offset, absmaxCodes.U8, nestedAbsmax.F32);
-        new ReadOnlySpan<float>(DynamicMap.Signed.Values, DynamicMap.Entries).CopyTo(new Span<float>(nestedMap.F32, DynamicMap.Entries));
+        DoubleQuantization.Quantize(cpu.Pool, absmax.F32, blocks, offset, matrix.AbsmaxCodes.U8, matrix.NestedAbsmax.F32);
+        new ReadOnlySpan<float>(DynamicMap.Signed.Values, DynamicMap.Entries).CopyTo(new Span<float>(matrix.NestedMap.F32, DynamicMap.Entries));
         return offset;
     }
 }

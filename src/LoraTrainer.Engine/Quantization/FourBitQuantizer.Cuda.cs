@@ -9,7 +9,7 @@ public sealed partial class FourBitQuantizer
     private void AddCuda(CudaDevice cuda, ReadOnlySpan<float> values)
     {
         cuda.Upload(piece, MemoryMarshal.AsBytes(values));
-        Tensor codes = packed.Slice(position / 2, new Shape((values.Length + 1) / 2));
+        Tensor codes = matrix.Packed.Slice(position / 2, new Shape((values.Length + 1) / 2));
         Tensor scales = absmax.Slice(position / BlockwiseFourBit.Blocksize, new Shape((values.Length + BlockwiseFourBit.Blocksize - 1) / BlockwiseFourBit.Blocksize));
         cuda.Launch(CudaKernels.Nf4Quantize, LaunchShape.EightEach(values.Length), codes, scales, piece, (long)values.Length);
     }
@@ -21,10 +21,10 @@ public sealed partial class FourBitQuantizer
         double total = 0;
         cuda.Download(sum, MemoryMarshal.AsBytes(new Span<double>(ref total)));
         float offset = (float)(total / blocks);
-        cuda.Upload(nestedMap, MemoryMarshal.AsBytes(DynamicMap.Signed.AsSpan()));
+        cuda.Upload(matrix.NestedMap, MemoryMarshal.AsBytes(DynamicMap.Signed.AsSpan()));
         cuda.Launch(
             CudaKernels.QuantizeAbsmax, LaunchShape.Blocks(LaunchShape.Ceiling(blocks, FourBitBlocks.NestedBlocksize), FourBitBlocks.NestedBlocksize),
-            absmaxCodes, nestedAbsmax, absmax, nestedMap, offset, blocks);
+            matrix.AbsmaxCodes, matrix.NestedAbsmax, absmax, matrix.NestedMap, offset, blocks);
         return offset;
     }
 }

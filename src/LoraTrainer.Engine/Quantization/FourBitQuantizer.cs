@@ -13,13 +13,8 @@ public sealed partial class FourBitQuantizer
     public const int PieceElements = 1 << 18;
 
     private readonly Device device;
-    private readonly FourBitCode code;
-    private readonly int rows;
-    private readonly int columns;
-    private readonly Tensor packed;
-    private readonly Tensor absmaxCodes;
-    private readonly Tensor nestedAbsmax;
-    private readonly Tensor nestedMap;
+    // Its offset comes last.
+    private readonly FourBitMatrix matrix;
     private readonly Arena.FrameMark scratchStart;
     private readonly Tensor absmax;
 
@@ -41,30 +36,11 @@ public sealed partial class FourBitQuantizer
         }
 
         this.device = device;
-        this.code = code;
-        this.rows = rows;
-        this.columns = columns;
+        matrix = FourBitMatrix.Allocate(device, code, rows, columns, doubleQuantized, offset: 0);
         long elements = (long)rows * columns;
-        long blocks = BlockwiseFourBit.Blocks(elements);
         Arena arena = device.Arena;
-        packed = arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(BlockwiseFourBit.PackedBytes(elements)));
-        if (doubleQuantized)
-        {
-            absmaxCodes = arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(blocks));
-            nestedAbsmax = arena.Allocate(MemoryKind.Weights, DType.F32, new Shape((blocks + FourBitBlocks.NestedBlocksize - 1) / FourBitBlocks.NestedBlocksize));
-            nestedMap = arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(FourBitBlocks.NestedBlocksize));
-        }
-
-        if (!doubleQuantized)
-        {
-            absmax = arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(blocks));
-        }
-
         scratchStart = arena.Mark();
-        if (doubleQuantized)
-        {
-            absmax = arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(blocks));
-        }
+        absmax = doubleQuantized ? arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(BlockwiseFourBit.Blocks(elements))) : matrix.Absmax;
 
         if (device.Platform == DevicePlatform.Cuda)
         {
@@ -92,18 +68,15 @@ public sealed partial class FourBitQuantizer
     /// <summary>The matrix, once every element was added.</summary>
     public FourBitMatrix Finish()
     {
-        float offset = absmaxCodes.IsNone ? 0 : device switch
+        float offset = !matrix.IsDoubleQuantized ? 0 : device switch
         {
             CpuDevice cpu => NestCpu(cpu),
             CudaDevice cuda => NestCuda(cuda),
             _ => 0,
         };
         device.Arena.Release(scratchStart);
-        if (absmaxCodes.IsNone)
-        {
-            return new FourBitMatrix(code, rows, columns, packed, absmax);
-        }
-
-        return new FourBitMatrix(code, rows, columns, packed, absmaxCodes, nestedAbsmax, nestedMap, offset);
+        return matrix.IsDoubleQuantized
+            ? new FourBitMatrix(matrix.Code, matrix.Out, matrix.In, matrix.Packed, matrix.AbsmaxCodes, matrix.NestedAbsmax, matrix.NestedMap, offset)
+            : matrix;
     }
 }

@@ -7,12 +7,12 @@ public sealed unsafe partial class Int8Quantizer
 {
     private void AddCpu(CpuDevice cpu, ReadOnlySpan<float> values)
     {
-        int columns = (int)codes.Shape[1];
+        int columns = matrix.In;
         fixed (float* source = values)
         {
             var work = new QuantizeWork
             {
-                Source = source, Columns = columns, Codes = codes.I8 + row * columns, Scales = scales.F32 + row, Split = new RowSplit(values.Length / columns, cpu.ThreadCount, 8),
+                Source = source, Columns = columns, Codes = matrix.Codes.I8 + row * columns, Scales = matrix.Scales.F32 + row, Split = new RowSplit(values.Length / columns, cpu.ThreadCount, 8),
             };
             cpu.Pool.Run(work.Split.Parts, ref work);
         }

@@ -1,5 +1,4 @@
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Quantization;
 
@@ -14,8 +13,7 @@ public sealed partial class Int8Quantizer
     public const float FirstTooLarge = 65520;
 
     private readonly Device device;
-    private readonly Tensor codes;
-    private readonly Tensor scales;
+    private readonly Int8Matrix matrix;
     private long row;
 
     /// <param name="device">Where the matrix is to live.</param>
@@ -24,16 +22,15 @@ public sealed partial class Int8Quantizer
     public Int8Quantizer(Device device, int rows, int columns)
     {
         this.device = device;
-        codes = device.Arena.Allocate(MemoryKind.Weights, DType.I8, new Shape(rows, columns));
-        scales = device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(rows));
+        matrix = Int8Matrix.Allocate(device, rows, columns);
     }
 
     /// <summary>The next rows, whole ones; finite, and |w| below <see cref="FirstTooLarge"/>.</summary>
     public void Add(ReadOnlySpan<float> values)
     {
-        if (values.Length % codes.Shape[1] != 0)
+        if (values.Length % matrix.In != 0)
         {
-            throw new ArgumentException($"Rows of {codes.Shape[1]} elements are added whole, got {values.Length} elements.", nameof(values));
+            throw new ArgumentException($"Rows of {matrix.In} elements are added whole, got {values.Length} elements.", nameof(values));
         }
 
         switch (device)
@@ -45,9 +42,9 @@ public sealed partial class Int8Quantizer
                 throw new NotSupportedException("A GPU has no kernel that quantizes to signed bytes.");
         }
 
-        row += values.Length / codes.Shape[1];
+        row += values.Length / matrix.In;
     }
 
     /// <summary>The matrix, once every row was added.</summary>
-    public Int8Matrix Finish() => new(codes, scales);
+    public Int8Matrix Finish() => matrix;
 }

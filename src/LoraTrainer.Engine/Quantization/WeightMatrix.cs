@@ -1,3 +1,4 @@
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Quantization;
@@ -84,6 +85,28 @@ public sealed class FourBitMatrix : WeightMatrix
         Offset = offset;
     }
 
+    /// <summary>A matrix whose content is still to be filled in.</summary>
+    /// <param name="device">Where it lives.</param>
+    /// <param name="code">What the codes stand for.</param>
+    /// <param name="outFeatures">Out</param>
+    /// <param name="inFeatures">In</param>
+    /// <param name="isDoubleQuantized">The scales are quantized too.</param>
+    /// <param name="offset">Added back to every reconstructed absmax; means something with double quantization only.</param>
+    public static FourBitMatrix Allocate(Device device, FourBitCode code, int outFeatures, int inFeatures, bool isDoubleQuantized, float offset)
+    {
+        long elements = (long)outFeatures * inFeatures, blocks = BlockwiseFourBit.Blocks(elements);
+        Tensor packed = device.Arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(BlockwiseFourBit.PackedBytes(elements)));
+        if (!isDoubleQuantized)
+        {
+            return new FourBitMatrix(code, outFeatures, inFeatures, packed, device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(blocks)));
+        }
+
+        Tensor absmaxCodes = device.Arena.Allocate(MemoryKind.Weights, DType.U8, new Shape(blocks));
+        Tensor nestedAbsmax = device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(DoubleQuantization.NestedBlocks(blocks)));
+        Tensor nestedMap = device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(FourBitBlocks.NestedBlocksize));
+        return new FourBitMatrix(code, outFeatures, inFeatures, packed, absmaxCodes, nestedAbsmax, nestedMap, offset);
+    }
+
     public FourBitCode Code { get; }
 
     public Tensor Packed { get; }
@@ -121,6 +144,13 @@ public sealed class Int8Matrix : WeightMatrix
         Codes = codes;
         Scales = scales;
     }
+
+    /// <summary>A matrix whose content is still to be filled in.</summary>
+    /// <param name="device">Where it lives.</param>
+    /// <param name="outFeatures">Out</param>
+    /// <param name="inFeatures">In</param>
+    public static Int8Matrix Allocate(Device device, int outFeatures, int inFeatures) => new(
+        device.Arena.Allocate(MemoryKind.Weights, DType.I8, new Shape(outFeatures, inFeatures)), device.Arena.Allocate(MemoryKind.Weights, DType.F32, new Shape(outFeatures)));
 
     public Tensor Codes { get; }
 

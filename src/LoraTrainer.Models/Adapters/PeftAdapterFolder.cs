@@ -5,19 +5,21 @@ using LoraTrainer.Models.Formats;
 namespace LoraTrainer.Models.Adapters;
 
 /// <summary>
-/// An adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors (huggingface/peft, utils/save_and_load.py).
+/// An adapter as PEFT saves it: adapter_config.json and adapter_model.safetensors, or else adapter_model.bin (huggingface/peft, utils/save_and_load.py).
 /// Opening checks that the two belong together; tensors are read in pieces, by what they are.
 /// </summary>
 public sealed class PeftAdapterFolder : IDisposable
 {
     public const string WeightsFileName = "adapter_model.safetensors";
 
+    private const string TorchFileName = "adapter_model.bin";
+
     private const int ProblemsShown = 20;
 
-    private readonly SafetensorsFile weights;
+    private readonly IWeightFile weights;
     private readonly Dictionary<PeftAdapterFolderKey, SafetensorsEntry> tensors;
 
-    private PeftAdapterFolder(string path, AdapterConfig config, SafetensorsFile weights, Dictionary<PeftAdapterFolderKey, SafetensorsEntry> tensors)
+    private PeftAdapterFolder(string path, AdapterConfig config, IWeightFile weights, Dictionary<PeftAdapterFolderKey, SafetensorsEntry> tensors)
     {
         Path = path;
         Config = config;
@@ -42,19 +44,19 @@ public sealed class PeftAdapterFolder : IDisposable
 
     /// <exception cref="ModelFormatException">a file is missing, or the two do not belong together; all problems at once</exception>
     /// <exception cref="SafetensorsFormatException">the weight file breaks a rule of its format</exception>
+    /// <exception cref="TorchFormatException">the same of an adapter_model.bin, or it asks for more than tensors</exception>
     public static PeftAdapterFolder Open(string path)
     {
         AdapterConfig config = AdapterConfig.Parse(System.IO.Path.Combine(path, AdapterConfig.FileName));
         string file = System.IO.Path.Combine(path, WeightsFileName);
+        bool isTorch = !File.Exists(file) && File.Exists(System.IO.Path.Combine(path, TorchFileName));
+        file = isTorch ? System.IO.Path.Combine(path, TorchFileName) : file;
         if (!File.Exists(file))
         {
-            bool pickled = File.Exists(System.IO.Path.Combine(path, "adapter_model.bin"));
-            throw new ModelFormatException($"{file}: there is no such file. " + (pickled
-                ? "The folder has adapter_model.bin, which is not read; save the adapter again with PEFT (safe_serialization=True)."
-                : "Fetch the adapter's weights into this folder."));
+            throw new ModelFormatException($"{file}: there is no such file, nor {TorchFileName}. Fetch the adapter's weights into this folder.");
         }
 
-        SafetensorsFile weights = SafetensorsFile.Open(file);
+        IWeightFile weights = isTorch ? TorchFile.Open(file) : SafetensorsFile.Open(file);
         try
         {
             return new PeftAdapterFolder(path, config, weights, Check(file, config, weights));
@@ -82,7 +84,7 @@ public sealed class PeftAdapterFolder : IDisposable
 
     public void Dispose() => weights.Dispose();
 
-    private static Dictionary<PeftAdapterFolderKey, SafetensorsEntry> Check(string file, AdapterConfig config, SafetensorsFile weights)
+    private static Dictionary<PeftAdapterFolderKey, SafetensorsEntry> Check(string file, AdapterConfig config, IWeightFile weights)
     {
         var problems = new List<string>();
         var tensors = new Dictionary<PeftAdapterFolderKey, SafetensorsEntry>();

@@ -12,13 +12,18 @@ public readonly record struct ExpectedTensor(string Name, long[] Shape);
 /// <param name="EmbeddingName">the tensor to take as the embedding matrix</param>
 /// <param name="HeadName">the tensor to take as the output head; null where the embedding matrix is the head too</param>
 /// <param name="Notices">a sentence each</param>
-public sealed record ModelTensorLayout(string EmbeddingName, string? HeadName, IReadOnlyList<string> Notices);
+public sealed record ModelTensorLayout(string EmbeddingName, string? HeadName, IReadOnlyList<string> Notices)
+{
+    /// <summary>The matrices that the files hold quantized, by the names of their weights.</summary>
+    internal IReadOnlyDictionary<string, StoredMatrix> Quantized { get; init; } = new Dictionary<string, StoredMatrix>();
+}
 
 public sealed partial record ModelConfig
 {
     public const string EmbeddingTensor = "model.embed_tokens.weight";
     public const string HeadTensor = "lm_head.weight";
 
+    private const string LayersPrefix = "model.layers.";
     private const int ProblemsShown = 20;
 
     /// <summary>The same model with more rows for tokens; the shape itself where there are as many already.</summary>
@@ -29,7 +34,7 @@ public sealed partial record ModelConfig
     public IEnumerable<ExpectedTensor> ExpectedTensors() =>
     [
         new(EmbeddingTensor, [VocabSize, HiddenSize]),
-        .. Enumerable.Range(0, NumHiddenLayers).SelectMany(layer => LayerTensors($"model.layers.{layer}.")),
+        .. Enumerable.Range(0, NumHiddenLayers).SelectMany(layer => LayerTensors($"{LayersPrefix}{layer}.")),
         new("model.norm.weight", [HiddenSize]),
         .. TieWordEmbeddings ? Array.Empty<ExpectedTensor>() : [new(HeadTensor, [VocabSize, HiddenSize])],
     ];
@@ -107,13 +112,21 @@ public sealed partial record ModelConfig
         bool headForBoth = TieWordEmbeddings && folder.Find(EmbeddingTensor) is null && folder.Find(HeadTensor) is not null;
         bool headBesideTied = TieWordEmbeddings && !headForBoth && folder.Find(HeadTensor) is not null;
         var known = new HashSet<string>(StringComparer.Ordinal);
+        var quantized = new Dictionary<string, StoredMatrix>(StringComparer.Ordinal);
         int storedRows = VocabSize - AddedRows;
         IEnumerable<ExpectedTensor> expected = (this with { VocabSize = storedRows, AddedRows = 0 }).ExpectedTensors();
         foreach (ExpectedTensor tensor in headBesideTied ? expected.Append(new ExpectedTensor(HeadTensor, [storedRows, HiddenSize])) : expected)
         {
             string name = headForBoth && tensor.Name == EmbeddingTensor ? HeadTensor : tensor.Name;
             known.Add(name);
-            CheckTensor(folder, name, tensor.Shape, problems);
+            if (Quantization is not null && tensor.Shape.Length == 2 && name.StartsWith(LayersPrefix, StringComparison.Ordinal))
+            {
+                CheckMatrix(folder, tensor, quantized, known, problems);
+            }
+            else
+            {
+                CheckTensor(folder, name, tensor.Shape, problems);
+            }
         }
 
         if (problems.Count > 0)
@@ -122,6 +135,7 @@ public sealed partial record ModelConfig
         }
 
         NoteUnexpected(folder, known, notices);
+        NotePlainMatrices(folder, quantized, notices);
         string? head = TieWordEmbeddings ? null : HeadTensor;
         if (headForBoth)
         {
@@ -133,7 +147,54 @@ public sealed partial record ModelConfig
             head = HeadTensor;
         }
 
-        return new ModelTensorLayout(headForBoth ? HeadTensor : EmbeddingTensor, head, notices);
+        return new ModelTensorLayout(headForBoth ? HeadTensor : EmbeddingTensor, head, notices) { Quantized = quantized };
+    }
+
+    /// <summary>A matrix of a base that is quantized: as quantization_config says, or else a plain one.</summary>
+    private void CheckMatrix(ModelFolder folder, ExpectedTensor tensor, Dictionary<string, StoredMatrix> quantized, HashSet<string> known, List<string> problems)
+    {
+        try
+        {
+            if (StoredMatrix.Find(folder.Find, tensor.Name, checked((int)tensor.Shape[0]), checked((int)tensor.Shape[1])) is not { } matrix)
+            {
+                if (folder.Find(tensor.Name) is { Entry: { DType: SafetensorsDType.U8 or SafetensorsDType.I8 } entry })
+                {
+                    problems.Add($"tensor '{tensor.Name}' is {entry} and has no {(Quantization!.Format == BaseFormat.EightBit ? "SCB, which holds the scales of its rows" : "quant_state that says what its bytes are")}.");
+                }
+                else
+                {
+                    CheckTensor(folder, tensor.Name, tensor.Shape, problems);
+                }
+            }
+            else if (matrix.Format == Quantization!.Format)
+            {
+                quantized.Add(tensor.Name, matrix);
+                known.UnionWith(matrix.TensorNames);
+            }
+            else
+            {
+                problems.Add($"tensor '{tensor.Name}' is {new StoredQuantization(matrix.Format, []).Description}; quantization_config in config.json says {Quantization.Description}.");
+            }
+        }
+        catch (ModelFormatException exception)
+        {
+            problems.Add(exception.Message);
+        }
+    }
+
+    private void NotePlainMatrices(ModelFolder folder, Dictionary<string, StoredMatrix> quantized, List<string> notices)
+    {
+        if (Quantization is { } quantization)
+        {
+            string[] plain = [.. ExpectedTensors()
+                .Where(tensor => tensor.Shape.Length == 2 && tensor.Name.StartsWith(LayersPrefix, StringComparison.Ordinal) && !quantized.ContainsKey(tensor.Name))
+                .Select(tensor => tensor.Name[..tensor.Name.LastIndexOf('.')])
+                .Where(module => !quantization.Skips(module))];
+            if (plain.Length > 0)
+            {
+                notices.Add($"{folder.Path}: {plain.Length} linear layers are not quantized in the files, though llm_int8_skip_modules does not name them; they stay as they are: {string.Join(", ", plain.Take(3))}{(plain.Length > 3 ? ", ..." : "")}.");
+            }
+        }
     }
 
     private static void CheckTensor(ModelFolder folder, string name, long[] shape, List<string> problems)

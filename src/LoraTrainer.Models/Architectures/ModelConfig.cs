@@ -103,6 +103,9 @@ public sealed partial record ModelConfig
     /// <summary>The type the weights are stored in, as the config says; null where it does not. The weight files have the last word.</summary>
     public SafetensorsDType? DType { get; init; }
 
+    /// <summary>How the files hold the linear layers of the blocks; null where as numbers.</summary>
+    public StoredQuantization? Quantization { get; init; }
+
     /// <summary>Oddities of the file that change nothing here, a sentence each.</summary>
     public IReadOnlyList<string> Notices { get; init; } = [];
 
@@ -193,6 +196,7 @@ public sealed partial record ModelConfig
             EosTokenIds = json.Has("eos_token_id") ? json.Integers("eos_token_id", 0, int.MaxValue) ?? [] : family.EosTokenId is { } eos ? [eos] : [],
             PadTokenId = Padding(json, family, vocabulary, notices),
             DType = StorageType(json),
+            Quantization = StoredQuantization.Parse(json),
             Notices = notices,
         };
         CheckTogether(json, config);
@@ -245,11 +249,6 @@ public sealed partial record ModelConfig
             {
                 throw rope.Wrong(typeKey, $"default in the family {family.ModelType}", "Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.");
             }
-        }
-
-        if (json.HasValue("quantization_config"))
-        {
-            throw json.Error("quantization_config", "is present: these weights are quantized already, which is not read. Use the model's original weights; they are quantized here while they are loaded.");
         }
 
         if (json.Number("attention_dropout", 0, 0, 1) != 0)

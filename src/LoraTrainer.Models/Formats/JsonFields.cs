@@ -260,11 +260,13 @@ internal static class PythonJson
         writer.WriteEndObject();
     }
 
+    public static void WriteFloat(Utf8JsonWriter writer, double value) => writer.WriteRawValue(Float(value));
+
     /// <summary>A float keeps its point: 8.0, not 8, since Python takes the type from the spelling.</summary>
-    public static void WriteFloat(Utf8JsonWriter writer, double value)
+    public static string Float(double value)
     {
         string digits = value.ToString("R", CultureInfo.InvariantCulture).Replace("E", "e", StringComparison.Ordinal);
-        writer.WriteRawValue(digits.AsSpan().ContainsAny('.', 'e') ? digits : digits + ".0");
+        return digits.AsSpan().ContainsAny('.', 'e') ? digits : digits + ".0";
     }
 
     /// <summary>A whole number without a point, any other as a float.</summary>

@@ -1,26 +1,35 @@
 namespace LoraTrainer.Models.Formats;
 
 /// <summary>A tensor and the file that holds it.</summary>
-public readonly record struct ModelTensor(SafetensorsFile File, SafetensorsEntry Entry)
+public readonly record struct ModelTensor(IWeightFile File, SafetensorsEntry Entry)
 {
     /// <summary>Reads bytes of the tensor from its byte <paramref name="offsetInTensor"/> on.</summary>
     public void ReadInto(long offsetInTensor, Span<byte> destination) => File.ReadInto(Entry, offsetInTensor, destination);
 }
 
 /// <summary>
-/// The weights of a model: <c>model.safetensors</c>, or else the shards that <c>model.safetensors.index.json</c> names
-/// (transformers, modeling_utils.py). All headers are read and checked at the start, so that a missing shard is known before any work.
+/// The weights of a model: <c>model.safetensors</c>, or else the shards that <c>model.safetensors.index.json</c> names, or else the same with
+/// <c>pytorch_model.bin</c> (transformers, modeling_utils.py). All headers are read and checked at the start, so that a missing shard is known before any work.
 /// </summary>
 public sealed class ModelFolder : IDisposable
 {
     public const string SingleFileName = "model.safetensors";
     public const string IndexFileName = "model.safetensors.index.json";
 
-    private readonly List<SafetensorsFile> files;
+    private const string TorchFileName = "pytorch_model.bin";
+    private const string TorchIndexFileName = "pytorch_model.bin.index.json";
+
+    // The first that is there is taken.
+    private static readonly (string Name, bool IsIndex, Func<string, IWeightFile> Open)[] Sources =
+    [
+        (SingleFileName, false, SafetensorsFile.Open), (IndexFileName, true, SafetensorsFile.Open), (TorchFileName, false, TorchFile.Open), (TorchIndexFileName, true, TorchFile.Open),
+    ];
+
+    private readonly List<IWeightFile> files;
     private readonly Dictionary<string, ModelTensor> tensors;
     private readonly List<string> notices;
 
-    private ModelFolder(string path, List<SafetensorsFile> files, Dictionary<string, ModelTensor> tensors, List<string> notices)
+    private ModelFolder(string path, List<IWeightFile> files, Dictionary<string, ModelTensor> tensors, List<string> notices)
     {
         Path = path;
         this.files = files;
@@ -32,7 +41,7 @@ public sealed class ModelFolder : IDisposable
     public string Path { get; }
 
     /// <summary>The weight files, in the order of their names.</summary>
-    public IReadOnlyList<SafetensorsFile> Files => files;
+    public IReadOnlyList<IWeightFile> Files => files;
 
     public IReadOnlyDictionary<string, ModelTensor> Tensors => tensors;
 
@@ -45,23 +54,29 @@ public sealed class ModelFolder : IDisposable
     /// <summary>The tensor of that name, or null.</summary>
     public ModelTensor? Find(string name) => tensors.TryGetValue(name, out ModelTensor tensor) ? tensor : null;
 
+    /// <summary>True where the folder has weights, or says which files they should be in.</summary>
+    public static bool HasWeights(string path) => Sources.Any(source => File.Exists(System.IO.Path.Combine(path, source.Name)));
+
     /// <exception cref="ModelFormatException">files are missing or contradict each other</exception>
     /// <exception cref="SafetensorsFormatException">a weight file breaks a rule of its format</exception>
+    /// <exception cref="TorchFormatException">the same of a pytorch_model.bin, or it asks for more than tensors</exception>
     public static ModelFolder Open(string path)
     {
         RequireFolder(path);
-        var files = new List<SafetensorsFile>();
+        var files = new List<IWeightFile>();
         try
         {
-            string single = System.IO.Path.Combine(path, SingleFileName);
-            string index = System.IO.Path.Combine(path, IndexFileName);
-            if (File.Exists(single))
+            foreach ((string name, bool isIndex, Func<string, IWeightFile> open) in Sources)
             {
-                files.Add(SafetensorsFile.Open(single));
-                return new ModelFolder(path, files, files[0].Entries.ToDictionary(entry => entry.Name, entry => new ModelTensor(files[0], entry), StringComparer.Ordinal), []);
+                string file = System.IO.Path.Combine(path, name);
+                if (File.Exists(file))
+                {
+                    return isIndex ? OpenShards(path, file, open, files) : OpenSingle(path, file, open, files);
+                }
             }
 
-            return File.Exists(index) ? OpenShards(path, index, files) : throw NoWeights(path);
+            throw new ModelFormatException(
+                $"{path}: no weights here: looked for {string.Join(", ", Sources.Select(source => source.Name))}. Fetch the model's weights into this folder, or give the folder where they are.");
         }
         catch
         {
@@ -87,7 +102,14 @@ public sealed class ModelFolder : IDisposable
 
     public void Dispose() => files.ForEach(file => file.Dispose());
 
-    private static ModelFolder OpenShards(string path, string index, List<SafetensorsFile> files)
+    private static ModelFolder OpenSingle(string path, string name, Func<string, IWeightFile> open, List<IWeightFile> files)
+    {
+        IWeightFile file = open(name);
+        files.Add(file);
+        return new ModelFolder(path, files, file.Entries.ToDictionary(entry => entry.Name, entry => new ModelTensor(file, entry), StringComparer.Ordinal), []);
+    }
+
+    private static ModelFolder OpenShards(string path, string index, Func<string, IWeightFile> open, List<IWeightFile> files)
     {
         JsonFields fields = JsonFields.Read(index);
         JsonFields map = fields.Object("weight_map")
@@ -114,14 +136,14 @@ public sealed class ModelFolder : IDisposable
         if (missing.Length > 0)
         {
             throw new ModelFormatException(
-                $"{path}: {missing.Length} of the {shards.Length} weight files that {IndexFileName} names are not there: {string.Join(", ", missing.Take(5))}{(missing.Length > 5 ? ", ..." : "")}. "
+                $"{path}: {missing.Length} of the {shards.Length} weight files that {System.IO.Path.GetFileName(index)} names are not there: {string.Join(", ", missing.Take(5))}{(missing.Length > 5 ? ", ..." : "")}. "
                 + "Fetch them into this folder.");
         }
 
-        var byShard = new Dictionary<string, SafetensorsFile>(StringComparer.Ordinal);
+        var byShard = new Dictionary<string, IWeightFile>(StringComparer.Ordinal);
         foreach (string shard in shards)
         {
-            SafetensorsFile file = SafetensorsFile.Open(System.IO.Path.Combine(path, shard));
+            IWeightFile file = open(System.IO.Path.Combine(path, shard));
             files.Add(file);
             byShard.Add(shard, file);
         }
@@ -129,25 +151,25 @@ public sealed class ModelFolder : IDisposable
         return Join(path, index, files, shardOf, byShard);
     }
 
-    private static ModelFolder Join(string path, string index, List<SafetensorsFile> files, Dictionary<string, string> shardOf, Dictionary<string, SafetensorsFile> byShard)
+    private static ModelFolder Join(string path, string index, List<IWeightFile> files, Dictionary<string, string> shardOf, Dictionary<string, IWeightFile> byShard)
     {
         var tensors = new Dictionary<string, ModelTensor>(StringComparer.Ordinal);
         var notices = new List<string>();
         foreach ((string name, string shard) in shardOf)
         {
-            SafetensorsFile file = byShard[shard];
+            IWeightFile file = byShard[shard];
             SafetensorsEntry entry = file.Find(name)
                 ?? throw new ModelFormatException($"{index}: weight_map says that tensor '{SafetensorsFile.Shorten(name)}' is in {shard}, but it is not there. The files do not belong together; fetch them again.");
             tensors.Add(name, new ModelTensor(file, entry));
         }
 
-        foreach ((string shard, SafetensorsFile file) in byShard.OrderBy(pair => pair.Key, StringComparer.Ordinal))
+        foreach ((string shard, IWeightFile file) in byShard.OrderBy(pair => pair.Key, StringComparer.Ordinal))
         {
             foreach (SafetensorsEntry entry in file.Entries)
             {
                 if (!shardOf.TryGetValue(entry.Name, out string? listed))
                 {
-                    notices.Add($"{file.Path}: tensor '{SafetensorsFile.Shorten(entry.Name)}' is not in the weight_map of {IndexFileName}; it is not used.");
+                    notices.Add($"{file.Path}: tensor '{SafetensorsFile.Shorten(entry.Name)}' is not in the weight_map of {System.IO.Path.GetFileName(index)}; it is not used.");
                 }
                 else if (listed != shard)
                 {
@@ -158,14 +180,5 @@ public sealed class ModelFolder : IDisposable
         }
 
         return new ModelFolder(path, files, tensors, notices);
-    }
-
-    private static ModelFormatException NoWeights(string path)
-    {
-        bool pickled = Directory.EnumerateFiles(path, "pytorch_model*.bin").Any();
-        string next = pickled
-            ? "It has pytorch_model*.bin files, which are not read; get the model's safetensors files, or convert it with transformers (save_pretrained)."
-            : "Fetch the model's weights into this folder, or give the folder where they are.";
-        return new ModelFormatException($"{path}: no weights here: looked for {SingleFileName} and {IndexFileName}. {next}");
     }
 }

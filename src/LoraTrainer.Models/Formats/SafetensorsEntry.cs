@@ -2,7 +2,7 @@ using System.Globalization;
 
 namespace LoraTrainer.Models.Formats;
 
-/// <summary>One tensor of a safetensors file: what its header says, checked. Its elements lie in C order, little-endian, without gaps.</summary>
+/// <summary>One tensor of a weight file: what the file says about it, checked. In a safetensors file its elements lie in C order, little-endian, without gaps.</summary>
 public sealed class SafetensorsEntry
 {
     private readonly long[] shape;
@@ -23,7 +23,7 @@ public sealed class SafetensorsEntry
     /// <summary>Empty for a scalar.</summary>
     public ReadOnlySpan<long> Shape => shape;
 
-    /// <summary>Where the first byte lies, counted from the end of the header.</summary>
+    /// <summary>Where the first byte lies: in a safetensors file counted from the end of the header, in one of torch.save from the file's start.</summary>
     public long ByteOffset { get; }
 
     public long ByteLength { get; }

@@ -11,7 +11,7 @@ namespace LoraTrainer.Models.Formats;
 /// (huggingface/safetensors, README "Format"). Nothing of the file is believed before it is checked, and no memory is asked for that the
 /// file's own length does not vouch for. Tensors are read in pieces into the caller's memory; the file is never mapped nor loaded whole.
 /// </summary>
-public sealed class SafetensorsFile : IDisposable
+public sealed class SafetensorsFile : IWeightFile
 {
     /// <summary>The reference library's own limit of the header's length.</summary>
     internal const long MaximumHeaderBytes = 100_000_000;

@@ -42,8 +42,8 @@ internal static class ConfigurationKeys
 
     private static readonly RecordOf<FourBitOptions> BitsAndBytes = new(
         new FourBitOptions(),
-        Key<FourBitOptions, FourBitType>("bnb_4bit_quant_type", new Choice<FourBitType>(("nf4", FourBitType.Nf4), ("fp4", FourBitType.Fp4)), c => c.Type, (c, v) => c with { Type = v }, "The 16 values that 4 bits stand for. NF4 suits weights better. `fp4` not on a GPU.", "nf4"),
-        Key<FourBitOptions, bool>("bnb_4bit_use_double_quant", Truth, c => c.DoubleQuantization, (c, v) => c with { DoubleQuantization = v }, "Quantize the scales too; saves about 0.4 bits per weight.", "true"))
+        Key<FourBitOptions, FourBitType?>("bnb_4bit_quant_type", new Optional<FourBitType>(new Choice<FourBitType>(("nf4", FourBitType.Nf4), ("fp4", FourBitType.Fp4))), c => c.Type, (c, v) => c with { Type = v }, "The 16 values that 4 bits stand for. NF4 suits weights better. `fp4` not on a GPU.", "nf4", defaultText: "`nf4`, or as a base that is quantized already has it"),
+        Key<FourBitOptions, bool?>("bnb_4bit_use_double_quant", new Optional<bool>(Truth), c => c.DoubleQuantization, (c, v) => c with { DoubleQuantization = v }, "Quantize the scales too; saves about 0.4 bits per weight.", "true", defaultText: "`true`, or as a base that is quantized already has it"))
     { Foreign = ForeignKeys.OfBitsAndBytes };
 
     private static readonly RecordOf<CheckpointOptions> Checkpoint = new(
@@ -56,6 +56,12 @@ internal static class ConfigurationKeys
         Key<CheckpointOptions, bool>("single_writer", Truth, c => c.SingleWriter, (c, v) => c with { SingleWriter = v }, "You guarantee that no second machine writes to this run; needed on network drives.", "true"),
         Key<CheckpointOptions, double>("lease_seconds", new RealNumber("1..3600", value => value is >= 1 and <= 3600), c => c.LeaseSeconds, (c, v) => c with { LeaseSeconds = v }, "After so many seconds without a sign of life another machine may take the run over.", "30"),
         Key<CheckpointOptions, CheckpointErrorAction>("on_error", new Choice<CheckpointErrorAction>(("continue", CheckpointErrorAction.Continue), ("stop", CheckpointErrorAction.Stop)), c => c.OnError, (c, v) => c with { OnError = v }, "What a checkpoint that cannot be saved does: `continue` warns and tries the next one when it is due, `stop` ends the run.", "stop"));
+
+    private static readonly RecordOf<QuantizedCacheOptions> QuantizedCache = new(
+        new QuantizedCacheOptions(),
+        Key<QuantizedCacheOptions, string?>("path", new OptionalReference<string>(PathText), c => c.Path, (c, v) => c with { Path = v }, "A folder of this machine where a base is kept as it was quantized: about 0.52 bytes a weight in 4 bits, 1 in 8 bits. The next start with the same base and settings reads it instead of quantizing.", "/mnt/cache/quantized", defaultText: "not kept"),
+        Key<QuantizedCacheOptions, string?>("uri", new OptionalReference<string>(PathText), c => c.Uri, (c, v) => c with { Uri = v }, "The same in a store, a folder or `s3://bucket/prefix`, from which a machine with an empty disk fetches it.", "s3://my-bucket/quantized", defaultText: "none"),
+        Key<QuantizedCacheOptions, double>("max_gigabytes", Positive, c => c.MaxGigabytes, (c, v) => c with { MaxGigabytes = v }, "The most that `path` may hold; what was not used for the longest time goes first. The store is not looked after.", "100"));
 
     private static readonly RecordOf<FinishOptions> Finish = new(
         new FinishOptions(),
@@ -86,7 +92,7 @@ internal static class ConfigurationKeys
     /// <summary>The whole file, in the order in which it is documented and written.</summary>
     public static RecordOf<TrainingConfig> Root { get; } = new(
         new TrainingConfig(),
-        Key("base_model", PathText, c => c.BaseModel, (c, v) => c with { BaseModel = v }, "The model to start from: a folder with config.json, tokenizer.json and safetensors weights. Nothing is downloaded.", "models/SmolLM2-135M", defaultText: "must be given"),
+        Key("base_model", PathText, c => c.BaseModel, (c, v) => c with { BaseModel = v }, "The model to start from: a folder with config.json, tokenizer.json and weights (docs/models.md). Nothing is downloaded.", "models/SmolLM2-135M", defaultText: "must be given"),
         Key("run_name", new Text("name", "a name of letters, digits, dot, dash and underscore that starts with a letter or digit", IsRunName), c => c.RunName, (c, v) => c with { RunName = v }, "The identity of the run.", "invoices-3", defaultText: "the config file's name without extension"),
         Key("output_dir", PathText, c => c.OutputDir, (c, v) => c with { OutputDir = v }, "The run folder: adapter, log, summary, checkpoints.", "outputs/invoices", defaultText: "`outputs/` and the run's name"),
         Key("adapter", new Choice<AdapterKind>(("lora", AdapterKind.Lora), ("qlora", AdapterKind.Qlora), ("null", AdapterKind.None)) { Hidden = ["null"] }, c => c.Adapter.Kind, (c, v) => c with { Adapter = c.Adapter with { Kind = v } }, "`lora`: train small matrices beside the frozen base. `qlora`: the same on a base in 4 bits. Empty: train all parameters.", "qlora", "Leave it empty to train all parameters.", defaultText: "empty"),
@@ -106,9 +112,10 @@ internal static class ConfigurationKeys
         Key("peft_layers_to_transform", new ListOf<long>(new WholeNumber(0), "layer numbers"), c => [.. c.Adapter.LayersToTransform], (c, v) => c with { Adapter = c.Adapter with { LayersToTransform = [.. v.Select(layer => (int)layer)] } }, "The layers that get an adapter, counted from 0.", "[0, 1, 2]", defaultText: "all", applies: HasAdapter),
         Key("loraplus_lr_ratio", new Optional<double>(Positive), c => c.Adapter.LoraPlusRatio, (c, v) => c with { Adapter = c.Adapter with { LoraPlusRatio = v } }, "LoRA+: the learning rate of B over that of A.", "16", defaultText: "off", applies: HasAdapter),
         Key("loraplus_lr_embedding", Positive, c => c.Adapter.LoraPlusEmbeddingRate, (c, v) => c with { Adapter = c.Adapter with { LoraPlusEmbeddingRate = v } }, "LoRA+: the learning rate of an embedding in `lora_modules_to_save`.", "1e-6", applies: c => c.Adapter.LoraPlusRatio is not null),
-        Key("load_in_4bit", Truth, c => c.Quantization.LoadIn4Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn4Bit = v } }, "Keep the frozen base in 4 bits: NF4 with double quantization, unless `bnb_config_kwargs` says otherwise. `adapter: qlora` implies it.", "true"),
-        Key("load_in_8bit", Truth, c => c.Quantization.LoadIn8Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn8Bit = v } }, "Keep the frozen base in 8 bits with a scale for each row, made from its weights in f16. Not on a GPU.", "true"),
+        Key("load_in_4bit", Truth, c => c.Quantization.LoadIn4Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn4Bit = v } }, "Keep the frozen base in 4 bits: NF4 with double quantization, unless `bnb_config_kwargs` says otherwise. `adapter: qlora` implies it. A base that is quantized already stays as it is, with this key or without.", "true"),
+        Key("load_in_8bit", Truth, c => c.Quantization.LoadIn8Bit, (c, v) => c with { Quantization = c.Quantization with { LoadIn8Bit = v } }, "Keep the frozen base in 8 bits with a scale for each row, made from its weights in f16. Not on a GPU. A base that is quantized already stays as it is, with this key or without.", "true"),
         Key("bnb_config_kwargs", BitsAndBytes, c => c.Quantization.FourBit, (c, v) => c with { Quantization = c.Quantization with { FourBit = v } }, "Details of the 4-bit format.", "{bnb_4bit_quant_type: nf4}", applies: c => c.Quantization.LoadIn4Bit),
+        Key("quantized_cache", QuantizedCache, c => c.QuantizedCache, (c, v) => c with { QuantizedCache = v }, "Keep the base as it was quantized, for the next start (docs/checkpoints-and-resume.md).", "{path: /mnt/cache/quantized}"),
         Key("datasets", new ListOf<DatasetOptions>(Dataset, "data sets"), c => c.Data.Datasets, (c, v) => c with { Data = c.Data with { Datasets = v } }, "What is learned: one file or several, read in this order.", "[{path: data/train.jsonl, type: alpaca}]", "Example: datasets: [{path: data/train.jsonl, type: alpaca}].", "must be given"),
         Key("test_datasets", new ListOf<DatasetOptions>(Dataset, "data sets"), c => c.Data.TestDatasets, (c, v) => c with { Data = c.Data with { TestDatasets = v } }, "The held-out set, for loss and exact match; its items have the keys of `datasets`.", "[{path: data/test.jsonl, type: alpaca}]"),
         Key("val_set_size", new RealNumber("below 1 for a share, or a whole number of rows", value => value is >= 0 and < 1 || (value >= 1 && value == Math.Floor(value))), c => c.Data.ValSetSize, (c, v) => c with { Data = c.Data with { ValSetSize = v } }, "How much of `datasets` is held out: below 1 a share, from 1 on a number of rows.", "0.02", "Typical: 0, 0.02, 0.05."),

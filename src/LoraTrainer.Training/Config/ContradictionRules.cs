@@ -29,21 +29,32 @@ internal static class ContradictionRules
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
-        CheckpointPlaceIsWrittenRight(config, issues);
+        PlaceIsWrittenRight("checkpoint.uri", config.Checkpoint.Uri, issues);
+        PlaceIsWrittenRight("quantized_cache.uri", config.QuantizedCache.Uri, issues);
+        StoreOfQuantizedBasesHasAFolder(config, issues);
         TouchFileIsNamedAndWatched(config, issues);
     }
 
     /// <summary>The store itself is not asked: a config can be checked anywhere.</summary>
-    private static void CheckpointPlaceIsWrittenRight(TrainingConfig config, IssueCollector issues)
+    private static void PlaceIsWrittenRight(string key, string? uri, IssueCollector issues)
     {
         try
         {
-            _ = config.Checkpoint.Uri is { } uri ? ObjectStore.Open(uri) : null;
+            _ = uri is null ? null : ObjectStore.Open(uri);
         }
         catch (StoreException exception)
         {
-            ConfigurationLocation where = issues.Where("checkpoint.uri");
-            issues.Wrong("checkpoint.uri", where, $"checkpoint.uri ({where}): {exception.Message}");
+            ConfigurationLocation where = issues.Where(key);
+            issues.Wrong(key, where, $"{key} ({where}): {exception.Message}");
+        }
+    }
+
+    private static void StoreOfQuantizedBasesHasAFolder(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.QuantizedCache is { Uri: not null, Path: null })
+        {
+            ConfigurationLocation where = issues.Where("quantized_cache.uri");
+            issues.Wrong("quantized_cache.uri", where, $"quantized_cache.uri is given ({where}), but no quantized_cache.path. Add the folder of this machine where what comes from the store lies, for example path: /tmp/quantized.");
         }
     }
 

@@ -88,7 +88,7 @@ internal static partial class ResolvedConfiguration
     /// <summary>Keys that do not change what is learned. A name covers everything below it.</summary>
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
-        "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "interruption", "resume", "resume_from_checkpoint",
+        "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "quantized_cache", "interruption", "resume", "resume_from_checkpoint",
         "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples", "convert_to_lora", "lora_model_dir",
     ];
 
@@ -104,6 +104,13 @@ internal static partial class ResolvedConfiguration
         "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "loraplus_lr_embedding", "adam_beta1", "adam_beta2",
         "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "warmup_steps", "warmup_ratio", "lm_head",
     ];
+
+    /// <summary>What a key that is not given comes to, where that is more than its absence: a run is the same whether it was written down or not.</summary>
+    private static readonly Dictionary<string, string> Unset = new(StringComparer.Ordinal)
+    {
+        ["bnb_config_kwargs.bnb_4bit_quant_type"] = "nf4",
+        ["bnb_config_kwargs.bnb_4bit_use_double_quant"] = "true",
+    };
 
     /// <summary>The path with each index replaced by nothing: <c>datasets[3].path</c> becomes <c>datasets[].path</c>.</summary>
     public static string Pattern(string path) => path.Contains('[', StringComparison.Ordinal) ? IndexPattern().Replace(path, "[]") : path;
@@ -166,7 +173,7 @@ internal static partial class ResolvedConfiguration
 
             if (node.Entries.Count == 0 && !records)
             {
-                values.Add((path, ConfigurationYaml.WriteInline(node)));
+                values.Add((path, node.IsNull && Unset.TryGetValue(path, out string? value) ? value : ConfigurationYaml.WriteInline(node)));
             }
         }
     }

@@ -33,6 +33,8 @@ public sealed partial record TrainingConfig
 
     public CheckpointOptions Checkpoint { get; init; } = new();
 
+    public QuantizedCacheOptions QuantizedCache { get; init; } = new();
+
     public InterruptionOptions Interruption { get; init; } = new();
 
     public CostOptions Cost { get; init; } = new();
@@ -197,10 +199,24 @@ public sealed record QuantizationOptions
 /// <summary>The 4-bit format; means something only with <see cref="QuantizationOptions.LoadIn4Bit"/>.</summary>
 public sealed record FourBitOptions
 {
-    public FourBitType Type { get; init; } = FourBitType.Nf4;
+    /// <summary>Null: as a base that is quantized already has it; else <see cref="FourBitType.Nf4"/>.</summary>
+    public FourBitType? Type { get; init; }
 
-    /// <summary>Quantize the block scales too.</summary>
-    public bool DoubleQuantization { get; init; } = true;
+    /// <summary>Quantize the block scales too. Null: as a base that is quantized already has it; else true.</summary>
+    public bool? DoubleQuantization { get; init; }
+}
+
+/// <summary>Where a base is kept as it was quantized. Changes when a run starts and nothing of its result.</summary>
+public sealed record QuantizedCacheOptions
+{
+    /// <summary>A folder; null: it is not kept.</summary>
+    public string? Path { get; init; }
+
+    /// <summary>A store beside it, for machines that begin with an empty disk.</summary>
+    public string? Uri { get; init; }
+
+    /// <summary>The most that the folder's entries may have, in units of 10^9 bytes.</summary>
+    public double MaxGigabytes { get; init; } = 50;
 }
 
 public enum ExcessLength

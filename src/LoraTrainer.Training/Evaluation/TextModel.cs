@@ -57,7 +57,7 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
                 throw new TrainingSetupException($"{path} was trained on {config.BaseModel}, which is not a folder here. Name its base and give this folder with --adapter.");
             }
 
-            return new TextModelSource(config.BaseModel, path, fourBit ? asked : TrainedModel.FormatOf(config.Quantization));
+            return new TextModelSource(config.BaseModel, path, fourBit ? asked : TrainedModel.FormatOf(TrainedModel.WithBase(config, ModelConfig.Parse(config.BaseModel)).Quantization));
         }
 
         string? named = AdapterConfig.Parse(path).BaseModelNameOrPath;
@@ -101,14 +101,23 @@ public sealed class TextModel : IDisposable
     /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
     public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
     {
+        ModelConfig shape = ModelConfig.Parse(source.BaseFolder);
+        if (shape.Quantization is { } stored)
+        {
+            source = source.Format == BaseFormat.AsStored || source.Format == stored.Format
+                ? source with { Format = stored.Format }
+                : throw new TrainingSetupException($"{source.BaseFolder} is quantized already, {stored.Description}, and is taken as it is. Leave --load-in-4bit out.");
+        }
+
         if (source.Format.WithoutKernel(selection.Platform) is { } what)
         {
-            throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
+            throw new TrainingSetupException(
+                $"{(shape.Quantization is null ? "The run keeps" : "The files hold")} {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu{(shape.Quantization is null ? ", or --load-in-4bit, which takes another format" : "")}.");
         }
 
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
-        ModelConfig config = ModelConfig.Parse(source.BaseFolder).WithVocabulary(adapter?.VocabularyRows ?? 0);
+        ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measure = selection.Measure();
         TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
         string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";

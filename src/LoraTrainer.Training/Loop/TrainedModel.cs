@@ -34,9 +34,13 @@ public sealed class TrainedModel
     /// <param name="folder">Its weights; may be null on a device that only measures.</param>
     /// <param name="device">Where all of it goes.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <param name="quantized">The base as it was quantized before, or null.</param>
+    /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
     /// <exception cref="TrainingSetupException">The device has no kernel for what the config asks, or a module that is to be adapted is unknown.</exception>
-    public static TrainedModel Build(TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null)
+    public static TrainedModel Build(
+        TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null)
     {
+        config = WithBase(config, shape);
         if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
         {
             throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
@@ -54,21 +58,55 @@ public sealed class TrainedModel
         RefuseUnknownNames("lora_modules_to_save", config.Adapter.ModulesToSave, modules, [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)]);
         AdapterConfig adapter = AdapterConfigOf(config);
         AdapterStart? start = AdapterStart.For(adapter, shape);
-        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage);
         LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
 
-    /// <summary>How a config keeps the frozen base.</summary>
-    public static BaseFormat FormatOf(QuantizationOptions options) => options switch
+    /// <summary>The config with the quantization that the base has already, where it has one: what the config leaves open, the files decide.</summary>
+    /// <param name="config">The run.</param>
+    /// <param name="shape">The base's config.json.</param>
+    /// <exception cref="TrainingSetupException">The config asks for something else.</exception>
+    public static TrainingConfig WithBase(TrainingConfig config, ModelConfig shape)
     {
-        { LoadIn4Bit: true, FourBit: { Type: FourBitType.Fp4, DoubleQuantization: true } } => BaseFormat.Fp4DoubleQuantized,
-        { LoadIn4Bit: true, FourBit.Type: FourBitType.Fp4 } => BaseFormat.Fp4,
-        { LoadIn4Bit: true, FourBit.DoubleQuantization: true } => BaseFormat.Nf4DoubleQuantized,
-        { LoadIn4Bit: true } => BaseFormat.Nf4,
-        { LoadIn8Bit: true } => BaseFormat.EightBit,
-        _ => BaseFormat.AsStored,
-    };
+        if (shape.Quantization is not { } stored)
+        {
+            return config;
+        }
+
+        QuantizationOptions asked = config.Quantization;
+        bool isEightBit = stored.Format == BaseFormat.EightBit;
+        FourBitType type = stored.Format is BaseFormat.Fp4 or BaseFormat.Fp4DoubleQuantized ? FourBitType.Fp4 : FourBitType.Nf4;
+        bool isDoubleQuantized = stored.Format is BaseFormat.Nf4DoubleQuantized or BaseFormat.Fp4DoubleQuantized;
+        string? other = config.Adapter.Kind == AdapterKind.None ? "all parameters would be trained, because adapter is empty"
+            : ChangesBase(config) ? $"peft_init_lora_weights: {(config.Adapter.Initialization == AdapterInitialization.Pissa ? "pissa" : "olora")} takes its start out of the base's weights"
+            : asked.LoadIn4Bit && isEightBit ? config.Adapter.Kind == AdapterKind.Qlora ? "adapter: qlora asks for a base in 4 bits" : "load_in_4bit is true"
+            : asked.LoadIn8Bit && !isEightBit ? "load_in_8bit is true"
+            : !isEightBit && asked.FourBit.Type is { } askedType && askedType != type ? $"bnb_config_kwargs.bnb_4bit_quant_type is {(askedType == FourBitType.Fp4 ? "fp4" : "nf4")}"
+            : !isEightBit && asked.FourBit.DoubleQuantization is { } askedDouble && askedDouble != isDoubleQuantized ? $"bnb_config_kwargs.bnb_4bit_use_double_quant is {(askedDouble ? "true" : "false")}"
+            : null;
+        return other is null
+            ? config with { Quantization = new QuantizationOptions { LoadIn4Bit = !isEightBit, LoadIn8Bit = isEightBit, FourBit = isEightBit ? new() : new() { Type = type, DoubleQuantization = isDoubleQuantized } } }
+            : throw new TrainingSetupException(
+                $"{config.BaseModel} is quantized already, {stored.Description}, but {other}. "
+                + (config.Adapter.Kind == AdapterKind.None ? "A quantized base cannot be trained itself: use adapter: lora, or the model's original weights." : "Remove that and the base is taken as it is, or use the model's original weights."));
+    }
+
+    /// <summary>Whether the adapter takes its start out of the base's weights, so that what is loaded is not the base as its files have it.</summary>
+    public static bool ChangesBase(TrainingConfig config) => config.Adapter is { Kind: not AdapterKind.None, Initialization: AdapterInitialization.Pissa or AdapterInitialization.Olora };
+
+    /// <summary>How a config keeps the frozen base, one that is not quantized already.</summary>
+    public static BaseFormat FormatOf(QuantizationOptions options)
+    {
+        bool isDoubleQuantized = options.FourBit.DoubleQuantization ?? true;
+        return options switch
+        {
+            { LoadIn4Bit: true, FourBit.Type: FourBitType.Fp4 } => isDoubleQuantized ? BaseFormat.Fp4DoubleQuantized : BaseFormat.Fp4,
+            { LoadIn4Bit: true } => isDoubleQuantized ? BaseFormat.Nf4DoubleQuantized : BaseFormat.Nf4,
+            { LoadIn8Bit: true } => BaseFormat.EightBit,
+            _ => BaseFormat.AsStored,
+        };
+    }
 
     /// <summary>What of a config a GPU has no kernel for: the key, and what it asks for; null where all runs on it.</summary>
     public static (string Key, string What)? WithoutGpuKernel(TrainingConfig config)

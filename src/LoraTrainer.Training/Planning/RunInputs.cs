@@ -68,13 +68,14 @@ public sealed class RunInputs : IDisposable
         long start = Stopwatch.GetTimestamp();
         Tokenizer? tokenizer = File.Exists(Path.Combine(config.BaseModel, "tokenizer.json")) ? Vocabulary.TokenizerOf(config) : null;
         ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
+        config = TrainedModel.WithBase(config, shape);
         TrainingData? data = LoadData(config, shape, tokenizer, observer, notices, cancellation);
         if (data is null)
         {
             RequirePlannable(config);
         }
 
-        return new RunInputs(config, shape, HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null, data, notices)
+        return new RunInputs(config, shape, ModelFolder.HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null, data, notices)
         {
             ReadSeconds = data is null ? 0 : Stopwatch.GetElapsedTime(start).TotalSeconds,
         };
@@ -93,14 +94,19 @@ public sealed class RunInputs : IDisposable
     /// <param name="selection">The device that is planned for.</param>
     /// <param name="largestTokens">Of a micro-batch.</param>
     public MemoryPlan Memory(TrainingConfig config, DeviceSelection selection, int largestTokens) =>
-        MemoryPlan.Measure(config, Shape, Weights, selection, new PlannedPasses(largestTokens, Data?.HeldOut ?? [], config.Data.SequenceLen));
+        MemoryPlan.Measure(config, ShapeFor(config), WeightsFor(config), selection, new PlannedPasses(largestTokens, Data?.HeldOut ?? [], config.Data.SequenceLen));
 
     /// <summary>The work of a run like this one.</summary>
     /// <param name="config">This run's, perhaps with other switches; data and model are the same.</param>
     /// <param name="selection">The device that is planned for.</param>
     /// <param name="microBatchSize">Bins of one micro-batch.</param>
     public WorkPlan Work(TrainingConfig config, DeviceSelection selection, int microBatchSize) =>
-        WorkPlan.Measure(config, Shape, Weights, selection, bins, microBatchSize, Data?.HeldOut ?? []);
+        WorkPlan.Measure(config, ShapeFor(config), WeightsFor(config), selection, bins, microBatchSize, Data?.HeldOut ?? []);
+
+    /// <summary>To train all parameters of a base that is quantized already takes its original weights, which are not here.</summary>
+    private ModelConfig ShapeFor(TrainingConfig config) => config.Adapter.Kind == AdapterKind.None ? Shape with { Quantization = null } : Shape;
+
+    private ModelFolder? WeightsFor(TrainingConfig config) => config.Adapter.Kind == AdapterKind.None && Shape.Quantization is not null ? null : Weights;
 
     /// <summary>Without data every sequence may be full.</summary>
     private static void RequirePlannable(TrainingConfig config)
@@ -132,6 +138,4 @@ public sealed class RunInputs : IDisposable
         int threads = DeviceSelection.ForPlan(DeviceChoice.Cpu, config.Device.Threads).Threads;
         return TrainingData.Load(config, tokenizer, shape.VocabSize, threads, observer, cancellation);
     }
-
-    private static bool HasWeights(string folder) => File.Exists(Path.Combine(folder, ModelFolder.SingleFileName)) || File.Exists(Path.Combine(folder, ModelFolder.IndexFileName));
 }

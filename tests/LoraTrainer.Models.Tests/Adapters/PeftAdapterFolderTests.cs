@@ -100,10 +100,24 @@ public class PeftAdapterFolderTests
             $"{folder.File("adapter_config.json")}: there is no such file. An adapter is a folder with adapter_config.json and adapter_model.safetensors; check the path.",
             Assert.Throws<ModelFormatException>(() => PeftAdapterFolder.Open(folder.Path)).Message);
         new AdapterConfig().Save(folder.Path);
-        File.WriteAllText(folder.File("adapter_model.bin"), "");
         Assert.Equal(
-            $"{folder.File("adapter_model.safetensors")}: there is no such file. The folder has adapter_model.bin, which is not read; save the adapter again with PEFT (safe_serialization=True).",
+            $"{folder.File("adapter_model.safetensors")}: there is no such file, nor adapter_model.bin. Fetch the adapter's weights into this folder.",
             Assert.Throws<ModelFormatException>(() => PeftAdapterFolder.Open(folder.Path)).Message);
+    }
+
+    [Fact]
+    public void Open_TorchFile_IsReadWhereThereIsNoOther()
+    {
+        using var folder = new TemporaryFolder();
+        new AdapterConfig { R = 2 }.Save(folder.Path);
+        var writer = new TorchWriter();
+        writer.AddTransposed(Key("l.0.q_proj", PeftTensorKind.LoraA), SafetensorsDType.F32, 2, 3, [.. Enumerable.Range(0, 24).Select(value => (byte)value)]);
+        writer.Add(Key("l.0.q_proj", PeftTensorKind.LoraB), SafetensorsDType.F32, [4, 2], new byte[32]);
+        writer.Save(folder.File("adapter_model.bin"));
+        using PeftAdapterFolder adapter = PeftAdapterFolder.Open(folder.Path);
+        byte[] bytes = new byte[24];
+        adapter.Find("l.0.q_proj", PeftTensorKind.LoraA)!.Value.ReadInto(0, bytes);
+        Assert.Equal(Enumerable.Range(0, 24).Select(value => (byte)value), bytes);
     }
 
     private static SafetensorsWriter Weights(int rankOfOne)

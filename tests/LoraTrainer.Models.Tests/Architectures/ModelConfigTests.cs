@@ -176,9 +176,24 @@ public class ModelConfigTests
     [InlineData("\"model_type\": \"phi3\", \"rope_scaling\": {\"type\": \"longrope\"}", "config.json:2: rope_scaling.type must be default in the family phi3, got \"longrope\". Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.")]
     [InlineData("\"model_type\": \"phi3\", \"rope_scaling\": {\"type\": \"su\"}", "config.json:2: rope_scaling.type must be default in the family phi3, got \"su\". Its long contexts (longrope) are not supported; choose a model of this family without rope_scaling.")]
     [InlineData("\"model_type\": \"phi3\", \"partial_rotary_factor\": 0.75", "config.json:2: partial_rotary_factor must be 1 for this family, got 0.75. Heads that rotate only in part are not supported here.")]
-    [InlineData("\"model_type\": \"llama\", \"quantization_config\": {}", "config.json:2: quantization_config is present: these weights are quantized already, which is not read. Use the model's original weights; they are quantized here while they are loaded.")]
+    [InlineData("\"model_type\": \"llama\",\n\"quantization_config\": {}", "config.json:3: quantization_config says neither load_in_4bit nor load_in_8bit, so it is not known what the files hold. Fetch config.json again, or use the model's original weights.")]
+    [InlineData("\"model_type\": \"llama\",\n\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4}", "config.json:3: quantization_config.quant_method must be bitsandbytes, got \"gptq\". Weights that something else has quantized are not read. Use the model's original weights; they are quantized here while they are loaded.")]
+    [InlineData("\"model_type\": \"llama\",\n\"quantization_config\": {\"load_in_4bit\": true, \"_load_in_8bit\": true}", "config.json:3: quantization_config has both load_in_4bit and load_in_8bit. The files hold one of them; fetch config.json again.")]
+    [InlineData("\"model_type\": \"llama\",\n\"quantization_config\": {\"load_in_4bit\": true, \"bnb_4bit_quant_type\": \"int4\"}", "config.json:3: quantization_config.bnb_4bit_quant_type must be nf4 or fp4, got \"int4\".")]
+    [InlineData("\"model_type\": \"llama\",\n\"quantization_config\": {\"load_in_8bit\": true, \"llm_int8_has_fp16_weight\": true}", "config.json:3: quantization_config.llm_int8_has_fp16_weight must be false, got true. Such files keep f16 weights beside the signed bytes. Use the model's original weights with load_in_8bit: true.")]
     public void Parse_Unusable_SaysWhereAndWhy(string fields, string message)
         => Assert.Equal(message, Assert.Throws<ModelFormatException>(() => Parse("{\n" + fields + "}")).Message);
+
+    [Theory]
+    [InlineData("""{"load_in_4bit": true}""", BaseFormat.Fp4, "")]
+    [InlineData("""{"_load_in_4bit": true, "quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": true, "llm_int8_skip_modules": null}""", BaseFormat.Nf4DoubleQuantized, "")]
+    [InlineData("""{"load_in_8bit": true, "load_in_4bit": false, "bnb_4bit_quant_type": "fp4", "llm_int8_skip_modules": ["lm_head", "mlp.gate"]}""", BaseFormat.EightBit, "lm_head, model.layers.0.mlp.gate, model.mlp.gate.1.x")]
+    public void Parse_QuantizationOfBitsandbytes_IsRead(string quantization, BaseFormat format, string skipped)
+    {
+        StoredQuantization stored = Parse($$"""{"model_type": "llama", "quantization_config": {{quantization}}}""").Quantization!;
+        Assert.Equal(format, stored.Format);
+        Assert.Equal(skipped, string.Join(", ", new[] { "lm_head", "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj", "model.mlp.gate.1.x" }.Where(stored.Skips)));
+    }
 
     [Theory]
     [InlineData("{\"model_type\": \"llama\", \"model_type\": \"qwen2\"}")]

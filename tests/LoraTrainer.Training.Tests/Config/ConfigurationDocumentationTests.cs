@@ -40,6 +40,7 @@ public sealed class ConfigurationDocumentationTests
                 // Its folder is not here: so it is with a run that goes on elsewhere, whose configuration has the adapter's settings.
                 "lora_model_dir" => [$"{path}={key.Example}", "lora_r=16", "lora_target_modules=[q_proj]"],
                 "tokens" => ["lora_modules_to_save=[embed_tokens, lm_head]", $"{path}={key.Example}"],
+                "quantized_cache.uri" => ["quantized_cache.path=/tmp/quantized", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
                 _ when path.StartsWith("bnb_config_kwargs", StringComparison.Ordinal) => ["adapter=qlora", $"{path}={key.Example}"],
                 _ => [$"{path}={key.Example}"],

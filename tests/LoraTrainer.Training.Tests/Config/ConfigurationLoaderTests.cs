@@ -1,5 +1,7 @@
+using LoraTrainer.Models;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using Xunit;
 
 namespace LoraTrainer.Training.Tests.Config;
@@ -92,6 +94,7 @@ public sealed class ConfigurationLoaderTests
     [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]
     [InlineData("device: cuda\noptimizer: adamw_8bit", "optimizer (tiny.yaml:7): the 8-bit optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
     [InlineData("device: cuda\noptimizer: paged_adamw_8bit", "optimizer (tiny.yaml:7): a paged optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
+    [InlineData("quantized_cache: {uri: s3://bucket/p}", "quantized_cache.uri is given (tiny.yaml:6), but no quantized_cache.path. Add the folder of this machine where what comes from the store lies, for example path: /tmp/quantized.")]
     [InlineData("device: cuda\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs.bnb_4bit_quant_type (tiny.yaml:8): the 4-bit type fp4 has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
@@ -167,7 +170,8 @@ public sealed class ConfigurationLoaderTests
     {
         QuantizationOptions quantization = LoadTiny("", "adapter=qlora").Quantization;
 
-        Assert.Equal(new QuantizationOptions { LoadIn4Bit = true, FourBit = new FourBitOptions { Type = FourBitType.Nf4, DoubleQuantization = true } }, quantization);
+        Assert.Equal(new QuantizationOptions { LoadIn4Bit = true, FourBit = new FourBitOptions() }, quantization);
+        Assert.Equal(BaseFormat.Nf4DoubleQuantized, TrainedModel.FormatOf(quantization));
     }
 
     [Fact]

@@ -65,6 +65,16 @@ public sealed class ResolvedConfigurationTests
     }
 
     [Fact]
+    public void Hash_DefaultOf4BitFormatWrittenDown_IsTheSame()
+    {
+        TrainingConfig open = Load(ConfigurationLoaderTests.Tiny + "load_in_4bit: true"), given = Load(ConfigurationLoaderTests.Tiny + "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true}");
+        Assert.NotEqual(open, given);
+        Assert.Equal(open.Hash, given.Hash);
+        Assert.Empty(TrainingConfig.CompareForResume(given, open));
+        Assert.NotEqual(open.Hash, Load(ConfigurationLoaderTests.Tiny + "load_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}").Hash);
+    }
+
+    [Fact]
     public void Load_DamagedText_NeverThrowsAndAlwaysSaysSomething()
     {
         const string odd = "{}[]:,-&*!|>'\"%@`#?~ \t\n\0\u2028_0e.";
