@@ -17,6 +17,8 @@ internal static class ContradictionRules
         SomethingLimitsTheRun(config, issues);
         WarmupIsGivenOnce(config, issues);
         WarmupFitsTheSchedule(config, issues);
+        ScheduleReadsItsDetails(config, issues);
+        ScheduleHasWhatItNeeds(config, issues);
         AdapterKeysNeedAnAdapter(config, issues);
         QuantizationNeedsAnAdapter(config, issues);
         OneQuantizationAtMost(config, issues);
@@ -132,6 +134,63 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("lr_scheduler");
             issues.Wrong("lr_scheduler", where, $"lr_scheduler: constant has no warm-up, but one is given ({where}). Use constant_with_warmup, or remove the warm-up.");
+        }
+    }
+
+    /// <summary>A detail that is not read would be taken for one that works.</summary>
+    private static void ScheduleReadsItsDetails(TrainingConfig config, IssueCollector issues)
+    {
+        const string block = "lr_scheduler_kwargs";
+        string[] read = config.Schedule.Kind switch
+        {
+            LearningRateSchedule.Cosine or LearningRateSchedule.CosineWithRestarts => ["num_cycles"],
+            LearningRateSchedule.CosineWithMinLr => ["num_cycles", "min_lr", "min_lr_rate"],
+            LearningRateSchedule.CosineWarmupWithMinLr => ["num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"],
+            LearningRateSchedule.Polynomial => ["power", "lr_end"],
+            LearningRateSchedule.InverseSqrt => ["timescale"],
+            LearningRateSchedule.WarmupStableDecay => ["num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"],
+            _ => [],
+        };
+        foreach (string key in issues.Given.Where(key => key.StartsWith(block + ".", StringComparison.Ordinal)).ToArray())
+        {
+            if (!read.Contains(key[(block.Length + 1)..]))
+            {
+                ConfigurationLocation where = issues.Where(key);
+                string own = read.Length == 0 ? "It reads none" : $"It reads {string.Join(", ", read)}";
+                issues.Wrong(key, where, $"{key} is given, but the lr_scheduler ({issues.Where("lr_scheduler")}) does not read it ({where}). {own}; remove it, or use another lr_scheduler.");
+            }
+        }
+
+        if (config.Schedule is { CosineMinLrRatio: not null, Kind: not LearningRateSchedule.Cosine })
+        {
+            ConfigurationLocation where = issues.Where("cosine_min_lr_ratio");
+            issues.Wrong("cosine_min_lr_ratio", where, $"cosine_min_lr_ratio belongs to lr_scheduler: cosine ({where}), but another one is given ({issues.Where("lr_scheduler")}). Remove it, or use lr_scheduler: cosine.");
+        }
+    }
+
+    private static void ScheduleHasWhatItNeeds(TrainingConfig config, IssueCollector issues)
+    {
+        ScheduleDetails details = config.Schedule.Details;
+        ConfigurationLocation where = issues.Where("lr_scheduler");
+        switch (config.Schedule.Kind)
+        {
+            case LearningRateSchedule.CosineWithMinLr or LearningRateSchedule.CosineWarmupWithMinLr when details is { MinLr: null, MinLrRate: null } or { MinLr: not null, MinLrRate: not null }:
+                string got = details.MinLr is null ? "neither" : "both";
+                issues.Wrong("lr_scheduler", where, $"This lr_scheduler ({where}) needs min_lr or min_lr_rate in lr_scheduler_kwargs, got {got}. Example: lr_scheduler_kwargs: {{min_lr_rate: 0.1}}.");
+                break;
+
+            case LearningRateSchedule.CosineWithMinLr or LearningRateSchedule.CosineWarmupWithMinLr when details.MinLr > config.Optimizer.LearningRate:
+                issues.Wrong("lr_scheduler_kwargs.min_lr", issues.Where("lr_scheduler_kwargs.min_lr"), $"lr_scheduler_kwargs.min_lr ({issues.Where("lr_scheduler_kwargs.min_lr")}) is higher than learning_rate ({issues.Where("learning_rate")}), so the rate would rise. Give a lower one.");
+                break;
+
+            case LearningRateSchedule.Polynomial when (details.LrEnd ?? Optimizers.Schedule.UsualEnd) >= config.Optimizer.LearningRate && config.Optimizer.LearningRate > 0:
+                ConfigurationLocation end = issues.Where("lr_scheduler_kwargs.lr_end");
+                issues.Wrong("lr_scheduler_kwargs.lr_end", end, $"lr_scheduler_kwargs.lr_end ({end}) must be lower than learning_rate ({issues.Where("learning_rate")}). Give a lower one, or a higher learning_rate.");
+                break;
+
+            case LearningRateSchedule.WarmupStableDecay when details.NumDecaySteps is null:
+                issues.Wrong("lr_scheduler", where, $"lr_scheduler: warmup_stable_decay ({where}) needs num_decay_steps. Example: lr_scheduler_kwargs: {{num_decay_steps: 100}}.");
+                break;
         }
     }
 

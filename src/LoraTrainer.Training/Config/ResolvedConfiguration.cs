@@ -101,8 +101,9 @@ internal static partial class ResolvedConfiguration
     /// <summary>Keys that a run can go on with when told to. All that is in no list here is refused.</summary>
     public static IReadOnlyList<string> ChangeableByForce { get; } =
     [
-        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "loraplus_lr_embedding", "adam_beta1", "adam_beta2",
-        "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "warmup_steps", "warmup_ratio", "lm_head",
+        "loraplus_lr_embedding",
+        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "adam_beta1", "adam_beta2",
+        "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "lr_scheduler_kwargs", "cosine_min_lr_ratio", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 
     /// <summary>The path with each index replaced by nothing: <c>datasets[3].path</c> becomes <c>datasets[].path</c>.</summary>

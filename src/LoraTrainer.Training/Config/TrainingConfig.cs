@@ -357,6 +357,12 @@ public enum LearningRateSchedule
     Cosine,
     Constant,
     ConstantWithWarmup,
+    CosineWithRestarts,
+    CosineWithMinLr,
+    CosineWarmupWithMinLr,
+    Polynomial,
+    InverseSqrt,
+    WarmupStableDecay,
 }
 
 /// <summary>How the learning rate changes over the run.</summary>
@@ -364,10 +370,59 @@ public sealed record ScheduleOptions
 {
     public LearningRateSchedule Kind { get; init; } = LearningRateSchedule.Cosine;
 
-    public int WarmupSteps { get; init; }
+    /// <summary>Below 1 a share of all steps, from 1 on their number.</summary>
+    public double WarmupSteps { get; init; }
 
     /// <summary>Share of all steps.</summary>
     public double WarmupRatio { get; init; }
+
+    /// <summary>The rate at the end of a cosine over the highest one; null: it falls to 0.</summary>
+    public double? CosineMinLrRatio { get; init; }
+
+    public ScheduleDetails Details { get; init; } = new();
+}
+
+/// <summary>The form of a stage of <see cref="LearningRateSchedule.WarmupStableDecay"/>.</summary>
+public enum ScheduleCurve
+{
+    Linear,
+    Cosine,
+    OneMinusSqrt,
+}
+
+/// <summary>What some schedules are told besides; null: the schedule's own default. Each schedule reads its own, see <see cref="Optimizers.Schedule"/>.</summary>
+public sealed record ScheduleDetails
+{
+    /// <summary>Waves of the cosine; 0.5 falls once.</summary>
+    public double? NumCycles { get; init; }
+
+    public double? Power { get; init; }
+
+    /// <summary>The learning rate behind the last step.</summary>
+    public double? LrEnd { get; init; }
+
+    /// <summary>The lowest learning rate.</summary>
+    public double? MinLr { get; init; }
+
+    /// <summary>The same over the highest one.</summary>
+    public double? MinLrRate { get; init; }
+
+    /// <summary>The same, as <see cref="LearningRateSchedule.WarmupStableDecay"/> calls it; the warm-up starts there too.</summary>
+    public double? MinLrRatio { get; init; }
+
+    /// <summary>Where the warm-up starts, over the highest rate.</summary>
+    public double? WarmupLrRate { get; init; }
+
+    /// <summary>Steps in which the rate falls to the root of a half.</summary>
+    public int? Timescale { get; init; }
+
+    public int? NumStableSteps { get; init; }
+
+    public int? NumDecaySteps { get; init; }
+
+    public ScheduleCurve? WarmupType { get; init; }
+
+    public ScheduleCurve? DecayType { get; init; }
 }
 
 public sealed record EvaluationOptions

@@ -41,6 +41,12 @@ public sealed class ConfigurationDocumentationTests
                 "lora_model_dir" => [$"{path}={key.Example}", "lora_r=16", "lora_target_modules=[q_proj]"],
                 "tokens" => ["lora_modules_to_save=[embed_tokens, lm_head]", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
+                "lr_scheduler_kwargs.power" or "lr_scheduler_kwargs.lr_end" => ["lr_scheduler=polynomial", $"{path}={key.Example}"],
+                "lr_scheduler_kwargs.min_lr" or "lr_scheduler_kwargs.min_lr_rate" => ["lr_scheduler=cosine_with_min_lr", $"{path}={key.Example}"],
+                "lr_scheduler_kwargs.warmup_lr_rate" => ["lr_scheduler=cosine_warmup_with_min_lr", "lr_scheduler_kwargs.min_lr=0", $"{path}={key.Example}"],
+                "lr_scheduler_kwargs.timescale" => ["lr_scheduler=inverse_sqrt", $"{path}={key.Example}"],
+                "lr_scheduler_kwargs.num_cycles" => [$"{path}={key.Example}"],
+                _ when path.StartsWith("lr_scheduler_kwargs.", StringComparison.Ordinal) => ["lr_scheduler=warmup_stable_decay", "lr_scheduler_kwargs.num_decay_steps=5", $"{path}={key.Example}"],
                 _ when path.StartsWith("bnb_config_kwargs", StringComparison.Ordinal) => ["adapter=qlora", $"{path}={key.Example}"],
                 _ => [$"{path}={key.Example}"],
             };
