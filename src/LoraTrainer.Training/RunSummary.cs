@@ -50,6 +50,15 @@ public sealed record RunSummary
 
     public required EvaluationResult? After { get; init; }
 
+    /// <summary>Those during the training.</summary>
+    public required IReadOnlyList<EvaluationPoint> Evaluations { get; init; }
+
+    /// <summary>The best of them, and the folder with its model; null where there were none.</summary>
+    public required (EvaluationPoint Point, string Folder)? Best { get; init; }
+
+    /// <summary>The training ended because the held-out loss got no better.</summary>
+    public required bool StoppedEarly { get; init; }
+
     public required string AdapterPath { get; init; }
 
     public required string AdapterSha256 { get; init; }
@@ -113,6 +122,21 @@ public sealed record RunSummary
         TrainerState.WriteEvaluation(json, Before);
         json.WritePropertyName("after");
         TrainerState.WriteEvaluation(json, After);
+        TrainerState.WriteEvaluations(json, "during", Evaluations);
+        if (Best is var (point, folder))
+        {
+            json.WriteStartObject("best");
+            json.WriteNumber("step", point.Step);
+            json.WriteNumber("loss", point.Loss);
+            json.WriteString("path", folder);
+            json.WriteEndObject();
+        }
+        else
+        {
+            json.WriteNull("best");
+        }
+
+        json.WriteBoolean("stopped_early", StoppedEarly);
         json.WriteEndObject();
         json.WriteStartObject("adapter");
         json.WriteString("path", AdapterPath);

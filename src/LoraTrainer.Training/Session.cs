@@ -32,6 +32,12 @@ internal sealed class Session
     private int lastCheckpointStep = -1;
     private bool isJudged;
 
+    private EvaluationSchedule evaluations = null!;
+    private EvaluationHistory history = null!;
+
+    // What an evaluation during the training took last.
+    private double evaluationSeconds;
+
     // The longest that a save has kept the steps waiting.
     private TimeSpan stall;
 
@@ -114,10 +120,20 @@ internal sealed class Session
 
     private CancellationToken Stop => Control.Stop;
 
+    /// <summary>So many evaluations in a row were no better that the training ends.</summary>
+    private bool IsPlateau => Config.Evaluation.EarlyStoppingPatience is { } patience && history.WithoutImprovement >= patience;
+
+    /// <summary>No step is left to do.</summary>
+    private bool HasAllSteps => trainer.CompletedSteps >= trainer.TotalSteps || (IsPlateau && !IsEvaluationDue);
+
+    private bool IsEvaluationDue => evaluations.IsDue(trainer.CompletedSteps) && history.At(trainer.CompletedSteps) is null;
+
     /// <summary>Makes what the steps need; to be called once, before anything else.</summary>
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
+        evaluations = EvaluationSchedule.From(Config.Evaluation, Data);
+        history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, []);
         writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
         state = new TrainerState
         {
@@ -175,6 +191,7 @@ internal sealed class Session
         CheckpointFiles.Restore(staging.Path, Trained, Observer.OnNotice);
         Folder.RestoreLog(Path.Combine(staging.Path, CheckpointFiles.LogName));
         losses.AddRange(saved.Losses);
+        history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, saved.Evaluations);
         trainer.CompletedSteps = saved.Step;
         lastCheckpointStep = saved.Step;
         state = saved with { Attempts = Math.Max(Attempts.Count, saved.Attempts + 1), Losses = [] };
@@ -188,7 +205,7 @@ internal sealed class Session
 
     public async Task<RunEnding> RunAsync()
     {
-        using RunLog log = Folder.OpenLog(state.Step);
+        using RunLog log = Folder.OpenLog(state.Step, history.Points.Count > 0 ? history.Points[^1].Step : 0);
         try
         {
             if (state.Step == 0 && state.EvaluationBefore is null)
@@ -198,13 +215,12 @@ internal sealed class Session
 
             Train(log);
             await SaveLastAsync().ConfigureAwait(false);
-            if (trainer.CompletedSteps < trainer.TotalSteps || Lease.Lost.IsCancellationRequested)
+            if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {
                 return Control.Ending;
             }
 
-            EvaluationResult? after = Evaluate(Config.Evaluation.After);
-            WriteOutputs(after);
+            await WriteOutputsAsync().ConfigureAwait(false);
             return RunEnding.Finished;
         }
         catch (OperationCanceledException) when (Stop.IsCancellationRequested)
@@ -229,7 +245,13 @@ internal sealed class Session
         Phases.Enter(TrainingPhase.Training);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
         double stepSeconds = 0;
-        while (trainer.CompletedSteps < trainer.TotalSteps && !Stop.IsCancellationRequested)
+        if (IsEvaluationDue)
+        {
+            // The process before this one was stopped when it came to it.
+            EvaluateDuring(log);
+        }
+
+        while (!HasAllSteps && !Stop.IsCancellationRequested)
         {
             double seconds = Pulse.ProcessSeconds;
             if (Budget.Warning(seconds) is { } warning)
@@ -237,7 +259,7 @@ internal sealed class Session
                 Observer.OnWarning(warning);
             }
 
-            if (Budget.ReasonToStop(seconds, stepSeconds, writer.CommitTime) is { } reason)
+            if (Budget.ReasonToStop(seconds, stepSeconds + (evaluations.IsDue(trainer.CompletedSteps + 1) ? evaluationSeconds : 0), writer.CommitTime) is { } reason)
             {
                 Observer.OnWarning(reason);
                 Control.RequestStop(StopReason.Budget);
@@ -262,8 +284,13 @@ internal sealed class Session
             }
 
             Tell(step);
+            if (IsEvaluationDue)
+            {
+                EvaluateDuring(log);
+            }
+
             bool isAsked = Control.TakeSave(out RunRequest[] requests);
-            if ((isAsked && lastCheckpointStep != step.Step) || IsCheckpointDue(step.Step))
+            if (lastCheckpointStep != step.Step && (isAsked || IsCheckpointDue(step.Step)))
             {
                 Save();
                 Phases.Enter(TrainingPhase.Training);
@@ -279,11 +306,39 @@ internal sealed class Session
                 throw Lost(failure);
             }
         }
+
+        if (IsPlateau && trainer.CompletedSteps < trainer.TotalSteps)
+        {
+            Pulse.EndsAt(trainer.CompletedSteps);
+            Observer.OnNotice($"The training ends after step {trainer.CompletedSteps} of {trainer.TotalSteps}: {history.WithoutImprovement} evaluations in a row were no better than the best before them (early_stopping_patience).");
+        }
+    }
+
+    /// <summary>Measures the held-out loss. The best so far becomes a checkpoint, which stays while no other is better.</summary>
+    private void EvaluateDuring(RunLog log)
+    {
+        long start = Stopwatch.GetTimestamp();
+        Phases.Enter(TrainingPhase.Evaluating);
+        int step = trainer.CompletedSteps;
+        EvaluationResult result = new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, maxNewTokens: 0, trainer.LargestTokens).Evaluate(Observer, Stop);
+        var point = new EvaluationPoint(step, result.Loss);
+        history.Add(point);
+        state = state with { Evaluations = [.. history.Points] };
+        bool isBest = history.Best == point;
+        evaluationSeconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+        log.Write(point, Data.Order.EpochsBefore(step), result.Rows, evaluationSeconds);
+        Observer.OnEvaluation(point, isBest);
+        if (isBest && lastCheckpointStep != step)
+        {
+            Save();
+        }
+
+        Phases.Enter(TrainingPhase.Training);
     }
 
     private void Tell(in StepResult step)
     {
-        var remaining = TimeSpan.FromSeconds(state.TrainSeconds / step.Step * (trainer.TotalSteps - step.Step));
+        var remaining = TimeSpan.FromSeconds((state.TrainSeconds / step.Step * (trainer.TotalSteps - step.Step)) + (evaluationSeconds * evaluations.After(step.Step)));
         double seconds = Pulse.ProcessSeconds;
         Observer.OnProgress(new TrainingProgress
         {
@@ -331,7 +386,9 @@ internal sealed class Session
         return best > commit ? best : commit;
     }
 
-    private EvaluationResult? Evaluate(bool wanted)
+    /// <param name="wanted">As the config says.</param>
+    /// <param name="knownLoss">Where it was measured before.</param>
+    private EvaluationResult? Evaluate(bool wanted, double? knownLoss = null)
     {
         if (!wanted || Data.HeldOut.Count == 0)
         {
@@ -339,8 +396,7 @@ internal sealed class Session
         }
 
         Phases.Enter(TrainingPhase.Evaluating);
-        int tokens = Trainer.LargestMicroBatch(Config, Data).Tokens;
-        return new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, Config.Evaluation.MaxNewTokens, tokens).Evaluate(Observer, Stop);
+        return new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, Config.Evaluation.MaxNewTokens, trainer.LargestTokens).Evaluate(Observer, Stop, knownLoss);
     }
 
     /// <summary>Writes the state down and hands it over: the training waits for no store.</summary>
@@ -363,7 +419,9 @@ internal sealed class Session
             return;
         }
 
-        writer.Enqueue(trainer.CompletedSteps, staging);
+        int step = trainer.CompletedSteps;
+        bool isBest = history.Best?.Step == step;
+        writer.Enqueue(step, staging, history.Best is { } best && !isBest ? [best.Step] : [], isBest);
         TimeSpan took = Stopwatch.GetElapsedTime(start);
         stall = took > stall ? took : stall;
         Pulse.Stalled(took);
@@ -451,10 +509,74 @@ internal sealed class Session
         }
     }
 
-    private void WriteOutputs(EvaluationResult? after)
+    /// <summary>
+    /// The model that the config wants goes to the top of the run's folder; where there were evaluations during the training, the last and the best one both stay: the
+    /// other goes to a folder of its own.
+    /// </summary>
+    private async Task WriteOutputsAsync()
     {
-        Phases.Enter(TrainingPhase.Saving);
-        string weights = Folder.WriteModel(Config, Shape, Trained);
+        int step = trainer.CompletedSteps;
+        EvaluationResult? after;
+        string weights;
+        if (history.Best is not { } best)
+        {
+            after = Evaluate(Config.Evaluation.After);
+            weights = Write(null);
+        }
+        else if (Config.Evaluation.LoadBest)
+        {
+            Write(RunFolder.LastName);
+            if (!await TryTakeBestAsync(best).ConfigureAwait(false))
+            {
+                throw new IOException($"The checkpoint of step {best.Step}, which had the best held-out loss, is not there any more. Go on without it, with the last one: --set load_best_model_at_end=false --force.");
+            }
+
+            after = Evaluate(Config.Evaluation.After, best.Loss);
+            weights = Write(null);
+        }
+        else
+        {
+            after = Evaluate(Config.Evaluation.After, history.At(step)?.Loss);
+            weights = Write(null);
+            if (await TryTakeBestAsync(best).ConfigureAwait(false))
+            {
+                Write(RunFolder.BestName);
+            }
+            else
+            {
+                Observer.OnWarning($"The checkpoint of step {best.Step}, which had the best held-out loss, is not there any more: {RunFolder.BestName}/ is not written.");
+            }
+        }
+
+        WriteSummary(weights, after);
+
+        string Write(string? within)
+        {
+            Phases.Enter(TrainingPhase.Saving);
+            return Folder.WriteModel(Shape, Trained, within);
+        }
+    }
+
+    /// <summary>Puts the values of the best evaluation into the model; its checkpoint has them. Nothing is trained after that.</summary>
+    private async Task<bool> TryTakeBestAsync(EvaluationPoint best)
+    {
+        if (best.Step == trainer.CompletedSteps)
+        {
+            return true;
+        }
+
+        using StagingFolder staging = Folder.Stage();
+        if (!await Checkpoints.TryDownloadAsync(best.Step, staging.Path, Observer.OnWarning, Stop).ConfigureAwait(false))
+        {
+            return false;
+        }
+
+        CheckpointFiles.RestoreTensors(staging.Path, Trained);
+        return true;
+    }
+
+    private void WriteSummary(string weights, EvaluationResult? after)
+    {
         double total = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds;
         Phases.Enter(TrainingPhase.Done);
         Summary = new RunSummary
@@ -475,6 +597,9 @@ internal sealed class Session
             LastLoss = losses.Count > 0 ? losses[^1] : null,
             Before = state.EvaluationBefore,
             After = after,
+            Evaluations = history.Points,
+            Best = history.Best is { } best ? (best, Config.Evaluation.LoadBest ? Config.OutputDir : Path.Combine(Config.OutputDir, RunFolder.BestName)) : null,
+            StoppedEarly = trainer.CompletedSteps < trainer.TotalSteps,
             AdapterPath = weights,
             AdapterSha256 = ContentHash.OfFile(weights),
             TrainableParameters = Trained.Model.Parameters.TrainableCount,
@@ -482,6 +607,6 @@ internal sealed class Session
             Attempts = state.Attempts,
         };
         Folder.WriteSummary(Summary);
-        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps, Elapsed = Stopwatch.GetElapsedTime(Started) });
+        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.CompletedSteps, Elapsed = Stopwatch.GetElapsedTime(Started) });
     }
 }

@@ -170,6 +170,12 @@ internal static class TrainVerb
             lines.Add($"held out: before {Words(summary.Before)}; after {Words(summary.After)}");
         }
 
+        if (summary.Best is var (best, folder))
+        {
+            string early = summary.StoppedEarly ? "the training ended early, because the held-out loss got no better; " : "";
+            lines.Add(string.Create(culture, $"{early}best held-out loss {best.Loss:0.0000}, after step {best.Step}: {folder}"));
+        }
+
         if (summary.Cost.Amount is { } amount)
         {
             lines.Add(string.Create(culture, $"cost {Quantities.Money(amount, summary.Cost.Currency)} for {summary.Cost.GpuHours:0.0000} hours"));

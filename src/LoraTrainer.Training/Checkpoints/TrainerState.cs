@@ -47,6 +47,9 @@ public sealed record TrainerState
 
     public EvaluationResult? EvaluationBefore { get; init; }
 
+    /// <summary>Those during the training, in the order of their steps.</summary>
+    public IReadOnlyList<EvaluationPoint> Evaluations { get; init; } = [];
+
     /// <summary>The loss of every step.</summary>
     public required IReadOnlyList<double> Losses { get; init; }
 
@@ -72,6 +75,8 @@ public sealed record TrainerState
                 TotalSeconds = root.GetProperty("total_seconds").GetDouble(),
                 Attempts = root.GetProperty("attempts").GetInt32(),
                 EvaluationBefore = ParseEvaluation(root.GetProperty("evaluation_before")),
+                Evaluations = [.. root.GetProperty("evaluations").EnumerateArray().Select(item => new EvaluationPoint(
+                    item.GetProperty("step").GetInt32(), item.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN))],
                 Losses = [.. root.GetProperty("losses").EnumerateArray().Select(item => item.GetDouble())],
             };
         }
@@ -100,6 +105,7 @@ public sealed record TrainerState
             json.WriteNumber("attempts", Attempts);
             json.WritePropertyName("evaluation_before");
             WriteEvaluation(json, EvaluationBefore);
+            WriteEvaluations(json, "evaluations", Evaluations);
             json.WriteStartArray("losses");
             foreach (double loss in Losses)
             {
@@ -123,7 +129,7 @@ public sealed record TrainerState
         }
 
         json.WriteStartObject();
-        json.WriteNumber("loss", result.Loss);
+        json.WriteNumberOrNull("loss", double.IsFinite(result.Loss) ? result.Loss : null);
         if (result.ExactMatch is { } match)
         {
             json.WriteNumber("exact_match", match);
@@ -137,10 +143,25 @@ public sealed record TrainerState
         json.WriteEndObject();
     }
 
+    /// <summary>A list of objects with step and loss; null where a loss is not a number.</summary>
+    internal static void WriteEvaluations(Utf8JsonWriter json, string name, IEnumerable<EvaluationPoint> points)
+    {
+        json.WriteStartArray(name);
+        foreach (EvaluationPoint point in points)
+        {
+            json.WriteStartObject();
+            json.WriteNumber("step", point.Step);
+            json.WriteNumberOrNull("loss", double.IsFinite(point.Loss) ? point.Loss : null);
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+    }
+
     private static EvaluationResult? ParseEvaluation(JsonElement element) => element.ValueKind == JsonValueKind.Null
         ? null
         : new EvaluationResult(
-            element.GetProperty("loss").GetDouble(),
+            element.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN,
             element.GetProperty("exact_match") is { ValueKind: JsonValueKind.Number } match ? match.GetDouble() : null,
             element.GetProperty("rows").GetInt32());
 }

@@ -28,6 +28,9 @@ internal static class ContradictionRules
         AddedTokensAreTrained(config, issues);
         ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
+        EvaluationsAreTimedOnce(config, issues);
+        EvaluationsHaveRows(config, issues);
+        WhatEvaluationsDecideHasThem(config, issues);
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
@@ -274,6 +277,58 @@ internal static class ContradictionRules
             issues.Wrong("val_set_size", where, $"val_set_size ({where}) and test_datasets ({issues.Where("test_datasets")}) both name a held-out set. Keep one.");
         }
     }
+
+    private static void EvaluationsAreTimedOnce(TrainingConfig config, IssueCollector issues)
+    {
+        EvaluationOptions options = config.Evaluation;
+        string? given = options.Steps > 0 ? "eval_steps" : options.PerEpoch > 0 ? "evals_per_epoch" : null;
+        ConfigurationLocation where = issues.Where(given ?? "eval_strategy");
+        if (options is { Steps: > 0, PerEpoch: > 0 })
+        {
+            issues.Wrong("evals_per_epoch", issues.Where("evals_per_epoch"), $"eval_steps ({where}) and evals_per_epoch ({issues.Where("evals_per_epoch")}) both say when to evaluate. Keep one.");
+        }
+        else if (given is null && options.Strategy == EvaluationStrategy.Steps)
+        {
+            issues.Wrong("eval_strategy", where, $"eval_strategy: steps ({where}) needs eval_steps or evals_per_epoch. Example: eval_steps: 50.");
+        }
+        else if (given is not null && options.Strategy != EvaluationStrategy.Steps)
+        {
+            issues.Wrong(given, where, $"{given} ({where}) is given, but eval_strategy is {(options.Strategy == EvaluationStrategy.No ? "no" : "epoch")} ({issues.Where("eval_strategy")}). Remove one of the two, or use eval_strategy: steps.");
+        }
+    }
+
+    /// <summary>Not an error: configs are often written for data sets with held-out rows and used for others.</summary>
+    private static void EvaluationsHaveRows(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Evaluation is { Strategy: not EvaluationStrategy.No, DecidesTheResult: false } && !HasHeldOut(config))
+        {
+            string key = issues.IsGiven("eval_steps") ? "eval_steps" : issues.IsGiven("evals_per_epoch") ? "evals_per_epoch" : "eval_strategy";
+            ConfigurationLocation where = issues.Where(key);
+            issues.Warning(key, where, $"{key} has no effect, because nothing is held out ({where}). Add val_set_size: 0.02 or test_datasets.");
+        }
+    }
+
+    private static void WhatEvaluationsDecideHasThem(TrainingConfig config, IssueCollector issues)
+    {
+        string key = config.Evaluation.EarlyStoppingPatience is not null ? "early_stopping_patience" : "load_best_model_at_end";
+        ConfigurationLocation where = issues.Where(key);
+        if (config.Evaluation.DecidesTheResult && config.Evaluation.Strategy == EvaluationStrategy.No)
+        {
+            issues.Wrong(key, where, $"{key} ({where}) needs evaluations during the training. Add, for example, evals_per_epoch: 4.");
+        }
+        else if (config.Evaluation.DecidesTheResult && !HasHeldOut(config))
+        {
+            issues.Wrong(key, where, $"{key} ({where}) needs a held-out set. Add val_set_size: 0.02 or test_datasets.");
+        }
+
+        if (config.Evaluation.EarlyStoppingPatience is null && issues.IsGiven("early_stopping_threshold"))
+        {
+            where = issues.Where("early_stopping_threshold");
+            issues.Wrong("early_stopping_threshold", where, $"early_stopping_threshold ({where}) means nothing without early_stopping_patience. Add early_stopping_patience: 3, or remove it.");
+        }
+    }
+
+    private static bool HasHeldOut(TrainingConfig config) => config.Data.ValSetSize > 0 || config.Data.TestDatasets.Count > 0;
 
     private static void FullTrainingNamesItsLearningRate(TrainingConfig config, IssueCollector issues)
     {

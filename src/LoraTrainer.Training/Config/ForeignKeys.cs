@@ -63,7 +63,7 @@ internal sealed class ForeignKeys
         .WithoutEffect("safetensors is the only format written, and the adapter is always saved", "save_safetensors", "save_only_model", "save_strategy", "save_adapter_weights_only", "save_merged_model", "save_on_each_node", "enable_jit_checkpoint", "dynamic_checkpoint")
         .WithoutEffect("checkpoints are made as checkpoint.every_steps and checkpoint.every_minutes say", "saves_per_epoch", "save_first_step", "enable_async_checkpointing")
         .WithoutEffect("an existing run is never overwritten", "overwrite_output_dir")
-        .WithoutEffect("the held-out set is evaluated before and after the training, as evaluate_before and evaluate_after say", "evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_causal_lm_metrics", "do_causal_lm_eval", "do_bench_eval", "eval_table_size", "eval_max_table_size", "compute_accuracy", "prediction_loss_only", "eval_delay", "eval_accumulation_steps", "predict_with_generate", "do_predict", "metric_for_best_model", "greater_is_better", "bench_dataset")
+        .WithoutEffect("the held-out set is evaluated as evaluate_before, evaluate_after and eval_strategy say", "do_eval", "eval_on_start", "eval_causal_lm_metrics", "do_causal_lm_eval", "do_bench_eval", "eval_table_size", "eval_max_table_size", "compute_accuracy", "prediction_loss_only", "eval_accumulation_steps", "predict_with_generate", "do_predict", "bench_dataset")
         .WithoutEffect("evaluation chooses its own batch", "eval_batch_size", "per_device_eval_batch_size")
         .WithoutEffect("PiSSA's start is computed to the last digit", "pissa_iter")
         .WithoutEffect("training is what train does", "do_train", "train")
@@ -88,7 +88,7 @@ internal sealed class ForeignKeys
         .Changes("Only AdamW is supported, with the keys documented here; remove it.", "optim_args", "optim_target_modules", "adam_epsilon2", "adam_beta3", "adam_beta0", "lr_groups", "embedding_lr", "embedding_lr_scale", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "lisa_step_interval", "lisa_n_layers", "lisa_layers_attribute", "torchdistx_path", "dion_lr", "use_llama_pro", "embedding_learning_rate")
         .ChangesByPrefix("Only AdamW is supported; remove it.", "galore_", "apollo_", "badam_", "muon_", "dion_", "q_galore", "lisa_")
         .Changes("Use lr_scheduler, lr_scheduler_kwargs and cosine_min_lr_ratio as docs/training.md shows them.", "cosine_constant_lr_ratio", "lr_quadratic_warmup", "lr_div_factor", "log_sweep_min_lr", "log_sweep_max_lr", "one_cycle", "relora_warmup_steps", "min_lr")
-        .Changes("Stopping early is not supported; use max_steps or num_epochs.", "early_stopping_patience", "early_stopping_steps", "early_stopping_threshold", "load_best_model_at_end")
+        .Changes("The first evaluation is when it is due for the first time; remove it.", "eval_delay")
         .Changes("Plain LoRA is what this program trains; remove it.", "relora", "relora_steps", "relora_prune_ratio", "jagged_restart_steps", "peft", "loftq_config", "lora_fan_in_fan_out", "lora_bias", "bias", "lora_target_parameters", "peft_trainable_token_indices", "peft_layer_replication", "exclude_modules", "layers_pattern", "lora_exclude_modules", "oft_rank", "oft_block_size", "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "llama_pro", "num_layer_trainable", "finetuning_args", "peft_autocast_adapter_dtype", "train_modules")
         .Changes("Name the parts to train with an adapter and lora_target_modules.", "unfrozen_parameters", "spectrum_top_fraction", "freeze", "mod_lora")
         .Changes("The noise is not supported; remove it.", "neftune_noise_alpha", "noisy_embedding_alpha")
@@ -197,6 +197,22 @@ internal static class RootSpecials
                     {
                         issues.Wrong(name, token.Location, $"{name} would change the training and is not supported, got {token.Value.Describe()} ({token.Location}). The tokenizer's own special tokens are used; remove it.");
                     }
+                }
+
+                return true;
+
+            case "metric_for_best_model":
+                if (!entry.Value.IsOff && entry.Value.Text is not ("eval_loss" or "loss"))
+                {
+                    issues.Wrong(entry.Key, where, $"metric_for_best_model must be eval_loss, got {entry.Value.Describe()} ({where}). The best adapter is the one with the lowest held-out loss.");
+                }
+
+                return true;
+
+            case "greater_is_better":
+                if (!entry.Value.IsOff)
+                {
+                    issues.Wrong(entry.Key, where, $"greater_is_better must be false, got {entry.Value.Describe()} ({where}). The best adapter is the one with the lowest held-out loss.");
                 }
 
                 return true;

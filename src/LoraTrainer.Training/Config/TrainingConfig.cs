@@ -425,11 +425,44 @@ public sealed record ScheduleDetails
     public ScheduleCurve? DecayType { get; init; }
 }
 
+/// <summary>When the held-out loss is measured during the training.</summary>
+public enum EvaluationStrategy
+{
+    No,
+
+    /// <summary>As <see cref="EvaluationOptions.Steps"/> or <see cref="EvaluationOptions.PerEpoch"/> says.</summary>
+    Steps,
+
+    /// <summary>At the end of each pass over the data.</summary>
+    Epoch,
+}
+
 public sealed record EvaluationOptions
 {
     public bool Before { get; init; } = true;
 
     public bool After { get; init; } = true;
+
+    /// <summary>During the training; <see cref="EvaluationStrategy.Steps"/> where <see cref="Steps"/> or <see cref="PerEpoch"/> is given and nothing else.</summary>
+    public EvaluationStrategy Strategy { get; init; } = EvaluationStrategy.No;
+
+    /// <summary>Each so many steps; below 1 that share of all steps; 0: not given.</summary>
+    public double Steps { get; init; }
+
+    /// <summary>So often in each pass over the data; 0: not given.</summary>
+    public int PerEpoch { get; init; }
+
+    /// <summary>Evaluations without a better loss after which the training ends; null: it never ends early.</summary>
+    public int? EarlyStoppingPatience { get; init; }
+
+    /// <summary>By how much a loss must be lower than the best one to count as better for that.</summary>
+    public double EarlyStoppingThreshold { get; init; }
+
+    /// <summary>What the run writes is the best of what was evaluated, not the last.</summary>
+    public bool LoadBest { get; init; }
+
+    /// <summary>What is learned, or what is written at the end, depends on evaluations.</summary>
+    public bool DecidesTheResult => EarlyStoppingPatience is not null || LoadBest;
 
     /// <summary>Longest answer that is generated for exact match; 0: no generation, loss only.</summary>
     public int MaxNewTokens { get; init; } = 64;

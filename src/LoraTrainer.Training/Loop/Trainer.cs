@@ -43,9 +43,12 @@ public sealed class Trainer
         this.trained = trained;
         this.data = data;
         schedule = Schedule.From(config, data.Order.TotalSteps);
-        (int tokens, int documents) = LargestMicroBatch(config, data);
-        batch = new MicroBatch(tokens, documents);
+        (LargestTokens, int documents) = LargestMicroBatch(config, data);
+        batch = new MicroBatch(LargestTokens, documents);
     }
+
+    /// <summary>Of a micro-batch of the run.</summary>
+    public int LargestTokens { get; }
 
     /// <summary>Optimizer steps that are done.</summary>
     public int CompletedSteps { get; set; }

@@ -100,7 +100,7 @@ public sealed class RunInputs : IDisposable
     /// <param name="selection">The device that is planned for.</param>
     /// <param name="microBatchSize">Bins of one micro-batch.</param>
     public WorkPlan Work(TrainingConfig config, DeviceSelection selection, int microBatchSize) =>
-        WorkPlan.Measure(config, Shape, Weights, selection, bins, microBatchSize, Data?.HeldOut ?? []);
+        WorkPlan.Measure(config, Shape, Weights, selection, bins, microBatchSize, Data);
 
     /// <summary>Without data every sequence may be full.</summary>
     private static void RequirePlannable(TrainingConfig config)

@@ -41,6 +41,8 @@ public sealed class ConfigurationDocumentationTests
                 "lora_model_dir" => [$"{path}={key.Example}", "lora_r=16", "lora_target_modules=[q_proj]"],
                 "tokens" => ["lora_modules_to_save=[embed_tokens, lm_head]", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
+                "early_stopping_patience" or "load_best_model_at_end" => ["val_set_size=3", "evals_per_epoch=2", $"{path}={key.Example}"],
+                "early_stopping_threshold" => ["val_set_size=3", "evals_per_epoch=2", "early_stopping_patience=2", $"{path}={key.Example}"],
                 "lr_scheduler_kwargs.power" or "lr_scheduler_kwargs.lr_end" => ["lr_scheduler=polynomial", $"{path}={key.Example}"],
                 "lr_scheduler_kwargs.min_lr" or "lr_scheduler_kwargs.min_lr_rate" => ["lr_scheduler=cosine_with_min_lr", $"{path}={key.Example}"],
                 "lr_scheduler_kwargs.warmup_lr_rate" => ["lr_scheduler=cosine_warmup_with_min_lr", "lr_scheduler_kwargs.min_lr=0", $"{path}={key.Example}"],
