@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
@@ -116,6 +117,62 @@ public sealed class CausalLanguageModel
         if (TrainedEmbedding is not null)
         {
             Embedding.Backward(TrainedEmbedding.Gradient, dHidden, batch.Tokens, Config.PadTokenId ?? -1, embeddingScale);
+        }
+    }
+
+    /// <summary>Where a forward pass first holds a number that is not finite, and in which token; null where its losses are finite. Slow: each block's output is looked at on the host.</summary>
+    /// <param name="batch">With targets.</param>
+    /// <param name="dropout">Masks of the pass that is looked into.</param>
+    public (string Where, int Token)? FindNonFinite(in PackedBatch batch, DropoutState dropout)
+    {
+        using ArenaFrame pass = Device.Arena.Frame();
+        int n = (int)batch.TokenCount;
+        Tensor losses = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n));
+        byte[] host = new byte[n * Config.HiddenSize * sizeof(float)];
+        using (Device.Arena.Frame())
+        {
+            Tensor other = Hidden(n);
+            PassContext context = Begin(batch, dropout);
+            Tensor input = layerInputs[0];
+            if (FirstNonFinite(input) is { } embedded)
+            {
+                return ("the embeddings", embedded);
+            }
+
+            for (int i = 0; i < Layers.Count; i++)
+            {
+                using ArenaFrame frame = Device.Arena.Frame();
+                Layers[i].Forward(other, Layers[i].Allocate(input), context);
+                if (FirstNonFinite(other) is { } token)
+                {
+                    return ($"the output of model.layers.{i}", token);
+                }
+
+                (input, other) = (other, input);
+            }
+        }
+
+        Losses(losses, batch);
+        return FirstNonFinite(losses) is { } scored ? ("the output of lm_head", scored) : null;
+
+        int? FirstNonFinite(Tensor values)
+        {
+            Span<byte> bytes = host.AsSpan(0, (int)values.ElementCount * values.DType.SizeBytes());
+            Device.Download(values, bytes);
+            int width = (int)(values.ElementCount / n);
+            for (int i = 0; i < values.ElementCount; i++)
+            {
+                // bf16 is the upper half of f32.
+                float value = values.DType == DType.BF16
+                    ? BitConverter.UInt32BitsToSingle((uint)MemoryMarshal.Cast<byte, ushort>(bytes)[i] << 16)
+                    : MemoryMarshal.Cast<byte, float>(bytes)[i];
+                if (!float.IsFinite(value))
+                {
+                    return i / width;
+                }
+            }
+
+            return null;
         }
     }
 

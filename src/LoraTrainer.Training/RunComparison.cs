@@ -14,7 +14,7 @@ public static class RunComparison
     /// <summary>They hold times, places or the number of processes; what matters of the log and of the state is compared by itself.</summary>
     private static readonly string[] NotCompared = [CheckpointFiles.LogName, RunFolder.SummaryName, CheckpointFiles.ConfigName, CheckpointFiles.StateName];
 
-    private static readonly string[] LoggedValues = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "eval_loss", "eval_rows"];
+    private static readonly string[] LoggedValues = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "eval_loss", "eval_rows", "left_out_from", "back_to"];
 
     /// <summary>Each difference as a sentence; empty where there is none. The runs' outputs and checkpoints lie in folders of this machine.</summary>
     /// <param name="one">A run's config.</param>
@@ -153,6 +153,11 @@ public static class RunComparison
         if (!one.Evaluations.SequenceEqual(other.Evaluations))
         {
             differences.Add($"The evaluations differ: {Evaluations(one)} in the one run, {Evaluations(other)} in the other.");
+        }
+
+        if (one.Updates != other.Updates || !one.LeftOut.SequenceEqual(other.LeftOut))
+        {
+            differences.Add("The last checkpoint: the runs left other steps out.");
         }
 
         if ((one.Tokens, one.SupervisedTokens, one.DataHash, one.BaseHash) != (other.Tokens, other.SupervisedTokens, other.DataHash, other.BaseHash))

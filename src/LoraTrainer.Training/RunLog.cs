@@ -117,6 +117,17 @@ public sealed class RunLog : IDisposable
         End();
     }
 
+    /// <param name="leftOut">Steps that are not applied.</param>
+    /// <param name="finding">What was found, as a sentence.</param>
+    public void Write(LeftOutSteps leftOut, string finding)
+    {
+        Begin(leftOut.Last);
+        json.WriteNumber("left_out_from", leftOut.First);
+        json.WriteNumber("back_to", leftOut.BackTo);
+        json.WriteString("reason", finding);
+        End();
+    }
+
     /// <param name="step">That was done.</param>
     /// <param name="epoch">Passes over the data before it.</param>
     public void Write(in StepResult step, double epoch)

@@ -42,6 +42,9 @@ public sealed record RunSummary
 
     public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
 
+    /// <summary>See <see cref="Config.NonFiniteAction.Rollback"/>.</summary>
+    public required IReadOnlyList<LeftOutSteps> LeftOut { get; init; }
+
     public required double? FirstLoss { get; init; }
 
     public required double? LastLoss { get; init; }
@@ -113,6 +116,7 @@ public sealed record RunSummary
         json.WriteNumber("planned_arena_bytes", PlannedArenaBytes);
         WriteByKind(json, ByKind);
         json.WriteEndObject();
+        TrainerState.WriteLeftOut(json, LeftOut);
         json.WriteStartObject("loss");
         json.WriteNumberOrNull("first", FirstLoss);
         json.WriteNumberOrNull("last", LastLoss);

@@ -139,6 +139,7 @@ internal sealed class Session
         {
             Step = 0,
             TotalSteps = trainer.TotalSteps,
+            Updates = 0,
             RunId = Lease.RunId,
             ConfigHash = Config.Hash,
             BaseHash = BaseHash,
@@ -193,6 +194,7 @@ internal sealed class Session
         losses.AddRange(saved.Losses);
         history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, saved.Evaluations);
         trainer.CompletedSteps = saved.Step;
+        trainer.CompletedUpdates = saved.Updates;
         lastCheckpointStep = saved.Step;
         state = saved with { Attempts = Math.Max(Attempts.Count, saved.Attempts + 1), Losses = [] };
         Checkpoints.ContinueFrom(newest);
@@ -213,7 +215,13 @@ internal sealed class Session
                 state = state with { EvaluationBefore = Evaluate(Config.Evaluation.Before) };
             }
 
-            Train(log);
+            if (Config.OnNonFinite == NonFiniteAction.Rollback && trainer.CompletedSteps == 0 && lastCheckpointStep < 0)
+            {
+                // The start is where a run goes back to before its first checkpoint by steps.
+                Save();
+            }
+
+            await TrainAsync(log).ConfigureAwait(false);
             await SaveLastAsync().ConfigureAwait(false);
             if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {
@@ -240,7 +248,7 @@ internal sealed class Session
         }
     }
 
-    private void Train(RunLog log)
+    private async Task TrainAsync(RunLog log)
     {
         Phases.Enter(TrainingPhase.Training);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
@@ -266,31 +274,24 @@ internal sealed class Session
                 break;
             }
 
-            StepResult step = trainer.Step();
-            stepSeconds = step.Seconds;
-            losses.Add(step.Loss);
-            secondsPerToken.Add(step.Seconds / step.Tokens);
-            state = state with
+            try
             {
-                Step = step.Step,
-                Tokens = state.Tokens + step.Tokens,
-                SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
-                TrainSeconds = state.TrainSeconds + step.Seconds,
-            };
-            Pulse.Did(step);
-            if (step.Step % Config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
+                StepResult step = trainer.Step();
+                stepSeconds = step.Seconds;
+                Did(step, log);
+            }
+            catch (NonFiniteException exception) when (Config.OnNonFinite == NonFiniteAction.Rollback)
             {
-                log.Write(step, Data.Order.EpochsBefore(step.Step - 1));
+                await LeaveOutAsync(exception, log).ConfigureAwait(false);
             }
 
-            Tell(step);
             if (IsEvaluationDue)
             {
                 EvaluateDuring(log);
             }
 
             bool isAsked = Control.TakeSave(out RunRequest[] requests);
-            if (lastCheckpointStep != step.Step && (isAsked || IsCheckpointDue(step.Step)))
+            if (lastCheckpointStep != trainer.CompletedSteps && (isAsked || IsCheckpointDue(trainer.CompletedSteps)))
             {
                 Save();
                 Phases.Enter(TrainingPhase.Training);
@@ -313,6 +314,76 @@ internal sealed class Session
             Observer.OnNotice($"The training ends after step {trainer.CompletedSteps} of {trainer.TotalSteps}: {history.WithoutImprovement} evaluations in a row were no better than the best before them (early_stopping_patience).");
         }
     }
+
+    private void Did(in StepResult step, RunLog log)
+    {
+        losses.Add(step.Loss);
+        secondsPerToken.Add(step.Seconds / step.Tokens);
+        state = state with
+        {
+            Step = step.Step,
+            Updates = trainer.CompletedUpdates,
+            Tokens = state.Tokens + step.Tokens,
+            SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
+            TrainSeconds = state.TrainSeconds + step.Seconds,
+        };
+        Pulse.Did(step);
+        if (step.Step % Config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
+        {
+            log.Write(step, Data.Order.EpochsBefore(step.Step - 1));
+        }
+
+        Tell(step);
+    }
+
+    /// <summary>
+    /// Goes on without the step that is not finite. Nothing of it was applied, so the first time only its rows are left out. Where the step after that is not finite either
+    /// the fault is in what is trained: the run goes back to the checkpoint of a multiple of every_steps and leaves out all since. Everything is decided by the numbers of steps,
+    /// so that a resumed run does the same.
+    /// </summary>
+    private async Task LeaveOutAsync(NonFiniteException exception, RunLog log)
+    {
+        int failed = trainer.CompletedSteps + 1, applied = LastApplied;
+        bool isAlone = applied == trainer.CompletedSteps;
+        if (state.LeftOut.Count >= Config.MaxRollbacks)
+        {
+            throw new NonFiniteException(exception.Finding, $"The step was not applied. on_nonfinite: rollback has left out steps {state.LeftOut.Count} times in this run and gives up (max_rollbacks). A lower learning_rate or a smaller max_grad_norm usually helps.");
+        }
+
+        if (!isAlone && (applied == 0 || state.LeftOut[^1] is { } last && last.First < last.Last))
+        {
+            throw new NonFiniteException(exception.Finding, "The step was not applied. on_nonfinite: rollback gives up: the step before it was left out too, and there is no earlier state to go back to that is any better. A lower learning_rate or a smaller max_grad_norm usually helps.");
+        }
+
+        var leftOut = new LeftOutSteps(failed, failed, applied);
+        if (!isAlone)
+        {
+            int back = AnchorBefore(applied);
+            leftOut = new LeftOutSteps(back + 1, failed, back);
+            await writer.FlushAsync().ConfigureAwait(false);
+            using StagingFolder staging = Folder.Stage();
+            if (!await Checkpoints.TryDownloadAsync(back, staging.Path, Observer.OnWarning, Stop).ConfigureAwait(false))
+            {
+                throw new NonFiniteException(exception.Finding, $"The step was not applied. on_nonfinite: rollback cannot go back to step {back}: there is no whole checkpoint of it.{(writer.Failure is { } failure ? $" {failure.Message}" : "")}");
+            }
+
+            CheckpointFiles.RestoreTensors(staging.Path, Trained);
+            trainer.CompletedUpdates = CheckpointFiles.ReadState(staging.Path).Updates;
+        }
+
+        trainer.CompletedSteps = failed;
+        losses.Add(double.NaN);
+        state = state with { Step = failed, Updates = trainer.CompletedUpdates, LeftOut = [.. state.LeftOut, leftOut] };
+        log.Write(leftOut, exception.Finding);
+        string done = isAlone ? "Its rows are left out" : $"The run goes back to step {leftOut.BackTo} and leaves out all rows since";
+        Observer.OnWarning($"{exception.Finding}. {done}, and goes on with step {failed + 1} ({state.LeftOut.Count} of at most {Config.MaxRollbacks} times).");
+    }
+
+    /// <summary>The step whose values the model has.</summary>
+    private int LastApplied => state.LeftOut.Count > 0 && state.LeftOut[^1].Last == trainer.CompletedSteps ? state.LeftOut[^1].BackTo : trainer.CompletedSteps;
+
+    /// <summary>The last checkpoint by steps that is older than the values of a step.</summary>
+    private int AnchorBefore(int step) => step == 0 ? 0 : (step - 1) / Config.Checkpoint.EverySteps * Config.Checkpoint.EverySteps;
 
     /// <summary>Measures the held-out loss. The best so far becomes a checkpoint, which stays while no other is better.</summary>
     private void EvaluateDuring(RunLog log)
@@ -419,14 +490,32 @@ internal sealed class Session
             return;
         }
 
-        int step = trainer.CompletedSteps;
-        bool isBest = history.Best?.Step == step;
-        writer.Enqueue(step, staging, history.Best is { } best && !isBest ? [best.Step] : [], isBest);
+        (IReadOnlyList<int> needs, bool isNeeded) = Needs(trainer.CompletedSteps);
+        writer.Enqueue(trainer.CompletedSteps, staging, needs, isNeeded);
         TimeSpan took = Stopwatch.GetElapsedTime(start);
         stall = took > stall ? took : stall;
         Pulse.Stalled(took);
         lastCheckpoint = Stopwatch.GetTimestamp();
         lastCheckpointStep = trainer.CompletedSteps;
+    }
+
+    /// <summary>The checkpoints that one of this step refers to, and whether later ones may refer to it: the best so far, and those that the run may have to go back to.</summary>
+    private (IReadOnlyList<int> Needs, bool IsNeeded) Needs(int step)
+    {
+        var needs = new SortedSet<int>();
+        if (history.Best is { } best)
+        {
+            needs.Add(best.Step);
+        }
+
+        if (Config.OnNonFinite == NonFiniteAction.Rollback)
+        {
+            needs.Add(AnchorBefore(LastApplied));
+            needs.Add(AnchorBefore(step + 1));
+        }
+
+        bool isNeeded = needs.Remove(step);
+        return ([.. needs], isNeeded);
     }
 
     /// <summary>The state as it is becomes a checkpoint that is safe, before the process ends or goes on to its outputs.</summary>
@@ -593,8 +682,9 @@ internal sealed class Session
             ArenaBytes = Trained.Model.Device.Arena.HighWaterBytes,
             PlannedArenaBytes = Plan.ArenaBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, Trained.Model.Device.Arena.HighWaterOf),
-            FirstLoss = losses.Count > 0 ? losses[0] : null,
-            LastLoss = losses.Count > 0 ? losses[^1] : null,
+            LeftOut = state.LeftOut,
+            FirstLoss = losses.Where(double.IsFinite).Cast<double?>().FirstOrDefault(),
+            LastLoss = losses.Where(double.IsFinite).Cast<double?>().LastOrDefault(),
             Before = state.EvaluationBefore,
             After = after,
             Evaluations = history.Points,

@@ -34,6 +34,7 @@ internal static class ContradictionRules
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
+        RollbackHasWhereToGo(config, issues);
         CheckpointPlaceIsWrittenRight(config, issues);
         TouchFileIsNamedAndWatched(config, issues);
     }
@@ -354,6 +355,21 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("resume_from_checkpoint");
             issues.Wrong("resume_from_checkpoint", where, $"resume ({issues.Where("resume")}) and resume_from_checkpoint ({where}) both say where to go on. Keep one.");
+        }
+    }
+
+    /// <summary>Where it goes back to must follow from the number of steps: minutes are not the same in a run that was interrupted.</summary>
+    private static void RollbackHasWhereToGo(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.OnNonFinite == NonFiniteAction.Rollback && config.Checkpoint.EverySteps == 0)
+        {
+            ConfigurationLocation where = issues.Where("on_nonfinite");
+            issues.Wrong("on_nonfinite", where, $"on_nonfinite: rollback ({where}) needs checkpoints by steps to go back to. Add, for example, checkpoint: {{every_steps: 100}}.");
+        }
+        else if (config.OnNonFinite != NonFiniteAction.Rollback && issues.IsGiven("max_rollbacks"))
+        {
+            ConfigurationLocation where = issues.Where("max_rollbacks");
+            issues.Wrong("max_rollbacks", where, $"max_rollbacks ({where}) means nothing without on_nonfinite: rollback. Add it, or remove max_rollbacks.");
         }
     }
 

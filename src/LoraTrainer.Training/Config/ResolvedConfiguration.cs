@@ -90,7 +90,7 @@ internal static partial class ResolvedConfiguration
     [
         "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "interruption", "resume", "resume_from_checkpoint",
         "convert_to_lora", "lora_model_dir",
-        "on_nonfinite", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens",
+        "on_nonfinite", "max_rollbacks", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens",
     ];
 
     /// <summary>What is evaluated and when: of no effect on what is learned, unless evaluations decide when the training ends or what is written.</summary>
@@ -144,7 +144,8 @@ internal static partial class ResolvedConfiguration
         ConfigurationDifference Difference(string path, string oldValue, string newValue) => new(path, oldValue, newValue, EffectOf(Pattern(path)));
 
         ResumeEffect EffectOf(string pattern) =>
-            (IsWithoutEffect(old, pattern) && IsWithoutEffect(@new, pattern)) || ComparedByContent.Contains(pattern) ? ResumeEffect.Allowed
+            pattern == "checkpoint.every_steps" && old.OnNonFinite == NonFiniteAction.Rollback && @new.OnNonFinite == NonFiniteAction.Rollback ? ResumeEffect.NeedsForce
+            : (IsWithoutEffect(old, pattern) && IsWithoutEffect(@new, pattern)) || ComparedByContent.Contains(pattern) ? ResumeEffect.Allowed
             : BatchShape.Contains(pattern) && old.Batch.GlobalBatchSize == @new.Batch.GlobalBatchSize ? ResumeEffect.Allowed
             : Covers(ChangeableByForce, pattern) || Covers(OfEvaluation, pattern) ? ResumeEffect.NeedsForce
             : ResumeEffect.Refused;

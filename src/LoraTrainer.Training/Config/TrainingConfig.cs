@@ -48,6 +48,9 @@ public sealed partial record TrainingConfig
 
     public NonFiniteAction OnNonFinite { get; init; } = NonFiniteAction.Stop;
 
+    /// <summary>How often a run may leave steps out before it stops after all.</summary>
+    public int MaxRollbacks { get; init; } = 3;
+
     public long Seed { get; init; } = 42;
 
     /// <summary>A line of progress and of <c>log.jsonl</c> each so many steps.</summary>

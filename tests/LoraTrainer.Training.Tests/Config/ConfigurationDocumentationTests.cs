@@ -41,6 +41,7 @@ public sealed class ConfigurationDocumentationTests
                 "lora_model_dir" => [$"{path}={key.Example}", "lora_r=16", "lora_target_modules=[q_proj]"],
                 "tokens" => ["lora_modules_to_save=[embed_tokens, lm_head]", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
+                "max_rollbacks" => ["on_nonfinite=rollback", "checkpoint.every_steps=5", $"{path}={key.Example}"],
                 "early_stopping_patience" or "load_best_model_at_end" => ["val_set_size=3", "evals_per_epoch=2", $"{path}={key.Example}"],
                 "early_stopping_threshold" => ["val_set_size=3", "evals_per_epoch=2", "early_stopping_patience=2", $"{path}={key.Example}"],
                 "lr_scheduler_kwargs.power" or "lr_scheduler_kwargs.lr_end" => ["lr_scheduler=polynomial", $"{path}={key.Example}"],

@@ -113,7 +113,7 @@ public class TrainerTests
 
         NonFiniteException exception = Assert.Throws<NonFiniteException>(() => run.Trainer.Step());
 
-        Assert.Matches(@"^Step 1: the loss is NaN, first in the gradient of model\.layers\.\d\.\S+; the step was not applied\. Rows of the step: \S*train\.jsonl", exception.Message);
+        Assert.Matches(@"^Step 1: the loss is NaN, because model\.layers\.\d\.\S+, which is trained, is not finite itself\. Rows of the step: \S*train\.jsonl", exception.Message);
         TensorAssert.BitEqual(before, run.Values, "what is trained");
         Assert.Equal(0, run.Trainer.CompletedSteps);
     }
