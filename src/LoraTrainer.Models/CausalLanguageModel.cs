@@ -14,6 +14,9 @@ namespace LoraTrainer.Models;
 /// </summary>
 public sealed class CausalLanguageModel
 {
+    // Behind those of the adapters. Part of what a seed means: never change it.
+    private const uint EmbeddingNoiseStream = 0x30000;
+
     private readonly RopeFrequencies frequencies;
     private readonly DecoderLayer.Saved[] saved;
     private readonly Tensor[] layerInputs;
@@ -65,7 +68,7 @@ public sealed class CausalLanguageModel
     /// </summary>
     /// <param name="losses">(N) f32: each scored position's loss; 0 at the others.</param>
     /// <param name="batch">With targets.</param>
-    /// <param name="dropout">Masks of this optimizer step.</param>
+    /// <param name="dropout">Masks and noise of this optimizer step.</param>
     /// <param name="gradientScale">One over the scored tokens of the global batch.</param>
     /// <param name="recompute">Keep only each block's input and compute the rest again in backward: about a third more work for a fraction of the memory.</param>
     /// <param name="dEmbeddings">(N, D) activations, or none: receives the gradient at the first block's input.</param>
@@ -231,6 +234,12 @@ public sealed class CausalLanguageModel
         Rope.BuildTables(cosine, sine, batch.Positions, current.InverseFrequencies, current.AttentionScaling);
         layerInputs[0] = Hidden(batch.TokenCount);
         Embedding.Forward(layerInputs[0], batch.Tokens, EmbeddingTable, embeddingScale);
+        if (dropout is { IsActive: true, NoiseAlpha: > 0 })
+        {
+            // In transformers the noise is on the rows before they are scaled.
+            EmbeddingNoise.Add(layerInputs[0], batch.Documents, dropout.NoiseAlpha * embeddingScale, new DropoutKey(dropout.Seed, EmbeddingNoiseStream, dropout.Step, batch.FirstToken));
+        }
+
         return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
     }
 

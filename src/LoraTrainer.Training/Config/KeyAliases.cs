@@ -57,6 +57,7 @@ internal static class KeyAliases
         ["pissa_convert"] = To("convert_to_lora"),
 
         // axolotl.
+        ["noisy_embedding_alpha"] = To("neftune_noise_alpha"),
         ["auto_resume_from_checkpoints"] = new("resume", AutoResume),
     };
 

@@ -107,7 +107,7 @@ internal static partial class ResolvedConfiguration
     [
         "loraplus_lr_embedding",
         "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "adam_beta1", "adam_beta2",
-        "adam_epsilon", "weight_decay", "max_grad_norm", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "lr_scheduler", "lr_scheduler_kwargs", "cosine_min_lr_ratio", "warmup_steps", "warmup_ratio", "lm_head",
+        "adam_epsilon", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "lr_scheduler", "lr_scheduler_kwargs", "cosine_min_lr_ratio", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 
     /// <summary>The path with each index replaced by nothing: <c>datasets[3].path</c> becomes <c>datasets[].path</c>.</summary>

@@ -48,6 +48,9 @@ public sealed partial record TrainingConfig
 
     public NonFiniteAction OnNonFinite { get; init; } = NonFiniteAction.Stop;
 
+    /// <summary>NEFTune: noise on the embeddings while training; null: none.</summary>
+    public double? NeftuneNoiseAlpha { get; init; }
+
     /// <summary>How often a run may leave steps out before it stops after all.</summary>
     public int MaxRollbacks { get; init; } = 3;
 

@@ -142,7 +142,13 @@ public sealed class Trainer
         Accumulate(trained, report, Upload(firstToken), Dropout, gradientScale, Recomputes(config));
     }
 
-    private DropoutState Dropout => new(IsActive: true, (ulong)config.Seed, (uint)CompletedSteps);
+    /// <summary>The random numbers of one step.</summary>
+    /// <param name="config">Seed and kinds.</param>
+    /// <param name="completedSteps">Before it.</param>
+    public static DropoutState RandomnessOf(TrainingConfig config, int completedSteps) =>
+        new(IsActive: true, (ulong)config.Seed, (uint)completedSteps) { NoiseAlpha = (float)(config.NeftuneNoiseAlpha ?? 0) };
+
+    private DropoutState Dropout => RandomnessOf(config, CompletedSteps);
 
     private PackedBatch Upload(int firstToken) =>
         PackedBatch.Upload(trained.Model.Device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
