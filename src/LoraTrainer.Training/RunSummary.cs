@@ -56,7 +56,7 @@ public sealed record RunSummary
     /// <summary>Those during the training.</summary>
     public required IReadOnlyList<EvaluationPoint> Evaluations { get; init; }
 
-    /// <summary>The best of them, and the folder with its model; null where there were none.</summary>
+    /// <summary>The best of them, and the folder with its model; null where there were none, or its model is lost.</summary>
     public required (EvaluationPoint Point, string Folder)? Best { get; init; }
 
     /// <summary>The training ended because the held-out loss got no better.</summary>

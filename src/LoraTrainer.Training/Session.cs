@@ -607,6 +607,7 @@ internal sealed class Session
         int step = trainer.CompletedSteps;
         EvaluationResult? after;
         string weights;
+        string? bestFolder = null;
         if (history.Best is not { } best)
         {
             after = Evaluate(Config.Evaluation.After);
@@ -622,6 +623,7 @@ internal sealed class Session
 
             after = Evaluate(Config.Evaluation.After, best.Loss);
             weights = Write(null);
+            bestFolder = Config.OutputDir;
         }
         else
         {
@@ -629,7 +631,7 @@ internal sealed class Session
             weights = Write(null);
             if (await TryTakeBestAsync(best).ConfigureAwait(false))
             {
-                Write(RunFolder.BestName);
+                bestFolder = Path.GetDirectoryName(Write(RunFolder.BestName));
             }
             else
             {
@@ -637,7 +639,7 @@ internal sealed class Session
             }
         }
 
-        WriteSummary(weights, after);
+        WriteSummary(weights, after, bestFolder);
 
         string Write(string? within)
         {
@@ -664,7 +666,7 @@ internal sealed class Session
         return true;
     }
 
-    private void WriteSummary(string weights, EvaluationResult? after)
+    private void WriteSummary(string weights, EvaluationResult? after, string? bestFolder)
     {
         double total = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds;
         Phases.Enter(TrainingPhase.Done);
@@ -688,7 +690,7 @@ internal sealed class Session
             Before = state.EvaluationBefore,
             After = after,
             Evaluations = history.Points,
-            Best = history.Best is { } best ? (best, Config.Evaluation.LoadBest ? Config.OutputDir : Path.Combine(Config.OutputDir, RunFolder.BestName)) : null,
+            Best = history.Best is { } best && bestFolder is not null ? (best, bestFolder) : null,
             StoppedEarly = trainer.CompletedSteps < trainer.TotalSteps,
             AdapterPath = weights,
             AdapterSha256 = ContentHash.OfFile(weights),
