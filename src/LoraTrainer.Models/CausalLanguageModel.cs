@@ -135,7 +135,7 @@ public sealed class CausalLanguageModel
         using (Device.Arena.Frame())
         {
             Tensor other = Hidden(n);
-            PassContext context = Begin(batch, dropout);
+            PassContext context = Begin(batch, dropout, isContinued: false);
             Tensor input = layerInputs[0];
             if (FirstNonFinite(input) is { } embedded)
             {

@@ -89,8 +89,7 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
         "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "interruption", "resume", "resume_from_checkpoint",
-        "convert_to_lora", "lora_model_dir",
-        "on_nonfinite", "max_rollbacks", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens",
+        "on_nonfinite", "max_rollbacks", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "convert_to_lora", "lora_model_dir",
     ];
 
     /// <summary>What is evaluated and when: of no effect on what is learned, unless evaluations decide when the training ends or what is written.</summary>
@@ -105,8 +104,7 @@ internal static partial class ResolvedConfiguration
     /// <summary>Keys that a run can go on with when told to. All that is in no list here is refused.</summary>
     public static IReadOnlyList<string> ChangeableByForce { get; } =
     [
-        "loraplus_lr_embedding",
-        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "adam_beta1", "adam_beta2",
+        "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "loraplus_lr_embedding", "adam_beta1", "adam_beta2",
         "adam_epsilon", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "lr_scheduler", "lr_scheduler_kwargs", "cosine_min_lr_ratio", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 

@@ -110,7 +110,7 @@ public sealed class EightBitOptimizerTests
 
         using var resumed = new TinyTraining(folder.Path, changes);
         CheckpointFiles.Restore(checkpoint, resumed.Trained, notice => Assert.Fail(notice));
-        resumed.Trainer.CompletedSteps = 2;
+        resumed.Trainer.CompletedSteps = resumed.Trainer.CompletedUpdates = 2;
         resumed.Trainer.Step();
         resumed.Trainer.Step();
         TensorAssert.BitEqual(whole.Values, resumed.Values, "parameters");
