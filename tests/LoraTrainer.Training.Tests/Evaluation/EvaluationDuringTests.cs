@@ -1,7 +1,5 @@
 using System.Text.Json;
 using LoraTrainer.Data.Tokenizers;
-using LoraTrainer.Engine.Devices;
-using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Checkpoints;
