@@ -81,9 +81,12 @@ internal static class PlannedTime
             return default;
         }
 
-        RooflineTime always = Of(evaluation.Loss, rates) + (Of(evaluation.Prompt, rates) * evaluation.Rows), token = Of(evaluation.Token, rates) * evaluation.Rows;
+        RooflineTime loss = Of(evaluation.Loss, rates), always = loss + (Of(evaluation.Prompt, rates) * evaluation.Rows), token = Of(evaluation.Token, rates) * evaluation.Rows;
         RooflineTime before = always + (token * evaluation.LongestAnswer), after = always + (token * evaluation.ExpectedAnswer);
-        return (options.Before ? before : default) + (options.After ? after : default);
+
+        // The one after the last step is the loss of the one after the training too.
+        int during = Math.Max(0, work.EvaluationsDuring - (options.After ? 1 : 0));
+        return (options.Before ? before : default) + (options.After ? after : default) + (loss * during);
     }
 
     /// <summary>How measurements name a device.</summary>

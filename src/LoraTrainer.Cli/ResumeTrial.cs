@@ -123,7 +123,7 @@ internal sealed class ResumeTrial(TrainingConfig config, string folder, int kill
             LeaseSeconds = config.Checkpoint.LeaseSeconds,
             SingleWriter = true,
         },
-        Evaluation = config.Evaluation with { Before = false, After = false },
+        Evaluation = new EvaluationOptions { Before = false, After = false, MaxSamples = config.Evaluation.MaxSamples },
         Interruption = new InterruptionOptions { Sources = InterruptionSources.None },
         Cost = new CostOptions(),
         OnFinish = new FinishOptions(),

@@ -1,5 +1,6 @@
 using System.Collections.Concurrent;
 using System.Globalization;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using Spectre.Console;
 using Spectre.Console.Rendering;
@@ -71,6 +72,9 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
     public void OnNotice(string sentence) => Remark(sentence, terminal.Note, "note: ");
 
     public void OnWarning(string sentence) => Remark(sentence, terminal.Warn, "warning: ");
+
+    public void OnEvaluation(EvaluationPoint point, bool isBest) =>
+        Remark(string.Create(CultureInfo.InvariantCulture, $"after step {point.Step}: held-out loss {point.Loss:0.0000}{(isBest ? ", the best so far" : "")}"), terminal.Say, "");
 
     public void OnSample(string prompt, string expected, string generated)
     {

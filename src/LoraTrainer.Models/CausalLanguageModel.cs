@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
@@ -13,6 +14,9 @@ namespace LoraTrainer.Models;
 /// </summary>
 public sealed class CausalLanguageModel
 {
+    // Behind those of the adapters. Part of what a seed means: never change it.
+    private const uint EmbeddingNoiseStream = 0x30000;
+
     private readonly RopeFrequencies frequencies;
     private readonly DecoderLayer.Saved[] saved;
     private readonly Tensor[] layerInputs;
@@ -67,7 +71,7 @@ public sealed class CausalLanguageModel
     /// </summary>
     /// <param name="losses">(N) f32: each scored position's loss; 0 at the others.</param>
     /// <param name="batch">With targets.</param>
-    /// <param name="dropout">Masks of this optimizer step.</param>
+    /// <param name="dropout">Masks and noise of this optimizer step.</param>
     /// <param name="gradientScale">One over the scored tokens of the global batch.</param>
     /// <param name="recompute">Keep only each block's input and compute the rest again in backward: about a third more work for a fraction of the memory.</param>
     /// <param name="dEmbeddings">(N, D) activations, or none: receives the gradient at the first block's input.</param>
@@ -119,6 +123,62 @@ public sealed class CausalLanguageModel
         if (TrainedEmbedding is not null)
         {
             Embedding.Backward(TrainedEmbedding.Gradient, dHidden, batch.Tokens, Config.PadTokenId ?? -1, embeddingScale);
+        }
+    }
+
+    /// <summary>Where a forward pass first holds a number that is not finite, and in which token; null where its losses are finite. Slow: each block's output is looked at on the host.</summary>
+    /// <param name="batch">With targets.</param>
+    /// <param name="dropout">Masks of the pass that is looked into.</param>
+    public (string Where, int Token)? FindNonFinite(in PackedBatch batch, DropoutState dropout)
+    {
+        using ArenaFrame pass = Device.Arena.Frame();
+        int n = (int)batch.TokenCount;
+        Tensor losses = Device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(n));
+        byte[] host = new byte[n * Config.HiddenSize * sizeof(float)];
+        using (Device.Arena.Frame())
+        {
+            Tensor other = Hidden(n);
+            PassContext context = Begin(batch, dropout, isContinued: false);
+            Tensor input = layerInputs[0];
+            if (FirstNonFinite(input) is { } embedded)
+            {
+                return ("the embeddings", embedded);
+            }
+
+            for (int i = 0; i < Layers.Count; i++)
+            {
+                using ArenaFrame frame = Device.Arena.Frame();
+                Layers[i].Forward(other, Layers[i].Allocate(input), context);
+                if (FirstNonFinite(other) is { } token)
+                {
+                    return ($"the output of model.layers.{i}", token);
+                }
+
+                (input, other) = (other, input);
+            }
+        }
+
+        Losses(losses, batch);
+        return FirstNonFinite(losses) is { } scored ? ("the output of lm_head", scored) : null;
+
+        int? FirstNonFinite(Tensor values)
+        {
+            Span<byte> bytes = host.AsSpan(0, (int)values.ElementCount * values.DType.SizeBytes());
+            Device.Download(values, bytes);
+            int width = (int)(values.ElementCount / n);
+            for (int i = 0; i < values.ElementCount; i++)
+            {
+                // bf16 is the upper half of f32.
+                float value = values.DType == DType.BF16
+                    ? BitConverter.UInt32BitsToSingle((uint)MemoryMarshal.Cast<byte, ushort>(bytes)[i] << 16)
+                    : MemoryMarshal.Cast<byte, float>(bytes)[i];
+                if (!float.IsFinite(value))
+                {
+                    return i / width;
+                }
+            }
+
+            return null;
         }
     }
 
@@ -177,6 +237,12 @@ public sealed class CausalLanguageModel
         Rope.BuildTables(cosine, sine, batch.Positions, current.InverseFrequencies, current.AttentionScaling);
         layerInputs[0] = Hidden(batch.TokenCount);
         Embedding.Forward(layerInputs[0], batch.Tokens, EmbeddingTable, embeddingScale);
+        if (dropout is { IsActive: true, NoiseAlpha: > 0 })
+        {
+            // In transformers the noise is on the rows before they are scaled.
+            EmbeddingNoise.Add(layerInputs[0], batch.Documents, dropout.NoiseAlpha * embeddingScale, new DropoutKey(dropout.Seed, EmbeddingNoiseStream, dropout.Step, batch.FirstToken));
+        }
+
         return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
     }
 

@@ -14,7 +14,7 @@ public static class RunComparison
     /// <summary>They hold times, places or the number of processes; what matters of the log and of the state is compared by itself.</summary>
     private static readonly string[] NotCompared = [CheckpointFiles.LogName, RunFolder.SummaryName, CheckpointFiles.ConfigName, CheckpointFiles.StateName];
 
-    private static readonly string[] LoggedValues = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens"];
+    private static readonly string[] LoggedValues = ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "eval_loss", "eval_rows", "left_out_from", "back_to"];
 
     /// <summary>Each difference as a sentence; empty where there is none. The runs' outputs and checkpoints lie in folders of this machine.</summary>
     /// <param name="one">A run's config.</param>
@@ -24,6 +24,11 @@ public static class RunComparison
     {
         var differences = new List<string>();
         CompareFolders("", one.OutputDir, other.OutputDir, differences);
+        foreach (string name in new[] { RunFolder.BestName, RunFolder.LastName }.Where(name => Directory.Exists(Path.Combine(one.OutputDir, name)) || Directory.Exists(Path.Combine(other.OutputDir, name))))
+        {
+            CompareFolders(name + "/", Path.Combine(one.OutputDir, name), Path.Combine(other.OutputDir, name), differences);
+        }
+
         CompareLogs(new RunFolder(one).LogFile, new RunFolder(other).LogFile, differences);
         (Checkpoint? Checkpoint, string Folder) first = await NewestAsync(one, onNotice).ConfigureAwait(false), second = await NewestAsync(other, onNotice).ConfigureAwait(false);
         if (first.Checkpoint?.Step != second.Checkpoint?.Step)
@@ -68,7 +73,7 @@ public static class RunComparison
             }
         }
 
-        static IEnumerable<string> NamesIn(string folder) => Directory.EnumerateFiles(folder).Select(path => Path.GetFileName(path)).Where(name => name[0] != '.' && name != CheckpointStore.ManifestName && !NotCompared.Contains(name));
+        static IEnumerable<string> NamesIn(string folder) => (Directory.Exists(folder) ? Directory.EnumerateFiles(folder) : []).Select(path => Path.GetFileName(path)).Where(name => name[0] != '.' && name != CheckpointStore.ManifestName && !NotCompared.Contains(name));
     }
 
     /// <summary>Which tensors, and by how much.</summary>
@@ -132,7 +137,7 @@ public static class RunComparison
             .. File.ReadLines(path).Select(line =>
             {
                 using JsonDocument document = JsonDocument.Parse(line);
-                return string.Join(", ", LoggedValues.Select(name => $"{name} {document.RootElement.GetProperty(name).GetRawText()}"));
+                return string.Join(", ", LoggedValues.Where(name => document.RootElement.TryGetProperty(name, out _)).Select(name => $"{name} {document.RootElement.GetProperty(name).GetRawText()}"));
             }),
         ];
     }
@@ -145,10 +150,22 @@ public static class RunComparison
             differences.Add($"The losses differ from step {equal + 1} on: {Loss(one)} in the one run, {Loss(other)} in the other.");
         }
 
+        if (!one.Evaluations.SequenceEqual(other.Evaluations))
+        {
+            differences.Add($"The evaluations differ: {Evaluations(one)} in the one run, {Evaluations(other)} in the other.");
+        }
+
+        if (one.Updates != other.Updates || !one.LeftOut.SequenceEqual(other.LeftOut))
+        {
+            differences.Add("The last checkpoint: the runs left other steps out.");
+        }
+
         if ((one.Tokens, one.SupervisedTokens, one.DataHash, one.BaseHash) != (other.Tokens, other.SupervisedTokens, other.DataHash, other.BaseHash))
         {
             differences.Add("The last checkpoint: the runs had other data, another base, or another number of tokens.");
         }
+
+        static string Evaluations(TrainerState state) => string.Join(", ", state.Evaluations.Select(point => string.Create(CultureInfo.InvariantCulture, $"{point.Loss:R} after step {point.Step}")));
 
         string Loss(TrainerState state) => equal < state.Losses.Count ? state.Losses[equal].ToString("R", CultureInfo.InvariantCulture) : "no such step";
     }

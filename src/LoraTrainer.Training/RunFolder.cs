@@ -22,6 +22,12 @@ public sealed class RunFolder
 {
     internal const string SummaryName = "summary.json";
 
+    /// <summary>The model with the best held-out loss, where the folder's top has the last one.</summary>
+    public const string BestName = "best";
+
+    /// <summary>The last model, where the folder's top has the best one.</summary>
+    public const string LastName = "last";
+
     /// <summary>What a paged optimizer keeps its moments in while a process trains.</summary>
     internal const string PagedMomentsName = ".paged-moments";
 
@@ -263,37 +269,41 @@ public sealed class RunFolder
     }
 
     /// <summary>Opens log.jsonl for the steps after <paramref name="completedSteps"/>; lines of later steps, from a process that died, are cut off.</summary>
-    public RunLog OpenLog(int completedSteps) => RunLog.Open(LogFile, completedSteps);
+    public RunLog OpenLog(int completedSteps, int evaluatedStep) => RunLog.Open(LogFile, completedSteps, evaluatedStep);
 
     /// <summary>A new empty folder, on the same disk as the run; gone when disposed.</summary>
     public StagingFolder Stage() => new(Path.Combine(config.OutputDir, string.Create(CultureInfo.InvariantCulture, $"{StagingPrefix}{Environment.ProcessId}-{Interlocked.Increment(ref staged)}")));
 
     /// <summary>Writes what others load: a PEFT folder, or the whole model in bf16; the tokenizer's files beside it. Returns the weight file.</summary>
-    internal string WriteModel(TrainingConfig settings, ModelConfig shape, TrainedModel trained)
+    /// <param name="shape">Of the base.</param>
+    /// <param name="trained">Its values.</param>
+    /// <param name="within">A folder in the run's; null: the run's own.</param>
+    internal string WriteModel(ModelConfig shape, TrainedModel trained, string? within = null)
     {
-        string weights;
+        string folder = within is null ? config.OutputDir : Path.Combine(config.OutputDir, within), weights;
+        Directory.CreateDirectory(folder);
         if (trained.Adapters is { } adapters)
         {
-            if (settings.Adapter.ConvertsToLora)
+            if (config.Adapter.ConvertsToLora)
             {
-                adapters.SaveAsPlainLora(config.OutputDir);
+                adapters.SaveAsPlainLora(folder);
             }
             else
             {
-                adapters.Save(config.OutputDir);
+                adapters.Save(folder);
             }
 
-            weights = Path.Combine(config.OutputDir, PeftAdapterFolder.WeightsFileName);
+            weights = Path.Combine(folder, PeftAdapterFolder.WeightsFileName);
         }
         else
         {
-            weights = FullModelWriter.Write(config.OutputDir, shape, trained.Model);
+            weights = FullModelWriter.Write(folder, shape, trained.Model);
         }
 
-        CopyTokenizer(settings.BaseModel, config.OutputDir);
-        if (settings.Data.Tokens.Count > 0)
+        CopyTokenizer(config.BaseModel, folder);
+        if (config.Data.Tokens.Count > 0)
         {
-            AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, "tokenizer.json"), Tokenizer.Load(settings.BaseModel).JsonWithTokens(settings.Data.Tokens));
+            AtomicFile.WriteAllBytes(Path.Combine(folder, "tokenizer.json"), Tokenizer.Load(config.BaseModel).JsonWithTokens(config.Data.Tokens));
         }
 
         return weights;
@@ -362,7 +372,8 @@ public sealed class RunFolder
 
     private void RefuseOutputs()
     {
-        string[] outputs = [PeftAdapterFolder.WeightsFileName, ModelFolder.SingleFileName, CheckpointFiles.LogName, SummaryName];
+        string[] models = [PeftAdapterFolder.WeightsFileName, ModelFolder.SingleFileName];
+        string[] outputs = [.. models, CheckpointFiles.LogName, SummaryName, .. models.SelectMany(name => new[] { Path.Combine(BestName, name), Path.Combine(LastName, name) })];
         if (outputs.FirstOrDefault(name => File.Exists(Path.Combine(config.OutputDir, name))) is { } occupied)
         {
             throw new TrainingSetupException($"{config.OutputDir} already holds {occupied}, which this run would overwrite. Choose another output_dir.");

@@ -32,6 +32,15 @@ internal sealed class RunPulse(RunLease lease, BilledMachine machine, PhaseClock
         }
     }
 
+    /// <summary>The run ends here, earlier than was planned.</summary>
+    public void EndsAt(int step)
+    {
+        lock (gate)
+        {
+            totalSteps = step;
+        }
+    }
+
     /// <param name="hours">That the whole run is expected to take; null: not known.</param>
     public void Expects(double? hours)
     {

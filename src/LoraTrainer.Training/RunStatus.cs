@@ -119,7 +119,7 @@ public sealed record RunStatus
                     ? TrainerState.Parse(safe.Name, json)
                     : null;
             int step = Math.Max(newest?.Step ?? 0, safe?.Step ?? 0);
-            double? loss = newest is { Loss: { } told } && newest.Step == step ? told : kept?.Losses.Count > 0 ? kept.Losses[^1] : newest?.Loss;
+            double? loss = newest is { Loss: { } told } && newest.Step == step ? told : kept?.Losses.LastOrDefault(double.IsFinite, double.NaN) is { } last && double.IsFinite(last) ? last : newest?.Loss;
             if (state == RunState.Training && newest is not null && RunLog.LastStep(folder.LogFile, after: newest.LastSeen) is { } logged && logged.Step > step)
             {
                 // The log lies here, and its last line is younger than what the process last told of itself.

@@ -42,6 +42,9 @@ public sealed record RunSummary
 
     public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
 
+    /// <summary>See <see cref="Config.NonFiniteAction.Rollback"/>.</summary>
+    public required IReadOnlyList<LeftOutSteps> LeftOut { get; init; }
+
     public required double? FirstLoss { get; init; }
 
     public required double? LastLoss { get; init; }
@@ -49,6 +52,15 @@ public sealed record RunSummary
     public required EvaluationResult? Before { get; init; }
 
     public required EvaluationResult? After { get; init; }
+
+    /// <summary>Those during the training.</summary>
+    public required IReadOnlyList<EvaluationPoint> Evaluations { get; init; }
+
+    /// <summary>The best of them, and the folder with its model; null where there were none, or its model is lost.</summary>
+    public required (EvaluationPoint Point, string Folder)? Best { get; init; }
+
+    /// <summary>The training ended because the held-out loss got no better.</summary>
+    public required bool StoppedEarly { get; init; }
 
     public required string AdapterPath { get; init; }
 
@@ -104,6 +116,7 @@ public sealed record RunSummary
         json.WriteNumber("planned_arena_bytes", PlannedArenaBytes);
         WriteByKind(json, ByKind);
         json.WriteEndObject();
+        TrainerState.WriteLeftOut(json, LeftOut);
         json.WriteStartObject("loss");
         json.WriteNumberOrNull("first", FirstLoss);
         json.WriteNumberOrNull("last", LastLoss);
@@ -113,6 +126,21 @@ public sealed record RunSummary
         TrainerState.WriteEvaluation(json, Before);
         json.WritePropertyName("after");
         TrainerState.WriteEvaluation(json, After);
+        TrainerState.WriteEvaluations(json, "during", Evaluations);
+        if (Best is var (point, folder))
+        {
+            json.WriteStartObject("best");
+            json.WriteNumber("step", point.Step);
+            json.WriteNumber("loss", point.Loss);
+            json.WriteString("path", folder);
+            json.WriteEndObject();
+        }
+        else
+        {
+            json.WriteNull("best");
+        }
+
+        json.WriteBoolean("stopped_early", StoppedEarly);
         json.WriteEndObject();
         json.WriteStartObject("adapter");
         json.WriteString("path", AdapterPath);

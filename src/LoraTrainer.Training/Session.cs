@@ -32,6 +32,12 @@ internal sealed class Session
     private int lastCheckpointStep = -1;
     private bool isJudged;
 
+    private EvaluationSchedule evaluations = null!;
+    private EvaluationHistory history = null!;
+
+    // What an evaluation during the training took last.
+    private double evaluationSeconds;
+
     // The longest that a save has kept the steps waiting.
     private TimeSpan stall;
 
@@ -114,15 +120,26 @@ internal sealed class Session
 
     private CancellationToken Stop => Control.Stop;
 
+    /// <summary>So many evaluations in a row were no better that the training ends.</summary>
+    private bool IsPlateau => Config.Evaluation.EarlyStoppingPatience is { } patience && history.WithoutImprovement >= patience;
+
+    /// <summary>No step is left to do.</summary>
+    private bool HasAllSteps => trainer.CompletedSteps >= trainer.TotalSteps || (IsPlateau && !IsEvaluationDue);
+
+    private bool IsEvaluationDue => evaluations.IsDue(trainer.CompletedSteps) && history.At(trainer.CompletedSteps) is null;
+
     /// <summary>Makes what the steps need; to be called once, before anything else.</summary>
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
+        evaluations = EvaluationSchedule.From(Config.Evaluation, Data);
+        history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, []);
         writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
         state = new TrainerState
         {
             Step = 0,
             TotalSteps = trainer.TotalSteps,
+            Updates = 0,
             RunId = Lease.RunId,
             ConfigHash = Config.Hash,
             BaseHash = BaseHash,
@@ -175,7 +192,9 @@ internal sealed class Session
         CheckpointFiles.Restore(staging.Path, Trained, Observer.OnNotice);
         Folder.RestoreLog(Path.Combine(staging.Path, CheckpointFiles.LogName));
         losses.AddRange(saved.Losses);
+        history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, saved.Evaluations);
         trainer.CompletedSteps = saved.Step;
+        trainer.CompletedUpdates = saved.Updates;
         lastCheckpointStep = saved.Step;
         state = saved with { Attempts = Math.Max(Attempts.Count, saved.Attempts + 1), Losses = [] };
         Checkpoints.ContinueFrom(newest);
@@ -188,7 +207,7 @@ internal sealed class Session
 
     public async Task<RunEnding> RunAsync()
     {
-        using RunLog log = Folder.OpenLog(state.Step);
+        using RunLog log = Folder.OpenLog(state.Step, history.Points.Count > 0 ? history.Points[^1].Step : 0);
         try
         {
             if (state.Step == 0 && state.EvaluationBefore is null)
@@ -196,15 +215,20 @@ internal sealed class Session
                 state = state with { EvaluationBefore = Evaluate(Config.Evaluation.Before) };
             }
 
-            Train(log);
+            if (Config.OnNonFinite == NonFiniteAction.Rollback && trainer.CompletedSteps == 0 && lastCheckpointStep < 0)
+            {
+                // The start is where a run goes back to before its first checkpoint by steps.
+                Save();
+            }
+
+            await TrainAsync(log).ConfigureAwait(false);
             await SaveLastAsync().ConfigureAwait(false);
-            if (trainer.CompletedSteps < trainer.TotalSteps || Lease.Lost.IsCancellationRequested)
+            if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {
                 return Control.Ending;
             }
 
-            EvaluationResult? after = Evaluate(Config.Evaluation.After);
-            WriteOutputs(after);
+            await WriteOutputsAsync().ConfigureAwait(false);
             return RunEnding.Finished;
         }
         catch (OperationCanceledException) when (Stop.IsCancellationRequested)
@@ -224,12 +248,18 @@ internal sealed class Session
         }
     }
 
-    private void Train(RunLog log)
+    private async Task TrainAsync(RunLog log)
     {
         Phases.Enter(TrainingPhase.Training);
         Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Training, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps });
         double stepSeconds = 0;
-        while (trainer.CompletedSteps < trainer.TotalSteps && !Stop.IsCancellationRequested)
+        if (IsEvaluationDue)
+        {
+            // The process before this one was stopped when it came to it.
+            EvaluateDuring(log);
+        }
+
+        while (!HasAllSteps && !Stop.IsCancellationRequested)
         {
             double seconds = Pulse.ProcessSeconds;
             if (Budget.Warning(seconds) is { } warning)
@@ -237,33 +267,31 @@ internal sealed class Session
                 Observer.OnWarning(warning);
             }
 
-            if (Budget.ReasonToStop(seconds, stepSeconds, writer.CommitTime) is { } reason)
+            if (Budget.ReasonToStop(seconds, stepSeconds + (evaluations.IsDue(trainer.CompletedSteps + 1) ? evaluationSeconds : 0), writer.CommitTime) is { } reason)
             {
                 Observer.OnWarning(reason);
                 Control.RequestStop(StopReason.Budget);
                 break;
             }
 
-            StepResult step = trainer.Step();
-            stepSeconds = step.Seconds;
-            losses.Add(step.Loss);
-            secondsPerToken.Add(step.Seconds / step.Tokens);
-            state = state with
+            try
             {
-                Step = step.Step,
-                Tokens = state.Tokens + step.Tokens,
-                SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
-                TrainSeconds = state.TrainSeconds + step.Seconds,
-            };
-            Pulse.Did(step);
-            if (step.Step % Config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
+                StepResult step = trainer.Step();
+                stepSeconds = step.Seconds;
+                Did(step, log);
+            }
+            catch (NonFiniteException exception) when (Config.OnNonFinite == NonFiniteAction.Rollback)
             {
-                log.Write(step, Data.Order.EpochsBefore(step.Step - 1));
+                await LeaveOutAsync(exception, log).ConfigureAwait(false);
             }
 
-            Tell(step);
+            if (IsEvaluationDue)
+            {
+                EvaluateDuring(log);
+            }
+
             bool isAsked = Control.TakeSave(out RunRequest[] requests);
-            if ((isAsked && lastCheckpointStep != step.Step) || IsCheckpointDue(step.Step))
+            if (lastCheckpointStep != trainer.CompletedSteps && (isAsked || IsCheckpointDue(trainer.CompletedSteps)))
             {
                 Save();
                 Phases.Enter(TrainingPhase.Training);
@@ -279,11 +307,109 @@ internal sealed class Session
                 throw Lost(failure);
             }
         }
+
+        if (IsPlateau && trainer.CompletedSteps < trainer.TotalSteps)
+        {
+            Pulse.EndsAt(trainer.CompletedSteps);
+            Observer.OnNotice($"The training ends after step {trainer.CompletedSteps} of {trainer.TotalSteps}: {history.WithoutImprovement} evaluations in a row were no better than the best before them (early_stopping_patience).");
+        }
+    }
+
+    private void Did(in StepResult step, RunLog log)
+    {
+        losses.Add(step.Loss);
+        secondsPerToken.Add(step.Seconds / step.Tokens);
+        state = state with
+        {
+            Step = step.Step,
+            Updates = trainer.CompletedUpdates,
+            Tokens = state.Tokens + step.Tokens,
+            SupervisedTokens = state.SupervisedTokens + step.SupervisedTokens,
+            TrainSeconds = state.TrainSeconds + step.Seconds,
+        };
+        Pulse.Did(step);
+        if (step.Step % Config.LoggingSteps == 0 || step.Step == trainer.TotalSteps)
+        {
+            log.Write(step, Data.Order.EpochsBefore(step.Step - 1));
+        }
+
+        Tell(step);
+    }
+
+    /// <summary>
+    /// Goes on without the step that is not finite. Nothing of it was applied, so the first time only its rows are left out. Where the step after that is not finite either
+    /// the fault is in what is trained: the run goes back to the checkpoint of a multiple of every_steps and leaves out all since. Everything is decided by the numbers of steps,
+    /// so that a resumed run does the same.
+    /// </summary>
+    private async Task LeaveOutAsync(NonFiniteException exception, RunLog log)
+    {
+        int failed = trainer.CompletedSteps + 1, applied = LastApplied;
+        bool isAlone = applied == trainer.CompletedSteps;
+        if (state.LeftOut.Count >= Config.MaxRollbacks)
+        {
+            throw new NonFiniteException(exception.Finding, $"The step was not applied. on_nonfinite: rollback has left out steps {state.LeftOut.Count} times in this run and gives up (max_rollbacks). A lower learning_rate or a smaller max_grad_norm usually helps.");
+        }
+
+        if (!isAlone && (applied == 0 || state.LeftOut[^1] is { } last && last.First < last.Last))
+        {
+            throw new NonFiniteException(exception.Finding, "The step was not applied. on_nonfinite: rollback gives up: the step before it was left out too, and there is no earlier state to go back to that is any better. A lower learning_rate or a smaller max_grad_norm usually helps.");
+        }
+
+        var leftOut = new LeftOutSteps(failed, failed, applied);
+        if (!isAlone)
+        {
+            int back = AnchorBefore(applied);
+            leftOut = new LeftOutSteps(back + 1, failed, back);
+            await writer.FlushAsync().ConfigureAwait(false);
+            using StagingFolder staging = Folder.Stage();
+            if (!await Checkpoints.TryDownloadAsync(back, staging.Path, Observer.OnWarning, Stop).ConfigureAwait(false))
+            {
+                throw new NonFiniteException(exception.Finding, $"The step was not applied. on_nonfinite: rollback cannot go back to step {back}: there is no whole checkpoint of it.{(writer.Failure is { } failure ? $" {failure.Message}" : "")}");
+            }
+
+            CheckpointFiles.RestoreTensors(staging.Path, Trained);
+            trainer.CompletedUpdates = CheckpointFiles.ReadState(staging.Path).Updates;
+        }
+
+        trainer.CompletedSteps = failed;
+        losses.Add(double.NaN);
+        state = state with { Step = failed, Updates = trainer.CompletedUpdates, LeftOut = [.. state.LeftOut, leftOut] };
+        log.Write(leftOut, exception.Finding);
+        string done = isAlone ? "Its rows are left out" : $"The run goes back to step {leftOut.BackTo} and leaves out all rows since";
+        Observer.OnWarning($"{exception.Finding}. {done}, and goes on with step {failed + 1} ({state.LeftOut.Count} of at most {Config.MaxRollbacks} times).");
+    }
+
+    /// <summary>The step whose values the model has.</summary>
+    private int LastApplied => state.LeftOut.Count > 0 && state.LeftOut[^1].Last == trainer.CompletedSteps ? state.LeftOut[^1].BackTo : trainer.CompletedSteps;
+
+    /// <summary>The last checkpoint by steps that is older than the values of a step.</summary>
+    private int AnchorBefore(int step) => step == 0 ? 0 : (step - 1) / Config.Checkpoint.EverySteps * Config.Checkpoint.EverySteps;
+
+    /// <summary>Measures the held-out loss. The best so far becomes a checkpoint, which stays while no other is better.</summary>
+    private void EvaluateDuring(RunLog log)
+    {
+        long start = Stopwatch.GetTimestamp();
+        Phases.Enter(TrainingPhase.Evaluating);
+        int step = trainer.CompletedSteps;
+        EvaluationResult result = new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, maxNewTokens: 0, trainer.LargestTokens).Evaluate(Observer, Stop);
+        var point = new EvaluationPoint(step, result.Loss);
+        history.Add(point);
+        state = state with { Evaluations = [.. history.Points] };
+        bool isBest = history.Best == point;
+        evaluationSeconds = Stopwatch.GetElapsedTime(start).TotalSeconds;
+        log.Write(point, Data.Order.EpochsBefore(step), result.Rows, evaluationSeconds);
+        Observer.OnEvaluation(point, isBest);
+        if (isBest && lastCheckpointStep != step)
+        {
+            Save();
+        }
+
+        Phases.Enter(TrainingPhase.Training);
     }
 
     private void Tell(in StepResult step)
     {
-        var remaining = TimeSpan.FromSeconds(state.TrainSeconds / step.Step * (trainer.TotalSteps - step.Step));
+        var remaining = TimeSpan.FromSeconds((state.TrainSeconds / step.Step * (trainer.TotalSteps - step.Step)) + (evaluationSeconds * evaluations.After(step.Step)));
         double seconds = Pulse.ProcessSeconds;
         Observer.OnProgress(new TrainingProgress
         {
@@ -331,7 +457,9 @@ internal sealed class Session
         return best > commit ? best : commit;
     }
 
-    private EvaluationResult? Evaluate(bool wanted)
+    /// <param name="wanted">As the config says.</param>
+    /// <param name="knownLoss">Where it was measured before.</param>
+    private EvaluationResult? Evaluate(bool wanted, double? knownLoss = null)
     {
         if (!wanted || Data.HeldOut.Count == 0)
         {
@@ -339,8 +467,7 @@ internal sealed class Session
         }
 
         Phases.Enter(TrainingPhase.Evaluating);
-        int tokens = Trainer.LargestMicroBatch(Config, Data).Tokens;
-        return new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, Config.Evaluation.MaxNewTokens, tokens).Evaluate(Observer, Stop);
+        return new Evaluator(Trained.Model, Data.HeldOut, Tokenizer, Config.Evaluation.MaxNewTokens, trainer.LargestTokens).Evaluate(Observer, Stop, knownLoss);
     }
 
     /// <summary>Writes the state down and hands it over: the training waits for no store.</summary>
@@ -363,12 +490,32 @@ internal sealed class Session
             return;
         }
 
-        writer.Enqueue(trainer.CompletedSteps, staging);
+        (IReadOnlyList<int> needs, bool isNeeded) = Needs(trainer.CompletedSteps);
+        writer.Enqueue(trainer.CompletedSteps, staging, needs, isNeeded);
         TimeSpan took = Stopwatch.GetElapsedTime(start);
         stall = took > stall ? took : stall;
         Pulse.Stalled(took);
         lastCheckpoint = Stopwatch.GetTimestamp();
         lastCheckpointStep = trainer.CompletedSteps;
+    }
+
+    /// <summary>The checkpoints that one of this step refers to, and whether later ones may refer to it: the best so far, and those that the run may have to go back to.</summary>
+    private (IReadOnlyList<int> Needs, bool IsNeeded) Needs(int step)
+    {
+        var needs = new SortedSet<int>();
+        if (history.Best is { } best)
+        {
+            needs.Add(best.Step);
+        }
+
+        if (Config.OnNonFinite == NonFiniteAction.Rollback)
+        {
+            needs.Add(AnchorBefore(LastApplied));
+            needs.Add(AnchorBefore(step + 1));
+        }
+
+        bool isNeeded = needs.Remove(step);
+        return ([.. needs], isNeeded);
     }
 
     /// <summary>The state as it is becomes a checkpoint that is safe, before the process ends or goes on to its outputs.</summary>
@@ -451,10 +598,76 @@ internal sealed class Session
         }
     }
 
-    private void WriteOutputs(EvaluationResult? after)
+    /// <summary>
+    /// The model that the config wants goes to the top of the run's folder; where there were evaluations during the training, the last and the best one both stay: the
+    /// other goes to a folder of its own.
+    /// </summary>
+    private async Task WriteOutputsAsync()
     {
-        Phases.Enter(TrainingPhase.Saving);
-        string weights = Folder.WriteModel(Config, Shape, Trained);
+        int step = trainer.CompletedSteps;
+        EvaluationResult? after;
+        string weights;
+        string? bestFolder = null;
+        if (history.Best is not { } best)
+        {
+            after = Evaluate(Config.Evaluation.After);
+            weights = Write(null);
+        }
+        else if (Config.Evaluation.LoadBest)
+        {
+            Write(RunFolder.LastName);
+            if (!await TryTakeBestAsync(best).ConfigureAwait(false))
+            {
+                throw new IOException($"The checkpoint of step {best.Step}, which had the best held-out loss, is not there any more. Go on without it, with the last one: --set load_best_model_at_end=false --force.");
+            }
+
+            after = Evaluate(Config.Evaluation.After, best.Loss);
+            weights = Write(null);
+            bestFolder = Config.OutputDir;
+        }
+        else
+        {
+            after = Evaluate(Config.Evaluation.After, history.At(step)?.Loss);
+            weights = Write(null);
+            if (await TryTakeBestAsync(best).ConfigureAwait(false))
+            {
+                bestFolder = Path.GetDirectoryName(Write(RunFolder.BestName));
+            }
+            else
+            {
+                Observer.OnWarning($"The checkpoint of step {best.Step}, which had the best held-out loss, is not there any more: {RunFolder.BestName}/ is not written.");
+            }
+        }
+
+        WriteSummary(weights, after, bestFolder);
+
+        string Write(string? within)
+        {
+            Phases.Enter(TrainingPhase.Saving);
+            return Folder.WriteModel(Shape, Trained, within);
+        }
+    }
+
+    /// <summary>Puts the values of the best evaluation into the model; its checkpoint has them. Nothing is trained after that.</summary>
+    private async Task<bool> TryTakeBestAsync(EvaluationPoint best)
+    {
+        if (best.Step == trainer.CompletedSteps)
+        {
+            return true;
+        }
+
+        using StagingFolder staging = Folder.Stage();
+        if (!await Checkpoints.TryDownloadAsync(best.Step, staging.Path, Observer.OnWarning, Stop).ConfigureAwait(false))
+        {
+            return false;
+        }
+
+        CheckpointFiles.RestoreTensors(staging.Path, Trained);
+        return true;
+    }
+
+    private void WriteSummary(string weights, EvaluationResult? after, string? bestFolder)
+    {
         double total = state.TotalSeconds + Stopwatch.GetElapsedTime(Started).TotalSeconds;
         Phases.Enter(TrainingPhase.Done);
         Summary = new RunSummary
@@ -471,10 +684,14 @@ internal sealed class Session
             ArenaBytes = Trained.Model.Device.Arena.HighWaterBytes,
             PlannedArenaBytes = Plan.ArenaBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, Trained.Model.Device.Arena.HighWaterOf),
-            FirstLoss = losses.Count > 0 ? losses[0] : null,
-            LastLoss = losses.Count > 0 ? losses[^1] : null,
+            LeftOut = state.LeftOut,
+            FirstLoss = losses.Where(double.IsFinite).Cast<double?>().FirstOrDefault(),
+            LastLoss = losses.Where(double.IsFinite).Cast<double?>().LastOrDefault(),
             Before = state.EvaluationBefore,
             After = after,
+            Evaluations = history.Points,
+            Best = history.Best is { } best && bestFolder is not null ? (best, bestFolder) : null,
+            StoppedEarly = trainer.CompletedSteps < trainer.TotalSteps,
             AdapterPath = weights,
             AdapterSha256 = ContentHash.OfFile(weights),
             TrainableParameters = Trained.Model.Parameters.TrainableCount,
@@ -482,6 +699,6 @@ internal sealed class Session
             Attempts = state.Attempts,
         };
         Folder.WriteSummary(Summary);
-        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.TotalSteps, Elapsed = Stopwatch.GetElapsedTime(Started) });
+        Observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Done, Step = trainer.CompletedSteps, TotalSteps = trainer.CompletedSteps, Elapsed = Stopwatch.GetElapsedTime(Started) });
     }
 }

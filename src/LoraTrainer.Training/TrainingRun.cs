@@ -529,7 +529,7 @@ public sealed class TrainingRun
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
-        WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data.HeldOut);
+        WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data);
         pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
 
         phases.Enter(TrainingPhase.Loading);

@@ -4,6 +4,7 @@ using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
@@ -99,6 +100,10 @@ internal static class RunBenchmarks
         }
 
         public void OnWarning(string sentence)
+        {
+        }
+
+        public void OnEvaluation(EvaluationPoint point, bool isBest)
         {
         }
 

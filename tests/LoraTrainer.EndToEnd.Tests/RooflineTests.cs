@@ -100,7 +100,7 @@ public sealed class RooflineTests(ITestOutputHelper output)
                 Data = new DataOptions { SequenceLen = length },
             };
             WorkPlan work = WorkPlan.Measure(
-                config, ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(Llama8B)), null, new DeviceSelection(DevicePlatform.Cuda, 1, null), StepBins.Full(config), count, []);
+                config, ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(Llama8B)), null, new DeviceSelection(DevicePlatform.Cuda, 1, null), StepBins.Full(config), count, null);
             rows.Add(new MeasuredTime(PlannedTime.StepOf(work, Rates), count * length / value));
         }
 

@@ -120,28 +120,35 @@ internal sealed class TinyFolder : IDisposable
     public string[] CheckpointFolders(string? root = null) =>
         [.. Directory.EnumerateDirectories(root ?? Checkpoints, "step-*").Where(path => File.Exists(System.IO.Path.Combine(path, "manifest.json"))).Order(StringComparer.Ordinal)];
 
-    /// <summary>Everything that two runs with the same result have in common: the weights, the optimizer's moments, what the log says of each step.</summary>
+    /// <summary>Everything that two runs with the same result have in common: the weights, the optimizer's moments, what the log says of each step and evaluation.</summary>
     /// <param name="output">The output folder; null: <see cref="Out"/>.</param>
     /// <param name="checkpoints">Where the run lies among the checkpoints; null: <see cref="Checkpoints"/>.</param>
     public Dictionary<string, string> Result(string? output = null, string? checkpoints = null)
     {
         string weights = Directory.EnumerateFiles(output ?? Out, "*.safetensors").Single();
         string last = CheckpointFolders(checkpoints)[^1];
-        return new Dictionary<string, string>
+        var result = new Dictionary<string, string>
         {
             [System.IO.Path.GetFileName(weights)] = Hash(weights),
             ["optimizer.safetensors"] = Hash(System.IO.Path.Combine(last, "optimizer.safetensors")),
             ["log.jsonl"] = string.Join('\n', Log(output)),
         };
+        foreach (string other in new[] { "best", "last" }.Select(name => System.IO.Path.Combine(output ?? Out, name)).Where(Directory.Exists))
+        {
+            result[System.IO.Path.GetFileName(other)] = Hash(Directory.EnumerateFiles(other, "*.safetensors").Single());
+        }
+
+        return result;
     }
 
-    /// <summary>step, loss, learning_rate and grad_norm of each line, as they are written.</summary>
+    /// <summary>step, loss, learning_rate and grad_norm of each line, or step and eval_loss, as they are written.</summary>
     public string[] Log(string? output = null) =>
     [
         .. File.ReadAllLines(System.IO.Path.Combine(output ?? Out, "log.jsonl")).Select(line =>
         {
             using JsonDocument document = JsonDocument.Parse(line);
-            return string.Join(' ', new[] { "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens" }.Select(name => document.RootElement.GetProperty(name).GetRawText()));
+            string[] names = document.RootElement.TryGetProperty("eval_loss", out _) ? ["step", "epoch", "eval_loss", "eval_rows"] : ["step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens"];
+            return string.Join(' ', names.Select(name => document.RootElement.GetProperty(name).GetRawText()));
         }),
     ];
 

@@ -1,3 +1,4 @@
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.TestSupport;
@@ -16,6 +17,10 @@ public sealed class SilentObserver : ITrainingObserver
     }
 
     public void OnWarning(string sentence)
+    {
+    }
+
+    public void OnEvaluation(EvaluationPoint point, bool isBest)
     {
     }
 

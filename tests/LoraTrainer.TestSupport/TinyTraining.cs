@@ -30,15 +30,17 @@ public sealed class TinyTraining : IDisposable
     /// <param name="changes">Of the config.</param>
     public TinyTraining(string folder, DevicePlatform platform, Func<int, long, Device> open, params (string Key, object? Value)[] changes)
     {
-        TrainingConfig config = ConfigurationLoader.LoadText(TinyRun.Config(folder, changes), "tiny.yaml", []).Require();
-        ModelConfig shape = ModelConfig.Parse(config.BaseModel);
-        Data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 1, SilentObserver.Instance, default);
-        using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(platform, config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, Data).Tokens, Data.HeldOut, config.Data.SequenceLen));
-        device = open(config.Device.Threads, plan.ArenaBytes);
-        Trained = TrainedModel.Build(config, shape, weights, device);
-        Trainer = new Trainer(config, Trained, Data);
+        Config = ConfigurationLoader.LoadText(TinyRun.Config(folder, changes), "tiny.yaml", []).Require();
+        ModelConfig shape = ModelConfig.Parse(Config.BaseModel);
+        Data = TrainingData.Load(Config, Tokenizer.Load(Config.BaseModel), shape.VocabSize, 1, SilentObserver.Instance, default);
+        using ModelFolder weights = ModelFolder.Open(Config.BaseModel);
+        MemoryPlan plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
+        device = open(Config.Device.Threads, plan.ArenaBytes);
+        Trained = TrainedModel.Build(Config, shape, weights, device);
+        Trainer = new Trainer(Config, Trained, Data);
     }
+
+    public TrainingConfig Config { get; }
 
     public TrainingData Data { get; }
 

@@ -45,11 +45,13 @@ public sealed class MemoryPlanTests
     [InlineData("fp4", "bnb_config_kwargs.bnb_4bit_quant_type: the 4-bit type fp4 has no kernel for GPUs yet. Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("int8", "load_in_8bit: a base in 8 bits has no kernel for GPUs yet. Use device: cpu, or leave load_in_8bit out.")]
     [InlineData("adamw8", "optimizer: the 8-bit optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
+    [InlineData("noise", "neftune_noise_alpha: noise on the embeddings has no kernel for GPUs yet. Use device: cpu, or leave neftune_noise_alpha out.")]
     [InlineData("paged", "optimizer: a paged optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
     public void WhatAGpuHasNoKernelFor_IsRefusedInOneSentence(string what, string sentence)
     {
         var config = new TrainingConfig
         {
+            NeftuneNoiseAlpha = what == "noise" ? 5 : null,
             Adapter = new AdapterOptions { Kind = AdapterKind.Lora },
             Quantization = new QuantizationOptions { LoadIn4Bit = what == "fp4", LoadIn8Bit = what == "int8", FourBit = new FourBitOptions { Type = what == "fp4" ? FourBitType.Fp4 : FourBitType.Nf4 } },
             Optimizer = new OptimizerOptions { Kind = what == "adamw8" ? OptimizerKind.AdamW8Bit : what == "paged" ? OptimizerKind.PagedAdamW32Bit : OptimizerKind.AdamW },

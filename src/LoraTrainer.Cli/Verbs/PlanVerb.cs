@@ -7,6 +7,7 @@ using LoraTrainer.Costs.Prices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Planning;
@@ -240,6 +241,10 @@ internal static class PlanVerb
         public void OnNotice(string sentence) => terminal.Note(sentence);
 
         public void OnWarning(string sentence) => terminal.Warn(sentence);
+
+        public void OnEvaluation(EvaluationPoint point, bool isBest)
+        {
+        }
 
         public void OnSample(string prompt, string expected, string generated)
         {

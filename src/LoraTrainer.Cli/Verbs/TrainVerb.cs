@@ -165,9 +165,20 @@ internal static class TrainVerb
             lines.Add(string.Create(culture, $"loss {first:0.0000} at the first step, {last:0.0000} at the last"));
         }
 
+        if (summary.LeftOut.Count > 0)
+        {
+            lines.Add($"left out, because a loss or gradient was not finite: {string.Join(", ", summary.LeftOut.Select(steps => steps.First == steps.Last ? $"step {steps.Last}" : $"steps {steps.First} to {steps.Last}"))}");
+        }
+
         if (summary.Before is not null || summary.After is not null)
         {
             lines.Add($"held out: before {Words(summary.Before)}; after {Words(summary.After)}");
+        }
+
+        if (summary.Best is var (best, folder))
+        {
+            string early = summary.StoppedEarly ? "the training ended early, because the held-out loss got no better; " : "";
+            lines.Add(string.Create(culture, $"{early}best held-out loss {best.Loss:0.0000}, after step {best.Step}: {folder}"));
         }
 
         if (summary.Cost.Amount is { } amount)

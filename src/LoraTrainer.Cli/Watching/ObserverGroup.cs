@@ -1,3 +1,4 @@
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Cli.Watching;
@@ -18,6 +19,8 @@ internal sealed class ObserverGroup(params ITrainingObserver?[] observers) : ITr
     public void OnNotice(string sentence) => Array.ForEach(observers, observer => observer.OnNotice(sentence));
 
     public void OnWarning(string sentence) => Array.ForEach(observers, observer => observer.OnWarning(sentence));
+
+    public void OnEvaluation(EvaluationPoint point, bool isBest) => Array.ForEach(observers, observer => observer.OnEvaluation(point, isBest));
 
     public void OnSample(string prompt, string expected, string generated) => Array.ForEach(observers, observer => observer.OnSample(prompt, expected, generated));
 }

@@ -1,5 +1,6 @@
 using System.Diagnostics.Metrics;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using OpenTelemetry;
 using OpenTelemetry.Exporter;
@@ -29,6 +30,8 @@ internal sealed class OtlpMetrics : ITrainingObserver, IDisposable
     private readonly Lock gate = new();
     private TrainingProgress latest;
     private int countedSteps = -1;
+    private double? heldOutLoss;
+    private double? bestHeldOutLoss;
 
     private OtlpMetrics(TrainingConfig config)
     {
@@ -36,6 +39,8 @@ internal sealed class OtlpMetrics : ITrainingObserver, IDisposable
         Gauge("lora_trainer.step", "{step}", "Steps of the run that are done.", progress => progress.TotalSteps > 0 ? progress.Step : null);
         Gauge("lora_trainer.total_steps", "{step}", "Steps of the run.", progress => progress.TotalSteps > 0 ? progress.TotalSteps : null);
         Gauge("lora_trainer.loss", "1", "Training loss of the last step.", progress => progress.Loss);
+        Gauge("lora_trainer.eval.loss", "1", "Held-out loss of the last evaluation during the training.", _ => heldOutLoss);
+        Gauge("lora_trainer.eval.best_loss", "1", "The lowest of them.", _ => bestHeldOutLoss);
         Gauge("lora_trainer.learning_rate", "1", "Learning rate of the last step.", progress => progress.LearningRate);
         Gauge("lora_trainer.gradient_norm", "1", "Norm of the gradients of the last step.", progress => progress.GradientNorm);
         Gauge("lora_trainer.tokens_per_second", "{token}/s", "Tokens of the last step in a second.", progress => progress.TokensPerSecond);
@@ -95,6 +100,15 @@ internal sealed class OtlpMetrics : ITrainingObserver, IDisposable
 
     public void OnWarning(string sentence)
     {
+    }
+
+    public void OnEvaluation(EvaluationPoint point, bool isBest)
+    {
+        lock (gate)
+        {
+            heldOutLoss = double.IsFinite(point.Loss) ? point.Loss : null;
+            bestHeldOutLoss = isBest ? point.Loss : bestHeldOutLoss;
+        }
     }
 
     public void OnSample(string prompt, string expected, string generated)

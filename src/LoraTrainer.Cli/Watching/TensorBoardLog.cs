@@ -3,6 +3,7 @@ using System.Globalization;
 using System.Numerics;
 using System.Text;
 using LoraTrainer.Training;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Cli.Watching;
@@ -28,6 +29,7 @@ internal sealed class TensorBoardLog : ITrainingObserver, IDisposable
     private readonly Action<string> warn;
     private FileStream? stream;
     private int lastStep = -1;
+    private int lastEvaluated = -1;
     private bool isBroken;
 
     /// <param name="outputDir">Of the run; the file is made when its first step is due.</param>
@@ -78,6 +80,15 @@ internal sealed class TensorBoardLog : ITrainingObserver, IDisposable
     {
     }
 
+    public void OnEvaluation(EvaluationPoint point, bool isBest)
+    {
+        if (stream is not null && !isBroken && double.IsFinite(point.Loss))
+        {
+            lastEvaluated = point.Step;
+            Try(() => Write(point.Step, [("eval/loss", point.Loss)]));
+        }
+    }
+
     public void OnSample(string prompt, string expected, string generated)
     {
     }
@@ -90,11 +101,12 @@ internal sealed class TensorBoardLog : ITrainingObserver, IDisposable
             return;
         }
 
-        foreach ((int step, Training.Evaluation.EvaluationResult? result) in new[] { (0, summary.Before), (summary.Steps, summary.After) })
+        foreach ((int step, EvaluationResult? result) in new[] { (0, summary.Before), (summary.Steps, summary.After) })
         {
             if (result is { } measured)
             {
-                Try(() => Write(step, [("eval/loss", measured.Loss), ("eval/exact_match", measured.ExactMatch)]));
+                // What was measured after the last step is there already.
+                Try(() => Write(step, [("eval/loss", step == lastEvaluated ? null : measured.Loss), ("eval/exact_match", measured.ExactMatch)]));
             }
         }
     }

@@ -46,6 +46,24 @@ public readonly unsafe struct CounterRandom(ulong seed, uint stream, uint step)
         return (float)(radius * ((element & 1) == 0 ? DeterministicMath.Cos(angle) : DeterministicMath.Sin(angle)));
     }
 
+    /// <summary>destination[i] = <see cref="Uniform"/>(firstElement + i), bit for bit, many at a time.</summary>
+    [SkipLocalsInit]
+    public void FillUniform(Span<float> destination, ulong firstElement)
+    {
+        uint* words = stackalloc uint[Group];
+        int i = 0;
+        while (i < destination.Length)
+        {
+            ulong element = firstElement + (ulong)i;
+            int skip = (int)(element % Group);
+            Fill32(element - (uint)skip, words);
+            for (; skip < Group && i < destination.Length; skip++, i++)
+            {
+                destination[i] = (words[skip] >> 8) * (1f / 16777216f);
+            }
+        }
+    }
+
     /// <summary>destination[i] = <see cref="Normal"/>(firstElement + i), bit for bit, many at a time.</summary>
     [SkipLocalsInit]
     public void FillNormal(Span<float> destination, ulong firstElement)

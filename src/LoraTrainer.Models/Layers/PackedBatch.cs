@@ -81,11 +81,14 @@ public readonly struct PackedBatch
     }
 }
 
-/// <summary>Addresses the dropout masks of one optimizer step; <see cref="Inactive"/> outside training.</summary>
-/// <param name="IsActive">False: dropout passes everything through.</param>
+/// <summary>Addresses the random numbers of one optimizer step: dropout masks, and noise on the embeddings; <see cref="Inactive"/> outside training.</summary>
+/// <param name="IsActive">False: everything passes as it is.</param>
 /// <param name="Seed">Of the run.</param>
 /// <param name="Step">Optimizer step.</param>
 public readonly record struct DropoutState(bool IsActive, ulong Seed, uint Step)
 {
+    /// <summary>alpha of <see cref="EmbeddingNoise"/>; 0: no noise.</summary>
+    public float NoiseAlpha { get; init; }
+
     public static DropoutState Inactive => default;
 }

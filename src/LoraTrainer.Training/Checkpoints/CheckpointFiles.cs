@@ -82,6 +82,15 @@ public static class CheckpointFiles
             onNotice("The result will not be equal to the last bit: the run was on the CPU, which computes in f32.");
         }
 
+        RestoreTensors(folder, trained);
+    }
+
+    /// <summary>The trained values and the moments alone, for a process that goes on in a state that it was in before.</summary>
+    /// <param name="folder">A checkpoint's files.</param>
+    /// <param name="trained">Receives them.</param>
+    /// <exception cref="FormatException">The files do not fit the model.</exception>
+    public static void RestoreTensors(string folder, TrainedModel trained)
+    {
         if (trained.Adapters is { } adapters)
         {
             using PeftAdapterFolder saved = PeftAdapterFolder.Open(folder);
@@ -90,11 +99,11 @@ public static class CheckpointFiles
         else
         {
             using SafetensorsFile weights = SafetensorsFile.Open(Path.Combine(folder, ModelFolder.SingleFileName));
-            ReadAll(weights, model, Values(model));
+            ReadAll(weights, trained.Model, Values(trained.Model));
         }
 
         using SafetensorsFile optimizer = SafetensorsFile.Open(Path.Combine(folder, OptimizerName));
-        ReadAll(optimizer, model, trained.Optimizer.Tensors());
+        ReadAll(optimizer, trained.Model, trained.Optimizer.Tensors());
     }
 
     public static TrainerState ReadState(string folder)

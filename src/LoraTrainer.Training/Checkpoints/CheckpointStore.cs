@@ -13,6 +13,9 @@ namespace LoraTrainer.Training.Checkpoints;
 /// <param name="Lineage">Which checkpoints of earlier epochs belong to the run.</param>
 public sealed record Checkpoint(string Name, int Step, int Epoch, IReadOnlyList<CheckpointFile> Files, IReadOnlyList<LineageEntry> Lineage)
 {
+    /// <summary>Steps of other checkpoints of the run that whoever goes on from this one will want.</summary>
+    public IReadOnlyList<int> Needs { get; init; } = [];
+
     /// <summary>By the clock of the machine that wrote it; null where the manifest does not say.</summary>
     public DateTimeOffset? Created { get; init; }
 }
@@ -184,9 +187,10 @@ public sealed class CheckpointStore
     /// <summary>Puts the files of a local folder under a new name, the manifest last. It exists when this returns, and not before.</summary>
     /// <param name="step">Optimizer steps that the files hold.</param>
     /// <param name="folder">Holds the files, and nothing else.</param>
+    /// <param name="needs">See <see cref="Checkpoint.Needs"/>; null: none.</param>
     /// <param name="progress">Is told the bytes of all files that have arrived.</param>
     /// <param name="cancellation">Leaves an invisible, unfinished checkpoint behind.</param>
-    public async Task<Checkpoint> SaveAsync(int step, string folder, IProgress<long>? progress = null, CancellationToken cancellation = default)
+    public async Task<Checkpoint> SaveAsync(int step, string folder, IReadOnlyList<int>? needs = null, IProgress<long>? progress = null, CancellationToken cancellation = default)
     {
         string name = string.Create(CultureInfo.InvariantCulture, $"step-{step:D8}-{epoch}-{Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(4))}");
         var files = new List<CheckpointFile>();
@@ -203,7 +207,7 @@ public sealed class CheckpointStore
             }
         }
 
-        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]) { Created = time.GetUtcNow() };
+        var checkpoint = new Checkpoint(name, step, epoch, files, [new LineageEntry(epoch, null), .. ancestors]) { Created = time.GetUtcNow(), Needs = needs ?? [] };
         await RequireHeldAsync().ConfigureAwait(false);
         using var manifest = new MemoryStream(WriteManifest(checkpoint));
         if (await store.PutAsync(Key(name, ManifestName), manifest, manifestCondition, cancellation: cancellation).ConfigureAwait(false) is null)
@@ -266,7 +270,7 @@ public sealed class CheckpointStore
     public Task<byte[]?> ReadFileAsync(Checkpoint checkpoint, string file, CancellationToken cancellation = default) => ReadAsync($"{checkpoint.Name}/{file}", cancellation);
 
     /// <summary>
-    /// Deletes all but the newest <paramref name="keep"/> checkpoints. Manifests go first, so that a half-deleted one does not exist. Those that were
+    /// Deletes all but the newest <paramref name="keep"/> checkpoints and those that they need. Manifests go first, so that a half-deleted one does not exist. Those that were
     /// found damaged are no reserve: they do not count, and go once the run has come as far again.
     /// </summary>
     /// <param name="keep">How many stay, <paramref name="newest"/> included.</param>
@@ -276,8 +280,10 @@ public sealed class CheckpointStore
     {
         IReadOnlyList<Checkpoint> all = await ReadManifestsAsync(_ => { }, cancellation).ConfigureAwait(false), ofRun = OfLineage(all);
         Checkpoint[] older = [.. ofRun.Where(item => item.Name != newest.Name && (item.Epoch < newest.Epoch || (item.Epoch == newest.Epoch && item.Step <= newest.Step)))];
+        Checkpoint[] whole = [.. older.Where(item => !damaged.Contains(item.Name))], kept = [newest, .. whole.Take(Math.Max(1, keep) - 1)];
+        IEnumerable<Checkpoint> needed = kept.SelectMany(item => item.Needs).Distinct().Select(step => Array.Find(whole, item => item.Step == step)).OfType<Checkpoint>();
         IEnumerable<Checkpoint> passedOver = all.Where(item => item.Epoch < newest.Epoch && item.Step <= newest.Step).Except(ofRun);
-        foreach (Checkpoint old in older.Where(item => !damaged.Contains(item.Name)).Skip(Math.Max(1, keep) - 1).Concat(older.Where(item => damaged.Contains(item.Name))).Concat(passedOver))
+        foreach (Checkpoint old in older.Except(kept).Except(needed).Concat(passedOver))
         {
             await DeleteAsync(Key(old.Name, ManifestName), cancellation).ConfigureAwait(false);
             foreach (CheckpointFile file in old.Files)
@@ -285,6 +291,30 @@ public sealed class CheckpointStore
                 await DeleteAsync(Key(old.Name, file.Name), cancellation).ConfigureAwait(false);
             }
         }
+    }
+
+    /// <summary>Copies the files of the run's checkpoint of a step into a local folder, as <see cref="DownloadAsync"/>; one that is damaged is told and another of that step taken.</summary>
+    /// <param name="step">Optimizer steps that it holds.</param>
+    /// <param name="folder">Is there and empty.</param>
+    /// <param name="onDamaged">Is told, in a sentence, about each checkpoint that cannot be used.</param>
+    /// <param name="cancellation">Gives up.</param>
+    /// <returns>False where there is none that is whole.</returns>
+    public async Task<bool> TryDownloadAsync(int step, string folder, Action<string> onDamaged, CancellationToken cancellation = default)
+    {
+        foreach (Checkpoint candidate in (await ListAsync(onDamaged, cancellation).ConfigureAwait(false)).Where(item => item.Step == step))
+        {
+            try
+            {
+                await DownloadAsync(candidate, folder, cancellation).ConfigureAwait(false);
+                return true;
+            }
+            catch (CheckpointFormatException exception)
+            {
+                onDamaged(exception.Message);
+            }
+        }
+
+        return false;
     }
 
     /// <summary>All checkpoints with a readable manifest that belong to the run, the one to prefer first. Whether their files are whole is not looked at.</summary>
@@ -388,6 +418,13 @@ public sealed class CheckpointStore
             }
 
             json.WriteEndArray();
+            json.WriteStartArray("needs");
+            foreach (int step in checkpoint.Needs)
+            {
+                json.WriteNumberValue(step);
+            }
+
+            json.WriteEndArray();
             json.WriteStartArray("files");
             foreach (CheckpointFile file in checkpoint.Files)
             {
@@ -426,6 +463,7 @@ public sealed class CheckpointStore
                     entry.GetProperty("epoch").GetInt32(),
                     entry.GetProperty("up_to_step") is { ValueKind: JsonValueKind.Number } last ? last.GetInt32() : null))])
             {
+                Needs = root.TryGetProperty("needs", out JsonElement needs) ? [.. needs.EnumerateArray().Select(item => item.GetInt32())] : [],
                 Created = root.TryGetProperty("created", out JsonElement created) && created.ValueKind == JsonValueKind.String && created.TryGetDateTimeOffset(out DateTimeOffset when) ? when : null,
             };
             RefuseHostile(checkpoint);

@@ -5,13 +5,13 @@ namespace LoraTrainer.Training.Checkpoints;
 
 /// <summary>
 /// Saves checkpoints behind the training: it takes a folder that the training has written and puts it into the store while the steps go on. One is
-/// under way at a time; one waits, and a newer one takes its place.
+/// under way at a time; one waits, and a newer one takes its place. One that later ones need is not replaced by them: they are saved after it, or not at all.
 /// </summary>
 internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<string> onWarning, Action<int, TimeSpan> onSafe) : IProgress<long>
 {
     private readonly Lock gate = new();
     private readonly List<TimeSpan> commitTimes = [];
-    private (int Step, StagingFolder Folder)? queued;
+    private readonly List<Item> queued = [];
     private Task worker = Task.CompletedTask;
     private bool isDraining;
     private long arrivedBytes;
@@ -42,12 +42,21 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
     }
 
     /// <summary>Hands a checkpoint over. The folder is the writer's from now on.</summary>
-    public void Enqueue(int step, StagingFolder folder)
+    /// <param name="step">That it holds.</param>
+    /// <param name="folder">With its files.</param>
+    /// <param name="needs">Steps of the checkpoints that it refers to.</param>
+    /// <param name="isNeeded">Later ones may refer to it: where it cannot be saved it is tried again before the next one.</param>
+    public void Enqueue(int step, StagingFolder folder, IReadOnlyList<int> needs, bool isNeeded)
     {
         lock (gate)
         {
-            queued?.Folder.Dispose();
-            queued = (step, folder);
+            foreach (Item waiting in queued.Where(item => !needs.Contains(item.Step)).ToArray())
+            {
+                waiting.Folder.Dispose();
+                queued.Remove(waiting);
+            }
+
+            queued.Add(new Item(step, folder, needs, isNeeded));
             if (!isDraining)
             {
                 isDraining = true;
@@ -90,32 +99,58 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
     {
         while (true)
         {
-            (int Step, StagingFolder Folder) item;
+            Item item;
             lock (gate)
             {
-                if (queued is null)
+                if (queued.Count == 0)
                 {
                     // Under the lock, so that what is handed over next starts another round.
                     isDraining = false;
                     return;
                 }
 
-                item = queued.Value;
-                queued = null;
+                item = queued[0];
+                queued.RemoveAt(0);
             }
 
-            using StagingFolder folder = item.Folder;
-            await SaveAsync(item.Step, folder).ConfigureAwait(false);
+            if (await SaveAsync(item).ConfigureAwait(false) || !item.IsNeeded)
+            {
+                item.Folder.Dispose();
+                continue;
+            }
+
+            lock (gate)
+            {
+                if (queued.Count > 0 && !queued[^1].Needs.Contains(item.Step))
+                {
+                    // A newer one has taken its place.
+                    item.Folder.Dispose();
+                    continue;
+                }
+
+                // It waits for the next one that is handed over, and what needs it cannot be saved without it.
+                foreach (Item later in queued)
+                {
+                    later.Folder.Dispose();
+                    Fail(later.Step, Failure!);
+                }
+
+                queued.Clear();
+                queued.Add(item);
+                isDraining = false;
+                return;
+            }
         }
     }
 
-    private async Task SaveAsync(int step, StagingFolder folder)
+    private async Task<bool> SaveAsync(Item item)
     {
+        (int step, StagingFolder folder, IReadOnlyList<int> needs, bool _) = item;
         long start = Stopwatch.GetTimestamp();
         try
         {
             Interlocked.Exchange(ref totalBytes, Directory.EnumerateFiles(folder.Path).Sum(file => new FileInfo(file).Length));
-            Checkpoint saved = await store.SaveAsync(step, folder.Path, this).ConfigureAwait(false);
+            Checkpoint saved = await store.SaveAsync(step, folder.Path, needs, this).ConfigureAwait(false);
             TimeSpan took = Stopwatch.GetElapsedTime(start);
             lock (gate)
             {
@@ -136,6 +171,7 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
             else
             {
                 Fail(step, exception);
+                return false;
             }
         }
         finally
@@ -143,5 +179,9 @@ internal sealed class CheckpointWriter(CheckpointStore store, int keep, Action<s
             Interlocked.Exchange(ref arrivedBytes, 0);
             Interlocked.Exchange(ref totalBytes, 0);
         }
+
+        return true;
     }
+
+    private sealed record Item(int Step, StagingFolder Folder, IReadOnlyList<int> Needs, bool IsNeeded);
 }

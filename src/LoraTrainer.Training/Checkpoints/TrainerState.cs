@@ -9,6 +9,12 @@ namespace LoraTrainer.Training.Checkpoints;
 /// <param name="UpToStep">The last step of that epoch that belongs to the run; null for the current one.</param>
 public readonly record struct LineageEntry(int Epoch, int? UpToStep);
 
+/// <summary>Steps of a run that were not applied, or undone, because a loss or gradient was not finite.</summary>
+/// <param name="First">The first of them.</param>
+/// <param name="Last">The last, where it showed.</param>
+/// <param name="BackTo">The step whose values the run went on with.</param>
+public readonly record struct LeftOutSteps(int First, int Last, int BackTo);
+
 /// <summary>
 /// Everything besides tensors that decides a run's future, and what its reports need of its past. Random numbers need no state: they are
 /// functions of the seed and the step.
@@ -19,6 +25,9 @@ public sealed record TrainerState
     public required int Step { get; init; }
 
     public required int TotalSteps { get; init; }
+
+    /// <summary>Updates that the values and moments have had; fewer than steps where some were left out.</summary>
+    public required int Updates { get; init; }
 
     /// <summary>Identifies the run in every ledger, whatever its name.</summary>
     public required string RunId { get; init; }
@@ -47,7 +56,13 @@ public sealed record TrainerState
 
     public EvaluationResult? EvaluationBefore { get; init; }
 
-    /// <summary>The loss of every step.</summary>
+    /// <summary>In their order.</summary>
+    public IReadOnlyList<LeftOutSteps> LeftOut { get; init; } = [];
+
+    /// <summary>Those during the training, in the order of their steps.</summary>
+    public IReadOnlyList<EvaluationPoint> Evaluations { get; init; } = [];
+
+    /// <summary>The loss of every step; NaN where it was left out.</summary>
     public required IReadOnlyList<double> Losses { get; init; }
 
     /// <summary>Reads trainer_state.json; <paramref name="file"/> names it in messages.</summary>
@@ -62,6 +77,9 @@ public sealed record TrainerState
             {
                 Step = root.GetProperty("step").GetInt32(),
                 TotalSteps = root.GetProperty("total_steps").GetInt32(),
+                Updates = root.GetProperty("updates").GetInt32(),
+                LeftOut = [.. root.GetProperty("left_out").EnumerateArray().Select(item => new LeftOutSteps(
+                    item.GetProperty("first").GetInt32(), item.GetProperty("last").GetInt32(), item.GetProperty("back_to").GetInt32()))],
                 RunId = root.GetProperty("run_id").GetString()!,
                 ConfigHash = root.GetProperty("config_hash").GetString()!,
                 BaseHash = root.GetProperty("base_hash").GetString()!,
@@ -72,7 +90,9 @@ public sealed record TrainerState
                 TotalSeconds = root.GetProperty("total_seconds").GetDouble(),
                 Attempts = root.GetProperty("attempts").GetInt32(),
                 EvaluationBefore = ParseEvaluation(root.GetProperty("evaluation_before")),
-                Losses = [.. root.GetProperty("losses").EnumerateArray().Select(item => item.GetDouble())],
+                Evaluations = [.. root.GetProperty("evaluations").EnumerateArray().Select(item => new EvaluationPoint(
+                    item.GetProperty("step").GetInt32(), item.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN))],
+                Losses = [.. root.GetProperty("losses").EnumerateArray().Select(item => item.ValueKind == JsonValueKind.Null ? double.NaN : item.GetDouble())],
             };
         }
         catch (Exception exception) when (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
@@ -89,6 +109,8 @@ public sealed record TrainerState
             json.WriteStartObject();
             json.WriteNumber("step", Step);
             json.WriteNumber("total_steps", TotalSteps);
+            json.WriteNumber("updates", Updates);
+            WriteLeftOut(json, LeftOut);
             json.WriteString("run_id", RunId);
             json.WriteString("config_hash", ConfigHash);
             json.WriteString("base_hash", BaseHash);
@@ -100,10 +122,18 @@ public sealed record TrainerState
             json.WriteNumber("attempts", Attempts);
             json.WritePropertyName("evaluation_before");
             WriteEvaluation(json, EvaluationBefore);
+            WriteEvaluations(json, "evaluations", Evaluations);
             json.WriteStartArray("losses");
             foreach (double loss in Losses)
             {
-                json.WriteNumberValue(loss);
+                if (double.IsFinite(loss))
+                {
+                    json.WriteNumberValue(loss);
+                }
+                else
+                {
+                    json.WriteNullValue();
+                }
             }
 
             json.WriteEndArray();
@@ -123,7 +153,7 @@ public sealed record TrainerState
         }
 
         json.WriteStartObject();
-        json.WriteNumber("loss", result.Loss);
+        json.WriteNumberOrNull("loss", double.IsFinite(result.Loss) ? result.Loss : null);
         if (result.ExactMatch is { } match)
         {
             json.WriteNumber("exact_match", match);
@@ -137,10 +167,41 @@ public sealed record TrainerState
         json.WriteEndObject();
     }
 
+    /// <summary>A list of objects with first, last and back_to, named left_out.</summary>
+    internal static void WriteLeftOut(Utf8JsonWriter json, IEnumerable<LeftOutSteps> leftOut)
+    {
+        json.WriteStartArray("left_out");
+        foreach (LeftOutSteps steps in leftOut)
+        {
+            json.WriteStartObject();
+            json.WriteNumber("first", steps.First);
+            json.WriteNumber("last", steps.Last);
+            json.WriteNumber("back_to", steps.BackTo);
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+    }
+
+    /// <summary>A list of objects with step and loss; null where a loss is not a number.</summary>
+    internal static void WriteEvaluations(Utf8JsonWriter json, string name, IEnumerable<EvaluationPoint> points)
+    {
+        json.WriteStartArray(name);
+        foreach (EvaluationPoint point in points)
+        {
+            json.WriteStartObject();
+            json.WriteNumber("step", point.Step);
+            json.WriteNumberOrNull("loss", double.IsFinite(point.Loss) ? point.Loss : null);
+            json.WriteEndObject();
+        }
+
+        json.WriteEndArray();
+    }
+
     private static EvaluationResult? ParseEvaluation(JsonElement element) => element.ValueKind == JsonValueKind.Null
         ? null
         : new EvaluationResult(
-            element.GetProperty("loss").GetDouble(),
+            element.GetProperty("loss") is { ValueKind: JsonValueKind.Number } loss ? loss.GetDouble() : double.NaN,
             element.GetProperty("exact_match") is { ValueKind: JsonValueKind.Number } match ? match.GetDouble() : null,
             element.GetProperty("rows").GetInt32());
 }

@@ -87,6 +87,11 @@ public static class ConfigurationLoader
             config = config with { Quantization = config.Quantization with { LoadIn4Bit = true } };
         }
 
+        if (!issues.IsGiven("eval_strategy") && (config.Evaluation.Steps > 0 || config.Evaluation.PerEpoch > 0))
+        {
+            config = config with { Evaluation = config.Evaluation with { Strategy = EvaluationStrategy.Steps } };
+        }
+
         return config;
     }
 

@@ -17,6 +17,8 @@ internal static class ContradictionRules
         SomethingLimitsTheRun(config, issues);
         WarmupIsGivenOnce(config, issues);
         WarmupFitsTheSchedule(config, issues);
+        ScheduleReadsItsDetails(config, issues);
+        ScheduleHasWhatItNeeds(config, issues);
         AdapterKeysNeedAnAdapter(config, issues);
         QuantizationNeedsAnAdapter(config, issues);
         OneQuantizationAtMost(config, issues);
@@ -26,12 +28,16 @@ internal static class ContradictionRules
         AddedTokensAreTrained(config, issues);
         ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
+        EvaluationsAreTimedOnce(config, issues);
+        EvaluationsHaveRows(config, issues);
+        WhatEvaluationsDecideHasThem(config, issues);
         FullTrainingNamesItsLearningRate(config, issues);
         AutomaticCheckpointIntervalIsAlone(config, issues);
         ResumeIsSaidOnce(config, issues);
         PlaceIsWrittenRight("checkpoint.uri", config.Checkpoint.Uri, issues);
         PlaceIsWrittenRight("quantized_cache.uri", config.QuantizedCache.Uri, issues);
         StoreOfQuantizedBasesHasAFolder(config, issues);
+        RollbackHasWhereToGo(config, issues);
         TouchFileIsNamedAndWatched(config, issues);
     }
 
@@ -146,6 +152,63 @@ internal static class ContradictionRules
         }
     }
 
+    /// <summary>A detail that is not read would be taken for one that works.</summary>
+    private static void ScheduleReadsItsDetails(TrainingConfig config, IssueCollector issues)
+    {
+        const string block = "lr_scheduler_kwargs";
+        string[] read = config.Schedule.Kind switch
+        {
+            LearningRateSchedule.Cosine or LearningRateSchedule.CosineWithRestarts => ["num_cycles"],
+            LearningRateSchedule.CosineWithMinLr => ["num_cycles", "min_lr", "min_lr_rate"],
+            LearningRateSchedule.CosineWarmupWithMinLr => ["num_cycles", "min_lr", "min_lr_rate", "warmup_lr_rate"],
+            LearningRateSchedule.Polynomial => ["power", "lr_end"],
+            LearningRateSchedule.InverseSqrt => ["timescale"],
+            LearningRateSchedule.WarmupStableDecay => ["num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"],
+            _ => [],
+        };
+        foreach (string key in issues.Given.Where(key => key.StartsWith(block + ".", StringComparison.Ordinal)).ToArray())
+        {
+            if (!read.Contains(key[(block.Length + 1)..]))
+            {
+                ConfigurationLocation where = issues.Where(key);
+                string own = read.Length == 0 ? "It reads none" : $"It reads {string.Join(", ", read)}";
+                issues.Wrong(key, where, $"{key} is given, but the lr_scheduler ({issues.Where("lr_scheduler")}) does not read it ({where}). {own}; remove it, or use another lr_scheduler.");
+            }
+        }
+
+        if (config.Schedule is { CosineMinLrRatio: not null, Kind: not LearningRateSchedule.Cosine })
+        {
+            ConfigurationLocation where = issues.Where("cosine_min_lr_ratio");
+            issues.Wrong("cosine_min_lr_ratio", where, $"cosine_min_lr_ratio belongs to lr_scheduler: cosine ({where}), but another one is given ({issues.Where("lr_scheduler")}). Remove it, or use lr_scheduler: cosine.");
+        }
+    }
+
+    private static void ScheduleHasWhatItNeeds(TrainingConfig config, IssueCollector issues)
+    {
+        ScheduleDetails details = config.Schedule.Details;
+        ConfigurationLocation where = issues.Where("lr_scheduler");
+        switch (config.Schedule.Kind)
+        {
+            case LearningRateSchedule.CosineWithMinLr or LearningRateSchedule.CosineWarmupWithMinLr when details is { MinLr: null, MinLrRate: null } or { MinLr: not null, MinLrRate: not null }:
+                string got = details.MinLr is null ? "neither" : "both";
+                issues.Wrong("lr_scheduler", where, $"This lr_scheduler ({where}) needs min_lr or min_lr_rate in lr_scheduler_kwargs, got {got}. Example: lr_scheduler_kwargs: {{min_lr_rate: 0.1}}.");
+                break;
+
+            case LearningRateSchedule.CosineWithMinLr or LearningRateSchedule.CosineWarmupWithMinLr when details.MinLr > config.Optimizer.LearningRate:
+                issues.Wrong("lr_scheduler_kwargs.min_lr", issues.Where("lr_scheduler_kwargs.min_lr"), $"lr_scheduler_kwargs.min_lr ({issues.Where("lr_scheduler_kwargs.min_lr")}) is higher than learning_rate ({issues.Where("learning_rate")}), so the rate would rise. Give a lower one.");
+                break;
+
+            case LearningRateSchedule.Polynomial when (details.LrEnd ?? Optimizers.Schedule.UsualEnd) >= config.Optimizer.LearningRate && config.Optimizer.LearningRate > 0:
+                ConfigurationLocation end = issues.Where("lr_scheduler_kwargs.lr_end");
+                issues.Wrong("lr_scheduler_kwargs.lr_end", end, $"lr_scheduler_kwargs.lr_end ({end}) must be lower than learning_rate ({issues.Where("learning_rate")}). Give a lower one, or a higher learning_rate.");
+                break;
+
+            case LearningRateSchedule.WarmupStableDecay when details.NumDecaySteps is null:
+                issues.Wrong("lr_scheduler", where, $"lr_scheduler: warmup_stable_decay ({where}) needs num_decay_steps. Example: lr_scheduler_kwargs: {{num_decay_steps: 100}}.");
+                break;
+        }
+    }
+
     private static void AdapterKeysNeedAnAdapter(TrainingConfig config, IssueCollector issues)
     {
         if (config.Adapter.Kind != AdapterKind.None || issues.IsGiven("adapter"))
@@ -227,6 +290,58 @@ internal static class ContradictionRules
         }
     }
 
+    private static void EvaluationsAreTimedOnce(TrainingConfig config, IssueCollector issues)
+    {
+        EvaluationOptions options = config.Evaluation;
+        string? given = options.Steps > 0 ? "eval_steps" : options.PerEpoch > 0 ? "evals_per_epoch" : null;
+        ConfigurationLocation where = issues.Where(given ?? "eval_strategy");
+        if (options is { Steps: > 0, PerEpoch: > 0 })
+        {
+            issues.Wrong("evals_per_epoch", issues.Where("evals_per_epoch"), $"eval_steps ({where}) and evals_per_epoch ({issues.Where("evals_per_epoch")}) both say when to evaluate. Keep one.");
+        }
+        else if (given is null && options.Strategy == EvaluationStrategy.Steps)
+        {
+            issues.Wrong("eval_strategy", where, $"eval_strategy: steps ({where}) needs eval_steps or evals_per_epoch. Example: eval_steps: 50.");
+        }
+        else if (given is not null && options.Strategy != EvaluationStrategy.Steps)
+        {
+            issues.Wrong(given, where, $"{given} ({where}) is given, but eval_strategy is {(options.Strategy == EvaluationStrategy.No ? "no" : "epoch")} ({issues.Where("eval_strategy")}). Remove one of the two, or use eval_strategy: steps.");
+        }
+    }
+
+    /// <summary>Not an error: configs are often written for data sets with held-out rows and used for others.</summary>
+    private static void EvaluationsHaveRows(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Evaluation is { Strategy: not EvaluationStrategy.No, DecidesTheResult: false } && !HasHeldOut(config))
+        {
+            string key = issues.IsGiven("eval_steps") ? "eval_steps" : issues.IsGiven("evals_per_epoch") ? "evals_per_epoch" : "eval_strategy";
+            ConfigurationLocation where = issues.Where(key);
+            issues.Warning(key, where, $"{key} has no effect, because nothing is held out ({where}). Add val_set_size: 0.02 or test_datasets.");
+        }
+    }
+
+    private static void WhatEvaluationsDecideHasThem(TrainingConfig config, IssueCollector issues)
+    {
+        string key = config.Evaluation.EarlyStoppingPatience is not null ? "early_stopping_patience" : "load_best_model_at_end";
+        ConfigurationLocation where = issues.Where(key);
+        if (config.Evaluation.DecidesTheResult && config.Evaluation.Strategy == EvaluationStrategy.No)
+        {
+            issues.Wrong(key, where, $"{key} ({where}) needs evaluations during the training. Add, for example, evals_per_epoch: 4.");
+        }
+        else if (config.Evaluation.DecidesTheResult && !HasHeldOut(config))
+        {
+            issues.Wrong(key, where, $"{key} ({where}) needs a held-out set. Add val_set_size: 0.02 or test_datasets.");
+        }
+
+        if (config.Evaluation.EarlyStoppingPatience is null && issues.IsGiven("early_stopping_threshold"))
+        {
+            where = issues.Where("early_stopping_threshold");
+            issues.Wrong("early_stopping_threshold", where, $"early_stopping_threshold ({where}) means nothing without early_stopping_patience. Add early_stopping_patience: 3, or remove it.");
+        }
+    }
+
+    private static bool HasHeldOut(TrainingConfig config) => config.Data.ValSetSize > 0 || config.Data.TestDatasets.Count > 0;
+
     private static void FullTrainingNamesItsLearningRate(TrainingConfig config, IssueCollector issues)
     {
         if (config.Adapter.Kind == AdapterKind.None && !issues.IsGiven("learning_rate") && !issues.HasWrong)
@@ -251,6 +366,21 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("resume_from_checkpoint");
             issues.Wrong("resume_from_checkpoint", where, $"resume ({issues.Where("resume")}) and resume_from_checkpoint ({where}) both say where to go on. Keep one.");
+        }
+    }
+
+    /// <summary>Where it goes back to must follow from the number of steps: minutes are not the same in a run that was interrupted.</summary>
+    private static void RollbackHasWhereToGo(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.OnNonFinite == NonFiniteAction.Rollback && config.Checkpoint.EverySteps == 0)
+        {
+            ConfigurationLocation where = issues.Where("on_nonfinite");
+            issues.Wrong("on_nonfinite", where, $"on_nonfinite: rollback ({where}) needs checkpoints by steps to go back to. Add, for example, checkpoint: {{every_steps: 100}}.");
+        }
+        else if (config.OnNonFinite != NonFiniteAction.Rollback && issues.IsGiven("max_rollbacks"))
+        {
+            ConfigurationLocation where = issues.Where("max_rollbacks");
+            issues.Wrong("max_rollbacks", where, $"max_rollbacks ({where}) means nothing without on_nonfinite: rollback. Add it, or remove max_rollbacks.");
         }
     }
 

@@ -16,7 +16,6 @@ internal static class FeatureState
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
-        ("on_nonfinite", Is("rollback"), "Rolling back", "Use on_nonfinite: stop."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
         ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),

@@ -63,7 +63,7 @@ internal sealed class ForeignKeys
         .WithoutEffect("safetensors is the only format written, and the adapter is always saved", "save_safetensors", "save_only_model", "save_strategy", "save_adapter_weights_only", "save_merged_model", "save_on_each_node", "enable_jit_checkpoint", "dynamic_checkpoint")
         .WithoutEffect("checkpoints are made as checkpoint.every_steps and checkpoint.every_minutes say", "saves_per_epoch", "save_first_step", "enable_async_checkpointing")
         .WithoutEffect("an existing run is never overwritten", "overwrite_output_dir")
-        .WithoutEffect("the held-out set is evaluated before and after the training, as evaluate_before and evaluate_after say", "evals_per_epoch", "eval_steps", "eval_strategy", "evaluation_strategy", "do_eval", "eval_on_start", "eval_causal_lm_metrics", "do_causal_lm_eval", "do_bench_eval", "eval_table_size", "eval_max_table_size", "compute_accuracy", "prediction_loss_only", "eval_delay", "eval_accumulation_steps", "predict_with_generate", "do_predict", "metric_for_best_model", "greater_is_better", "bench_dataset")
+        .WithoutEffect("the held-out set is evaluated as evaluate_before, evaluate_after and eval_strategy say", "do_eval", "eval_on_start", "eval_causal_lm_metrics", "do_causal_lm_eval", "do_bench_eval", "eval_table_size", "eval_max_table_size", "compute_accuracy", "prediction_loss_only", "eval_accumulation_steps", "predict_with_generate", "do_predict", "bench_dataset")
         .WithoutEffect("evaluation chooses its own batch", "eval_batch_size", "per_device_eval_batch_size")
         .WithoutEffect("PiSSA's start is computed to the last digit", "pissa_iter")
         .WithoutEffect("training is what train does", "do_train", "train")
@@ -87,11 +87,10 @@ internal sealed class ForeignKeys
         .Changes("Remove repeated rows from the file.", "dataset_exact_deduplication", "deduplicate")
         .Changes("Only AdamW is supported, with the keys documented here; remove it.", "optim_args", "optim_target_modules", "adam_epsilon2", "adam_beta3", "adam_beta0", "lr_groups", "embedding_lr", "embedding_lr_scale", "use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "lisa_step_interval", "lisa_n_layers", "lisa_layers_attribute", "torchdistx_path", "dion_lr", "use_llama_pro", "embedding_learning_rate")
         .ChangesByPrefix("Only AdamW is supported; remove it.", "galore_", "apollo_", "badam_", "muon_", "dion_", "q_galore", "lisa_")
-        .Changes("Use lr_scheduler: linear, cosine, constant or constant_with_warmup.", "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "lr_scheduler_kwargs", "lr_quadratic_warmup", "lr_div_factor", "log_sweep_min_lr", "log_sweep_max_lr", "one_cycle", "relora_warmup_steps", "min_lr")
-        .Changes("Stopping early is not supported; use max_steps or num_epochs.", "early_stopping_patience", "early_stopping_steps", "early_stopping_threshold", "load_best_model_at_end")
+        .Changes("Use lr_scheduler, lr_scheduler_kwargs and cosine_min_lr_ratio as docs/training.md shows them.", "cosine_constant_lr_ratio", "lr_quadratic_warmup", "lr_div_factor", "log_sweep_min_lr", "log_sweep_max_lr", "one_cycle", "relora_warmup_steps", "min_lr")
+        .Changes("The first evaluation is when it is due for the first time; remove it.", "eval_delay")
         .Changes("Plain LoRA is what this program trains; remove it.", "relora", "relora_steps", "relora_prune_ratio", "jagged_restart_steps", "peft", "loftq_config", "lora_fan_in_fan_out", "lora_bias", "bias", "lora_target_parameters", "peft_trainable_token_indices", "peft_layer_replication", "exclude_modules", "layers_pattern", "lora_exclude_modules", "oft_rank", "oft_block_size", "freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "llama_pro", "num_layer_trainable", "finetuning_args", "peft_autocast_adapter_dtype", "train_modules")
         .Changes("Name the parts to train with an adapter and lora_target_modules.", "unfrozen_parameters", "spectrum_top_fraction", "freeze", "mod_lora")
-        .Changes("The noise is not supported; remove it.", "neftune_noise_alpha", "noisy_embedding_alpha")
         .Changes("The model is trained as it is; remove it, or change its config.json.", "rope_scaling", "rope_theta", "model_max_length", "shift_attn", "mixture_of_depths", "llama4_linearized_experts", "moe_aux_loss_coef", "router_aux_loss_coef", "use_mla", "resize_vocab", "added_tokens_overrides", "new_special_tokens_config", "add_tokens", "add_special_tokens", "new_tokens", "shrink_embeddings", "expand_embeddings", "reinit_weights", "mean_resizing_embeddings", "fix_untrained_tokens", "attn_dropout")
         .Changes("The base is quantized to 4 bits here; give a model that is not quantized.", "gptq", "gptq_disable_exllama", "awq", "hqq", "quantization", "qat", "model_quantization_config", "model_quantization_config_kwargs", "aqlm", "export_quantization_bit")
         .Changes("The loss is the mean over supervised tokens; remove it.", "label_smoothing_factor", "label_smoothing", "average_tokens_across_devices", "dft_loss", "use_dft_loss", "use_asft_loss", "use_eaft_loss", "loss_type", "label_names", "kd_trainer", "kd_alpha", "kd_ce_alpha", "kd_temperature", "eaft_alpha")
@@ -197,6 +196,22 @@ internal static class RootSpecials
                     {
                         issues.Wrong(name, token.Location, $"{name} would change the training and is not supported, got {token.Value.Describe()} ({token.Location}). The tokenizer's own special tokens are used; remove it.");
                     }
+                }
+
+                return true;
+
+            case "metric_for_best_model":
+                if (!entry.Value.IsOff && entry.Value.Text is not ("eval_loss" or "loss"))
+                {
+                    issues.Wrong(entry.Key, where, $"metric_for_best_model must be eval_loss, got {entry.Value.Describe()} ({where}). The best adapter is the one with the lowest held-out loss.");
+                }
+
+                return true;
+
+            case "greater_is_better":
+                if (!entry.Value.IsOff)
+                {
+                    issues.Wrong(entry.Key, where, $"greater_is_better must be false, got {entry.Value.Describe()} ({where}). The best adapter is the one with the lowest held-out loss.");
                 }
 
                 return true;

@@ -36,6 +36,7 @@ internal static class KeyAliases
         ["clip_grad_norm"] = To("max_grad_norm"),
         ["log_every_n_steps"] = To("logging_steps"),
         ["gradient_accumulation"] = To("gradient_accumulation_steps"),
+        ["evaluation_strategy"] = To("eval_strategy"),
 
         // LLaMA-Factory.
         ["lora_rank"] = To("lora_r"),
@@ -50,11 +51,13 @@ internal static class KeyAliases
         ["quantization_bit"] = new("load_in_4bit", QuantizationBit),
         ["finetuning_type"] = new("adapter", FinetuningType),
         ["disable_gradient_checkpointing"] = new("gradient_checkpointing", Opposite("gradient_checkpointing")),
+        ["early_stopping_steps"] = To("early_stopping_patience"),
         ["pissa_init"] = new("peft_init_lora_weights", Pissa),
         ["adapter_name_or_path"] = To("lora_model_dir"),
         ["pissa_convert"] = To("convert_to_lora"),
 
         // axolotl.
+        ["noisy_embedding_alpha"] = To("neftune_noise_alpha"),
         ["auto_resume_from_checkpoints"] = new("resume", AutoResume),
     };
 

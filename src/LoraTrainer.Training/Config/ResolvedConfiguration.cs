@@ -89,8 +89,11 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
         "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "quantized_cache", "interruption", "resume", "resume_from_checkpoint",
-        "on_nonfinite", "on_finish", "cost", "test_datasets", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "eval_max_samples", "convert_to_lora", "lora_model_dir",
+        "on_nonfinite", "max_rollbacks", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "convert_to_lora", "lora_model_dir",
     ];
+
+    /// <summary>What is evaluated and when: of no effect on what is learned, unless evaluations decide when the training ends or what is written.</summary>
+    public static IReadOnlyList<string> OfEvaluation { get; } = ["test_datasets", "eval_max_samples", "eval_strategy", "eval_steps", "evals_per_epoch"];
 
     /// <summary>Paths of what is read. A run knows its base and its data by their contents, which are compared when they are loaded.</summary>
     public static IReadOnlyList<string> ComparedByContent { get; } = ["base_model", "datasets[].path"];
@@ -102,7 +105,7 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> ChangeableByForce { get; } =
     [
         "lora_alpha", "lora_alpha_pattern", "lora_dropout", "peft_use_rslora", "num_epochs", "max_steps", "learning_rate", "loraplus_lr_ratio", "loraplus_lr_embedding", "adam_beta1", "adam_beta2",
-        "adam_epsilon", "weight_decay", "max_grad_norm", "lr_scheduler", "warmup_steps", "warmup_ratio", "lm_head",
+        "adam_epsilon", "weight_decay", "max_grad_norm", "neftune_noise_alpha", "early_stopping_patience", "early_stopping_threshold", "load_best_model_at_end", "lr_scheduler", "lr_scheduler_kwargs", "cosine_min_lr_ratio", "warmup_steps", "warmup_ratio", "lm_head",
     ];
 
     /// <summary>What a key that is not given comes to, where that is more than its absence: a run is the same whether it was written down or not.</summary>
@@ -121,7 +124,7 @@ internal static partial class ResolvedConfiguration
         foreach ((string path, string value) in Flatten(config))
         {
             string pattern = Pattern(path);
-            if (!Covers(WithoutEffectOnResult, pattern) && !ComparedByContent.Contains(pattern) && !BatchShape.Contains(pattern))
+            if (!IsWithoutEffect(config, pattern) && !ComparedByContent.Contains(pattern) && !BatchShape.Contains(pattern))
             {
                 text.Append(path).Append(": ").Append(value).Append('\n');
             }
@@ -146,11 +149,15 @@ internal static partial class ResolvedConfiguration
         ConfigurationDifference Difference(string path, string oldValue, string newValue) => new(path, oldValue, newValue, EffectOf(Pattern(path)));
 
         ResumeEffect EffectOf(string pattern) =>
-            Covers(WithoutEffectOnResult, pattern) || ComparedByContent.Contains(pattern) ? ResumeEffect.Allowed
+            pattern == "checkpoint.every_steps" && old.OnNonFinite == NonFiniteAction.Rollback && @new.OnNonFinite == NonFiniteAction.Rollback ? ResumeEffect.NeedsForce
+            : (IsWithoutEffect(old, pattern) && IsWithoutEffect(@new, pattern)) || ComparedByContent.Contains(pattern) ? ResumeEffect.Allowed
             : BatchShape.Contains(pattern) && old.Batch.GlobalBatchSize == @new.Batch.GlobalBatchSize ? ResumeEffect.Allowed
-            : Covers(ChangeableByForce, pattern) ? ResumeEffect.NeedsForce
+            : Covers(ChangeableByForce, pattern) || Covers(OfEvaluation, pattern) ? ResumeEffect.NeedsForce
             : ResumeEffect.Refused;
     }
+
+    private static bool IsWithoutEffect(TrainingConfig config, string pattern) =>
+        Covers(WithoutEffectOnResult, pattern) || (!config.Evaluation.DecidesTheResult && Covers(OfEvaluation, pattern));
 
     private static List<(string Path, string Value)> Flatten(TrainingConfig config)
     {

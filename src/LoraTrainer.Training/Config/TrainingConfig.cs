@@ -50,6 +50,12 @@ public sealed partial record TrainingConfig
 
     public NonFiniteAction OnNonFinite { get; init; } = NonFiniteAction.Stop;
 
+    /// <summary>NEFTune: noise on the embeddings while training; null: none.</summary>
+    public double? NeftuneNoiseAlpha { get; init; }
+
+    /// <summary>How often a run may leave steps out before it stops after all.</summary>
+    public int MaxRollbacks { get; init; } = 3;
+
     public long Seed { get; init; } = 42;
 
     /// <summary>A line of progress and of <c>log.jsonl</c> each so many steps.</summary>
@@ -373,6 +379,12 @@ public enum LearningRateSchedule
     Cosine,
     Constant,
     ConstantWithWarmup,
+    CosineWithRestarts,
+    CosineWithMinLr,
+    CosineWarmupWithMinLr,
+    Polynomial,
+    InverseSqrt,
+    WarmupStableDecay,
 }
 
 /// <summary>How the learning rate changes over the run.</summary>
@@ -380,10 +392,71 @@ public sealed record ScheduleOptions
 {
     public LearningRateSchedule Kind { get; init; } = LearningRateSchedule.Cosine;
 
-    public int WarmupSteps { get; init; }
+    /// <summary>Below 1 a share of all steps, from 1 on their number.</summary>
+    public double WarmupSteps { get; init; }
 
     /// <summary>Share of all steps.</summary>
     public double WarmupRatio { get; init; }
+
+    /// <summary>The rate at the end of a cosine over the highest one; null: it falls to 0.</summary>
+    public double? CosineMinLrRatio { get; init; }
+
+    public ScheduleDetails Details { get; init; } = new();
+}
+
+/// <summary>The form of a stage of <see cref="LearningRateSchedule.WarmupStableDecay"/>.</summary>
+public enum ScheduleCurve
+{
+    Linear,
+    Cosine,
+    OneMinusSqrt,
+}
+
+/// <summary>What some schedules are told besides; null: the schedule's own default. Each schedule reads its own, see <see cref="Optimizers.Schedule"/>.</summary>
+public sealed record ScheduleDetails
+{
+    /// <summary>Waves of the cosine; 0.5 falls once.</summary>
+    public double? NumCycles { get; init; }
+
+    public double? Power { get; init; }
+
+    /// <summary>The learning rate behind the last step.</summary>
+    public double? LrEnd { get; init; }
+
+    /// <summary>The lowest learning rate.</summary>
+    public double? MinLr { get; init; }
+
+    /// <summary>The same over the highest one.</summary>
+    public double? MinLrRate { get; init; }
+
+    /// <summary>The same, as <see cref="LearningRateSchedule.WarmupStableDecay"/> calls it; the warm-up starts there too.</summary>
+    public double? MinLrRatio { get; init; }
+
+    /// <summary>Where the warm-up starts, over the highest rate.</summary>
+    public double? WarmupLrRate { get; init; }
+
+    /// <summary>Steps in which the rate falls to the root of a half.</summary>
+    public int? Timescale { get; init; }
+
+    public int? NumStableSteps { get; init; }
+
+    public int? NumDecaySteps { get; init; }
+
+    public ScheduleCurve? WarmupType { get; init; }
+
+    public ScheduleCurve? DecayType { get; init; }
+}
+
+/// <summary>When the held-out loss is measured during the training.</summary>
+public enum EvaluationStrategy
+{
+    No,
+
+    /// <summary>As <see cref="EvaluationOptions.Steps"/> or <see cref="EvaluationOptions.PerEpoch"/> says.</summary>
+    Steps,
+
+    /// <summary>At the end of each pass over the data.</summary>
+    Epoch,
 }
 
 public sealed record EvaluationOptions
@@ -391,6 +464,27 @@ public sealed record EvaluationOptions
     public bool Before { get; init; } = true;
 
     public bool After { get; init; } = true;
+
+    /// <summary>During the training; <see cref="EvaluationStrategy.Steps"/> where <see cref="Steps"/> or <see cref="PerEpoch"/> is given and nothing else.</summary>
+    public EvaluationStrategy Strategy { get; init; } = EvaluationStrategy.No;
+
+    /// <summary>Each so many steps; below 1 that share of all steps; 0: not given.</summary>
+    public double Steps { get; init; }
+
+    /// <summary>So often in each pass over the data; 0: not given.</summary>
+    public int PerEpoch { get; init; }
+
+    /// <summary>Evaluations without a better loss after which the training ends; null: it never ends early.</summary>
+    public int? EarlyStoppingPatience { get; init; }
+
+    /// <summary>By how much a loss must be lower than the best one to count as better for that.</summary>
+    public double EarlyStoppingThreshold { get; init; }
+
+    /// <summary>What the run writes is the best of what was evaluated, not the last.</summary>
+    public bool LoadBest { get; init; }
+
+    /// <summary>What is learned, or what is written at the end, depends on evaluations.</summary>
+    public bool DecidesTheResult => EarlyStoppingPatience is not null || LoadBest;
 
     /// <summary>Longest answer that is generated for exact match; 0: no generation, loss only.</summary>
     public int MaxNewTokens { get; init; } = 64;

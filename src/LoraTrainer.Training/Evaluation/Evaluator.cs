@@ -73,10 +73,11 @@ public sealed class Evaluator
     /// <summary>Evaluates all rows, in their order.</summary>
     /// <param name="observer">Is told progress and some samples.</param>
     /// <param name="cancellation">Stops between rows.</param>
+    /// <param name="knownLoss">Of just this model on these rows, where it was measured before; it is not measured again.</param>
     /// <exception cref="OperationCanceledException">The evaluation was stopped.</exception>
-    public EvaluationResult Evaluate(ITrainingObserver observer, CancellationToken cancellation)
+    public EvaluationResult Evaluate(ITrainingObserver observer, CancellationToken cancellation, double? knownLoss = null)
     {
-        double loss = Loss(observer, cancellation);
+        double loss = knownLoss ?? Loss(observer, cancellation);
         return maxNewTokens == 0
             ? new EvaluationResult(loss, null, rows.Count)
             : new EvaluationResult(loss, ExactMatch(observer, cancellation), rows.Count);

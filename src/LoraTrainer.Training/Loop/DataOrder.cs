@@ -52,6 +52,20 @@ public sealed class DataOrder
         return epoch + Math.Min(1, (double)(step - stepsBeforeEpoch[epoch]) * globalBatchSize / bins.Length);
     }
 
+    /// <summary>The passes over the data that the run begins: steps before each, and steps of it, of which the last may not do all.</summary>
+    public IEnumerable<(int First, int Count)> Epochs()
+    {
+        for (int epoch = 0; epoch == 0 || stepsBeforeEpoch[epoch] < TotalSteps; epoch++)
+        {
+            if (stepsBeforeEpoch.Count == epoch + 1)
+            {
+                LoadEpoch(epoch);
+            }
+
+            yield return (stepsBeforeEpoch[epoch], stepsBeforeEpoch[epoch + 1] - stepsBeforeEpoch[epoch]);
+        }
+    }
+
     private int StepsOf(double epochs)
     {
         int whole = (int)Math.Floor(epochs);

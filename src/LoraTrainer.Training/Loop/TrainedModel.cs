@@ -121,7 +121,7 @@ public sealed class TrainedModel
             return ("peft_use_dora", "DoRA");
         }
 
-        return config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
+        return config.NeftuneNoiseAlpha is not null ? ("neftune_noise_alpha", "noise on the embeddings") : config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
     }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>

@@ -43,12 +43,18 @@ public sealed class Trainer
         this.trained = trained;
         this.data = data;
         schedule = Schedule.From(config, data.Order.TotalSteps);
-        (int tokens, int documents) = LargestMicroBatch(config, data);
-        batch = new MicroBatch(tokens, documents);
+        (LargestTokens, int documents) = LargestMicroBatch(config, data);
+        batch = new MicroBatch(LargestTokens, documents);
     }
 
-    /// <summary>Optimizer steps that are done.</summary>
+    /// <summary>Of a micro-batch of the run.</summary>
+    public int LargestTokens { get; }
+
+    /// <summary>Optimizer steps that are done, those that were left out included: the place in the data and in the schedule.</summary>
     public int CompletedSteps { get; set; }
+
+    /// <summary>Updates that what is trained has had: the optimizer's count.</summary>
+    public int CompletedUpdates { get; set; }
 
     public int TotalSteps => data.Order.TotalSteps;
 
@@ -101,10 +107,15 @@ public sealed class Trainer
         }
 
         double rate = schedule.RateAt(CompletedSteps);
-        Update(trained, report, CompletedSteps + 1, rate);
+        Update(trained, report, CompletedUpdates + 1, rate);
         (double lossSum, double norm) = report.Read();
-        RefuseNonFinite(lossSum, norm, bins);
+        if (!double.IsFinite(lossSum) || !double.IsFinite(norm))
+        {
+            throw NonFinite(lossSum, norm, bins);
+        }
+
         CompletedSteps++;
+        CompletedUpdates++;
         return new StepResult(CompletedSteps, lossSum / supervised, norm, rate, tokens, supervised, SampleCount(bins), Stopwatch.GetElapsedTime(start).TotalSeconds);
     }
 
@@ -128,10 +139,19 @@ public sealed class Trainer
     {
         Device device = trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
-        PackedBatch packed = PackedBatch.Upload(device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
-        var dropout = new DropoutState(IsActive: true, (ulong)config.Seed, (uint)CompletedSteps);
-        Accumulate(trained, report, packed, dropout, gradientScale, Recomputes(config));
+        Accumulate(trained, report, Upload(firstToken), Dropout, gradientScale, Recomputes(config));
     }
+
+    /// <summary>The random numbers of one step.</summary>
+    /// <param name="config">Seed and kinds.</param>
+    /// <param name="completedSteps">Before it.</param>
+    public static DropoutState RandomnessOf(TrainingConfig config, int completedSteps) =>
+        new(IsActive: true, (ulong)config.Seed, (uint)completedSteps) { NoiseAlpha = (float)(config.NeftuneNoiseAlpha ?? 0) };
+
+    private DropoutState Dropout => RandomnessOf(config, CompletedSteps);
+
+    private PackedBatch Upload(int firstToken) =>
+        PackedBatch.Upload(trained.Model.Device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
 
     private void FillBatch(IReadOnlyList<int[]> bins, int first)
     {
@@ -168,19 +188,41 @@ public sealed class Trainer
         return count;
     }
 
-    private void RefuseNonFinite(double lossSum, double norm, IReadOnlyList<int[]> bins)
+    private NonFiniteException NonFinite(double lossSum, double norm, IReadOnlyList<int[]> bins)
     {
-        if (double.IsFinite(lossSum) && double.IsFinite(norm))
+        const int shown = 8;
+        bool isLoss = !double.IsFinite(lossSum);
+        int[] rows = [.. bins.SelectMany(bin => bin)];
+        string more = rows.Length > shown ? $" and {rows.Length - shown} more" : string.Empty;
+        return new NonFiniteException(
+            $"Step {CompletedSteps + 1}: the {(isLoss ? "loss" : "gradient norm")} is {(isLoss ? lossSum : norm)}, {FirstPlace(isLoss, bins)}. Rows of the step: {string.Join(", ", rows.Take(shown).Select(row => data.Train.Source(row).ToString()))}{more}",
+            "The step was not applied. A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps; on_nonfinite: rollback leaves them out and goes on.");
+    }
+
+    /// <summary>Where the first number is that is not finite, in the order in which they are computed.</summary>
+    private string FirstPlace(bool isLoss, IReadOnlyList<int[]> bins)
+    {
+        ParameterStore parameters = trained.Model.Parameters;
+        if (parameters.Parameters.FirstOrDefault(parameter => !IsFinite(parameter.Value)) is { } spoilt)
         {
-            return;
+            return $"because {spoilt.Name}, which is trained, is not finite itself";
         }
 
-        string where = trained.Model.Parameters.Parameters.FirstOrDefault(parameter => !double.IsFinite(GradientNorm.Compute(parameter.Gradient.Reshape(new Shape(parameter.Shape.ElementCount)))))?.Name is { } name
-            ? $", first in the gradient of {name}"
-            : string.Empty;
-        string rows = string.Join(", ", bins.SelectMany(bin => bin).Take(5).Select(row => data.Train.Source(row).ToString()));
-        throw new NonFiniteException(
-            $"Step {CompletedSteps + 1}: the {(double.IsFinite(lossSum) ? "gradient norm" : "loss")} is {(double.IsFinite(lossSum) ? norm : lossSum)}{where}; the step was not applied. Rows of the step: {rows}. "
-            + "A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps.");
+        for (int first = 0, tokens = 0; isLoss && first < bins.Count; first += config.Batch.MicroBatchSize, tokens += batch.TokenCount)
+        {
+            using ArenaFrame frame = trained.Model.Device.Arena.Frame();
+            FillBatch(bins, first);
+            if (trained.Model.FindNonFinite(Upload(tokens), Dropout) is var (where, token))
+            {
+                int document = batch.DocumentOffsets.Span[1..].ToArray().Count(end => end <= token);
+                int row = bins.Skip(first).SelectMany(bin => bin).ElementAt(document);
+                return $"first in {where}, in {data.Train.Source(row)}";
+            }
+        }
+
+        // Backward goes from the last layer to the first.
+        return parameters.Parameters.LastOrDefault(parameter => !IsFinite(parameter.Gradient)) is { } last ? $"first in the gradient of {last.Name}" : "in the sum of finite numbers";
+
+        static bool IsFinite(Tensor values) => double.IsFinite(GradientNorm.Compute(values.Reshape(new Shape(values.ElementCount))));
     }
 }

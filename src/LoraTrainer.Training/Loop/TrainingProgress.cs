@@ -1,4 +1,5 @@
 using System.Diagnostics.CodeAnalysis;
+using LoraTrainer.Training.Evaluation;
 
 [assembly: SuppressMessage("Naming", "CA1716", Scope = "namespace", Target = "~N:LoraTrainer.Training.Loop", Justification = "The training loop is called that; no other language reads this assembly.")]
 
@@ -71,6 +72,11 @@ public interface ITrainingObserver
 
     /// <summary>Something that is probably not meant, as a whole sentence.</summary>
     void OnWarning(string sentence);
+
+    /// <summary>The held-out loss was measured during the training.</summary>
+    /// <param name="point">After which step, and what it was.</param>
+    /// <param name="isBest">It is lower than all before it.</param>
+    void OnEvaluation(EvaluationPoint point, bool isBest);
 
     /// <summary>One held-out row that was answered during evaluation.</summary>
     void OnSample(string prompt, string expected, string generated);

@@ -14,5 +14,10 @@ public sealed class TrainingSetupException : Exception
     }
 }
 
-/// <summary>A loss or gradient is no longer a finite number.</summary>
-public sealed class NonFiniteException(string message) : Exception(message);
+/// <summary>A loss or gradient is no longer a finite number. Nothing of the step was applied.</summary>
+/// <param name="finding">Which step, what was found, where first, and in which rows: without a full stop.</param>
+/// <param name="consequence">What became of it and what to do, in sentences.</param>
+public sealed class NonFiniteException(string finding, string consequence) : Exception($"{finding}. {consequence}")
+{
+    public string Finding => finding;
+}

@@ -49,9 +49,10 @@ public sealed record MemoryPlan
         using MeasureDevice device = selection.Measure();
         TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
         double flops = MeasureStep(config, trained, passes);
-        if (config.Evaluation.Before || config.Evaluation.After)
+        bool generates = config.Evaluation.Before || config.Evaluation.After;
+        if (generates || config.Evaluation.Strategy != EvaluationStrategy.No)
         {
-            Evaluator.Measure(trained.Model, passes.HeldOut, config.Evaluation.MaxNewTokens, passes.MicroBatchTokens);
+            Evaluator.Measure(trained.Model, passes.HeldOut, generates ? config.Evaluation.MaxNewTokens : 0, passes.MicroBatchTokens);
         }
 
         return new MemoryPlan

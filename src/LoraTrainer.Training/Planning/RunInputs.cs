@@ -101,7 +101,7 @@ public sealed class RunInputs : IDisposable
     /// <param name="selection">The device that is planned for.</param>
     /// <param name="microBatchSize">Bins of one micro-batch.</param>
     public WorkPlan Work(TrainingConfig config, DeviceSelection selection, int microBatchSize) =>
-        WorkPlan.Measure(config, ShapeFor(config), WeightsFor(config), selection, bins, microBatchSize, Data?.HeldOut ?? []);
+        WorkPlan.Measure(config, ShapeFor(config), WeightsFor(config), selection, bins, microBatchSize, Data);
 
     /// <summary>To train all parameters of a base that is quantized already takes its original weights, which are not here.</summary>
     private ModelConfig ShapeFor(TrainingConfig config) => config.Adapter.Kind == AdapterKind.None ? Shape with { Quantization = null } : Shape;

@@ -26,6 +26,9 @@ public sealed record WorkPlan
     /// <summary>Null where nothing is held out or evaluated, or the data are not known.</summary>
     public EvaluationWork? Evaluation { get; init; }
 
+    /// <summary>How often the held-out loss is measured between the first step and the last.</summary>
+    public required int EvaluationsDuring { get; init; }
+
     /// <summary>Runs a micro-step of mean size, an update and the passes of an evaluation.</summary>
     /// <param name="config">The run.</param>
     /// <param name="shape">Of the base.</param>
@@ -33,8 +36,8 @@ public sealed record WorkPlan
     /// <param name="selection">The device that is planned for.</param>
     /// <param name="bins">Of the run.</param>
     /// <param name="microBatchSize">Bins of one micro-batch.</param>
-    /// <param name="heldOut">Rows that are evaluated; may be empty.</param>
-    public static WorkPlan Measure(TrainingConfig config, ModelConfig shape, ModelFolder? folder, DeviceSelection selection, StepBins bins, int microBatchSize, IReadOnlyList<HeldOutRow> heldOut)
+    /// <param name="data">Of the run; null where they are not known.</param>
+    public static WorkPlan Measure(TrainingConfig config, ModelConfig shape, ModelFolder? folder, DeviceSelection selection, StepBins bins, int microBatchSize, TrainingData? data)
     {
         using MeasureDevice device = selection.Measure();
         TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
@@ -49,13 +52,16 @@ public sealed record WorkPlan
         device.Zero(trained.Model.Parameters.Gradients);
         Trainer.Update(trained, report, step: 1, learningRate: 0);
         IReadOnlyList<DeviceWork> update = device.Work;
+        int evaluations = data is null ? 0 : EvaluationSchedule.From(config.Evaluation, data).Count;
+        bool isEvaluated = data?.HeldOut.Count > 0 && (config.Evaluation.Before || config.Evaluation.After || evaluations > 0);
         return new WorkPlan
         {
             Batches = batches,
             Steps = bins.Steps,
             MicroBatch = microBatch,
             Update = update,
-            Evaluation = heldOut.Count > 0 && (config.Evaluation.Before || config.Evaluation.After) ? EvaluationWork.Measure(config, trained, heldOut, batches.LargestTokens) : null,
+            Evaluation = isEvaluated ? EvaluationWork.Measure(config, trained, data!.HeldOut, batches.LargestTokens) : null,
+            EvaluationsDuring = evaluations,
         };
     }
 }

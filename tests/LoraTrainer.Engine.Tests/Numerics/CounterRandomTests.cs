@@ -104,6 +104,23 @@ public sealed class CounterRandomTests
     }
 
     [Theory]
+    [InlineData(0UL, 0)]
+    [InlineData(0UL, 32)]
+    [InlineData(31UL, 34)]
+    [InlineData(5UL, 10_003)]
+    [InlineData((1UL << 34) - 40, 100)]
+    public void FillUniform_AnyOffsetAndLength_EqualsUniformBitForBit(ulong first, int count)
+    {
+        var random = new CounterRandom(0xDEADBEEF12345678, 9, 11);
+        float[] filled = Enumerable.Repeat(float.NaN, count).ToArray();
+        random.FillUniform(filled, first);
+        for (int i = 0; i < count; i++)
+        {
+            Assert.Equal(random.Uniform(first + (ulong)i), filled[i]);
+        }
+    }
+
+    [Theory]
     [InlineData(0UL, 1, 0.9f)]
     [InlineData(0UL, 32, 0.9f)]
     [InlineData(0UL, 257, 0.5f)]

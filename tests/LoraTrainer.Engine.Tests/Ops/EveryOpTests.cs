@@ -55,6 +55,12 @@ public sealed class EveryOpTests
             Softcap.Backward(g, x, 1.5f);
             return [x, g];
         }),
+        ["embedding_noise"] = (4.0 * N * D, device =>
+        {
+            Tensor x = Matrix(device, 1);
+            EmbeddingNoise.Add(x, new PackedDocuments(Tensor.None, new int[] { 0, N / 3, N }), 5, new DropoutKey(7, 3, 2, 11));
+            return [x];
+        }),
         ["columns"] = (0, device =>
         {
             Tensor x = Matrix(device, 1), own = device.Poisoned(new Shape(N, 40));

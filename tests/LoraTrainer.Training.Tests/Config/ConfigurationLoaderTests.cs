@@ -56,7 +56,7 @@ public sealed class ConfigurationLoaderTests
     [InlineData("sample_packing: 1", "sample_packing must be true or false, got 1 (tiny.yaml:6).")]
     [InlineData("device: gpu", "device must be one of auto, cpu, cuda, got gpu (tiny.yaml:6). Did you mean cuda?")]
     [InlineData("device: cuda:0", "device must be one of auto, cpu, cuda, got cuda:0 (tiny.yaml:6). Write cuda; the environment variable CUDA_VISIBLE_DEVICES chooses the GPU.")]
-    [InlineData("lr_scheduler: cosin", "lr_scheduler must be one of linear, cosine, constant, constant_with_warmup, got cosin (tiny.yaml:6). Did you mean cosine?")]
+    [InlineData("lr_scheduler: cosin", "lr_scheduler must be one of linear, cosine, constant, constant_with_warmup, cosine_with_restarts, cosine_with_min_lr, cosine_warmup_with_min_lr, polynomial, inverse_sqrt, warmup_stable_decay, got cosin (tiny.yaml:6). Did you mean cosine?")]
     [InlineData("optimizer: lion_8bit", "optimizer must be one of adamw_torch, adamw_torch_fused, adamw_bnb_8bit, adamw_8bit, paged_adamw_32bit, paged_adamw, paged_adamw_8bit, got lion_8bit (tiny.yaml:6). adamw_torch is the usual one.")]
     [InlineData("checkpoint: 100", "checkpoint must be a mapping of keys and values, got 100 (tiny.yaml:6).")]
     [InlineData("checkpoint: {every_steps: -1}", "checkpoint.every_steps must be 0 or more, got -1 (tiny.yaml:6).")]

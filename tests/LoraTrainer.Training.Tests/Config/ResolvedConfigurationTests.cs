@@ -171,7 +171,7 @@ public sealed class ResolvedConfigurationTests
     [Fact]
     public void Lists_OfKeys_NameOnlyKnownKeysAndNoneTwice()
     {
-        string[] named = [.. ResolvedConfiguration.WithoutEffectOnResult, .. ResolvedConfiguration.ComparedByContent, .. ResolvedConfiguration.BatchShape, .. ResolvedConfiguration.ChangeableByForce];
+        string[] named = [.. ResolvedConfiguration.WithoutEffectOnResult, .. ResolvedConfiguration.OfEvaluation, .. ResolvedConfiguration.ComparedByContent, .. ResolvedConfiguration.BatchShape, .. ResolvedConfiguration.ChangeableByForce];
 
         Assert.Equal(named.Length, named.Distinct().Count());
         Assert.All(named, name => Assert.Contains(name, ConfigurationKeys.All.Select(key => key.Path)));

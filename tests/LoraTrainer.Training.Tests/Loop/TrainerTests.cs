@@ -1,6 +1,8 @@
+using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using Xunit;
 
@@ -42,6 +44,7 @@ public class TrainerTests
 
     [Theory]
     [InlineData("lora")]
+    [InlineData("noise")]
     [InlineData("packed")]
     [InlineData("qlora")]
     [InlineData("fp4")]
@@ -51,6 +54,7 @@ public class TrainerTests
     {
         (string, object?)[] changes = variant switch
         {
+            "noise" => [("neftune_noise_alpha", 5), ("sample_packing", "true")],
             "packed" => [("sample_packing", "true")],
             "qlora" => [("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")],
             "fp4" => [("adapter", "qlora"), ("bnb_config_kwargs", "{bnb_4bit_quant_type: fp4}")],
@@ -78,10 +82,33 @@ public class TrainerTests
     }
 
     [Fact]
+    public void Step_WithNoise_IsTheSameInOtherMicroBatchesAndRecomputedAndWithoutItInEvaluation()
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+        (string, object?)[] noisy = [("neftune_noise_alpha", 15), ("lora_dropout", 0)];
+        using var whole = new TinyTraining(folder.Path, [.. noisy, ("micro_batch_size", 8), ("gradient_accumulation_steps", 1)]);
+        using var cut = new TinyTraining(folder.Path, [.. noisy, ("micro_batch_size", 1), ("gradient_accumulation_steps", 8), ("gradient_checkpointing", "true")]);
+        using var still = new TinyTraining(folder.Path, [("lora_dropout", 0), ("micro_batch_size", 8), ("gradient_accumulation_steps", 1)]);
+        foreach (TinyTraining run in (TinyTraining[])[whole, cut, still])
+        {
+            run.Scatter(3);
+        }
+
+        double Evaluated(TinyTraining run) =>
+            new Evaluator(run.Trained.Model, run.Data.HeldOut, Tokenizer.Load(run.Config.BaseModel), maxNewTokens: 0, run.Trainer.LargestTokens).Evaluate(SilentObserver.Instance, TestContext.Current.CancellationToken).Loss;
+
+        Assert.Equal(Evaluated(still), Evaluated(whole));
+        StepResult expected = whole.Trainer.Step(), actual = cut.Trainer.Step(), without = still.Trainer.Step();
+        Assert.True(Math.Abs(actual.Loss - expected.Loss) <= 1e-6 * expected.Loss, $"loss {actual.Loss}, expected {expected.Loss}");
+        TensorAssert.RelativeL2(whole.Gradients, cut.Gradients, 1e-6, "gradients");
+        Assert.True(Math.Abs(without.Loss - expected.Loss) > 1e-4, "the noise changes nothing");
+    }
+
+    [Fact]
     public void Step_Steady_AllocatesNearlyNothing()
     {
         using TemporaryFolder folder = TinyTraining.Folder(rows: 203);
-        using var run = new TinyTraining(folder.Path, ("num_epochs", 1), ("threads", 2));
+        using var run = new TinyTraining(folder.Path, ("num_epochs", 1), ("threads", 2), ("neftune_noise_alpha", 5));
         for (int step = 0; step < 8; step++)
         {
             run.Trainer.Step();
@@ -113,7 +140,7 @@ public class TrainerTests
 
         NonFiniteException exception = Assert.Throws<NonFiniteException>(() => run.Trainer.Step());
 
-        Assert.Matches(@"^Step 1: the loss is NaN, first in the gradient of model\.layers\.\d\.\S+; the step was not applied\. Rows of the step: \S*train\.jsonl", exception.Message);
+        Assert.Matches(@"^Step 1: the loss is NaN, because model\.layers\.\d\.\S+, which is trained, is not finite itself\. Rows of the step: \S*train\.jsonl", exception.Message);
         TensorAssert.BitEqual(before, run.Values, "what is trained");
         Assert.Equal(0, run.Trainer.CompletedSteps);
     }

@@ -110,7 +110,7 @@ public sealed class EightBitOptimizerTests
 
         using var resumed = new TinyTraining(folder.Path, changes);
         CheckpointFiles.Restore(checkpoint, resumed.Trained, notice => Assert.Fail(notice));
-        resumed.Trainer.CompletedSteps = 2;
+        resumed.Trainer.CompletedSteps = resumed.Trainer.CompletedUpdates = 2;
         resumed.Trainer.Step();
         resumed.Trainer.Step();
         TensorAssert.BitEqual(whole.Values, resumed.Values, "parameters");
@@ -149,7 +149,7 @@ public sealed class EightBitOptimizerTests
         string checkpoint = folder.File("checkpoint");
         Directory.CreateDirectory(checkpoint);
         TrainingConfig config = ConfigurationLoader.LoadText(TinyRun.Config(folder.Path, changes), "tiny.yaml", []).Require();
-        var state = new TrainerState { Step = run.Trainer.CompletedSteps, TotalSteps = run.Trainer.TotalSteps, RunId = "r", ConfigHash = "c", BaseHash = "b", DataHash = "d", Losses = [] };
+        var state = new TrainerState { Step = run.Trainer.CompletedSteps, TotalSteps = run.Trainer.TotalSteps, Updates = run.Trainer.CompletedUpdates, RunId = "r", ConfigHash = "c", BaseHash = "b", DataHash = "d", Losses = [] };
         CheckpointFiles.Write(checkpoint, config, run.Trained, state, folder.File("no-log"));
         return checkpoint;
     }
