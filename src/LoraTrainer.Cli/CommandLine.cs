@@ -49,6 +49,7 @@ internal static class CommandLine
         VerifyResumeVerb.Create,
         PlanVerb.Create,
         GenerateVerb.Create,
+        MergeVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,
         ReportVerb.Create,

@@ -69,7 +69,7 @@ public sealed class ModelLoader
     // A tensor that an adapter has taken its start from, as it is stored: read instead of the file's.
     private (string Name, byte[] Bytes)? changed;
 
-    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress)
+    internal ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress)
     {
         RefuseWithoutKernel(config, device.Platform);
         this.config = config;
@@ -225,7 +225,8 @@ public sealed class ModelLoader
         return tensor;
     }
 
-    private WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns) => format switch
+    /// <summary>One linear layer of the blocks, as the format keeps it.</summary>
+    internal WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns) => format switch
     {
         BaseFormat.AsStored => new DenseMatrix(LoadDense(name, rows, columns)),
         BaseFormat.Nf4 => LoadFourBit(FourBitCode.Nf4, name, rows, columns, doubleQuantized: false),

@@ -67,17 +67,17 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
     }
 }
 
-/// <summary>A model that is loaded for generating text, in exactly the memory that it needs.</summary>
-public sealed class TextModel : IDisposable
+/// <summary>A base with or without an adapter on its device, in exactly the memory that its use needs. Nothing of it is trained.</summary>
+public sealed class LoadedModel : IDisposable
 {
     private readonly Device device;
 
-    private TextModel(Device device, string deviceSentence, CausalLanguageModel model, Tokenizer tokenizer)
+    private LoadedModel(Device device, string deviceSentence, CausalLanguageModel model, LoraInjection? adapters)
     {
         this.device = device;
         DeviceSentence = deviceSentence;
         Model = model;
-        Tokenizer = tokenizer;
+        Adapters = adapters;
     }
 
     /// <summary>What computes, and why.</summary>
@@ -85,12 +85,86 @@ public sealed class TextModel : IDisposable
 
     public CausalLanguageModel Model { get; }
 
+    /// <summary>Null for a base alone.</summary>
+    public LoraInjection? Adapters { get; }
+
+    /// <summary>Loads base and adapter.</summary>
+    /// <param name="source">What to load.</param>
+    /// <param name="selection">Where it computes.</param>
+    /// <param name="measure">Takes, on a device that only measures, the memory that the use of the model takes at most.</param>
+    /// <param name="lessMemory">What would need less memory, a sentence for the error.</param>
+    /// <param name="notice">Receives what the user should see but need not act on.</param>
+    /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
+    /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
+    /// <exception cref="TrainingSetupException">The device does not have the memory, or no kernel for what is asked.</exception>
+    public static LoadedModel Load(
+        TextModelSource source, DeviceSelection selection, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null)
+    {
+        if (source.Format.WithoutKernel(selection.Platform) is { } what)
+        {
+            throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
+        }
+
+        using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
+        using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
+        ModelConfig config = ModelConfig.Parse(source.BaseFolder).WithVocabulary(adapter?.VocabularyRows ?? 0);
+        using MeasureDevice measured = selection.Measure();
+        measure(Build(config, weights, adapter, source.Format, measured, null).Model);
+        Device device = selection.Open(measured.Arena.HighWaterBytes, lessMemory, notice);
+        try
+        {
+            (CausalLanguageModel model, LoraInjection? adapters) = Build(config, weights, adapter, source.Format, device, progress);
+            return new LoadedModel(device, selection.Describe(device), model, adapters);
+        }
+        catch
+        {
+            device.Dispose();
+            throw;
+        }
+    }
+
+    public void Dispose() => device.Dispose();
+
+    private static (CausalLanguageModel Model, LoraInjection? Adapters) Build(
+        ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device, Action<string, double>? progress)
+    {
+        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format, progress: progress);
+        if (adapter is null)
+        {
+            return (model, null);
+        }
+
+        LoraInjection adapters = LoraInjection.Inject(model, adapter.Config, seed: 0);
+        adapters.Load(adapter);
+        return (model, adapters);
+    }
+}
+
+/// <summary>A loaded model with its tokenizer: it reads and writes text.</summary>
+public sealed class TextModel : IDisposable
+{
+    private readonly LoadedModel loaded;
+
+    private TextModel(LoadedModel loaded, Tokenizer tokenizer)
+    {
+        this.loaded = loaded;
+        Tokenizer = tokenizer;
+    }
+
+    /// <summary>What computes, and why.</summary>
+    public string DeviceSentence => loaded.DeviceSentence;
+
+    public CausalLanguageModel Model => loaded.Model;
+
+    /// <summary>Null for a base alone.</summary>
+    public LoraInjection? Adapters => loaded.Adapters;
+
     public Tokenizer Tokenizer { get; }
 
     /// <summary>Tokens that end a text: the model's own, and the tokenizer's.</summary>
     public IEnumerable<int> StopTokens => Tokenizer.EosId is { } eos ? Model.Config.EosTokenIds.Append(eos) : Model.Config.EosTokenIds;
 
-    /// <summary>Loads base and adapter.</summary>
+    /// <summary>Loads base and adapter to generate one text.</summary>
     /// <param name="source">What to load.</param>
     /// <param name="selection">Where it computes.</param>
     /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
@@ -101,43 +175,18 @@ public sealed class TextModel : IDisposable
     /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
     public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
     {
-        if (source.Format.WithoutKernel(selection.Platform) is { } what)
-        {
-            throw new TrainingSetupException($"The run keeps {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu, or --load-in-4bit, which takes another format.");
-        }
-
-        using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
-        using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
-        ModelConfig config = ModelConfig.Parse(source.BaseFolder).WithVocabulary(adapter?.VocabularyRows ?? 0);
-        using MeasureDevice measure = selection.Measure();
-        TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
         string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";
-        Device device = selection.Open(measure.Arena.HighWaterBytes, $"Less is needed with {fourBit}a lower --max-new-tokens or a shorter prompt.", notice);
-        try
-        {
-            return new TextModel(device, selection.Describe(device), Build(config, weights, adapter, source.Format, device), tokenizer);
-        }
-        catch
-        {
-            device.Dispose();
-            throw;
-        }
+        return Load(source, selection, tokenizer, model => TextGenerator.Measure(model, promptTokens, maxNewTokens), $"Less is needed with {fourBit}a lower --max-new-tokens or a shorter prompt.", notice);
     }
+
+    /// <summary>Loads base and adapter for another use; see <see cref="LoadedModel.Load"/>.</summary>
+    public static TextModel Load(
+        TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null) =>
+        new(LoadedModel.Load(source, selection, measure, lessMemory, notice, progress), tokenizer);
 
     /// <summary>The base's tokenizer; a run's own copy where it has one.</summary>
     public static Tokenizer LoadTokenizer(TextModelSource source) =>
         Tokenizer.Load(source.AdapterFolder is { } adapter && File.Exists(Path.Combine(adapter, "tokenizer.json")) ? adapter : source.BaseFolder);
 
-    public void Dispose() => device.Dispose();
-
-    private static CausalLanguageModel Build(ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device)
-    {
-        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format);
-        if (adapter is not null)
-        {
-            LoraInjection.Inject(model, adapter.Config, seed: 0).Load(adapter);
-        }
-
-        return model;
-    }
+    public void Dispose() => loaded.Dispose();
 }
