@@ -49,6 +49,7 @@ internal static class CommandLine
         VerifyResumeVerb.Create,
         PlanVerb.Create,
         GenerateVerb.Create,
+        EvaluateVerb.Create,
         MergeVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,

@@ -120,7 +120,7 @@ internal sealed class AdapterPlan
         {
             throw new ModelFormatException(
                 $"{adapter.Path}: init_lora_weights is {initialization}: the base was changed by the start of the training, so the adapter alone does not say what is to be added to it. "
-                + "Give the adapter as it was at the start with --start-adapter.");
+                + "Use the one in the output_dir of its run, which is plain LoRA; or give the adapter as it was at the start with --start-adapter.");
         }
 
         if (!isTakenOut && start is not null)
