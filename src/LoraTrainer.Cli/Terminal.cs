@@ -22,6 +22,9 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
     /// <summary>A person is watching, so lines may be rewritten.</summary>
     public bool IsInteractive { get; init; }
 
+    /// <summary>Colours are understood and wanted (NO_COLOR is not set).</summary>
+    public bool HasColour => IsInteractive && string.IsNullOrEmpty(Environment.GetEnvironmentVariable("NO_COLOR"));
+
     /// <summary>Letters on a line; null where nobody's screen sets a limit.</summary>
     public int? Width { get; init; }
 
