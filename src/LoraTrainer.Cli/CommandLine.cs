@@ -53,6 +53,7 @@ internal static class CommandLine
         EvaluateVerb.Create,
         MergeVerb.Create,
         InspectVerb.Create,
+        InitVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,
         ReportVerb.Create,

@@ -32,6 +32,7 @@ internal static class ChatVerb
         before it as they were, unless --single-turn has each message answered alone, as rows of single turns are in training.
         """;
 
+    private const int LongestAnswer = 256;
     private const string Block = "\"\"\"";
 
     // A pasted text comes in one go; fingers are slower.
@@ -45,7 +46,7 @@ internal static class ChatVerb
         Option<string> system = new("--system") { Description = "The system text.", DefaultValueFactory = _ => "" };
         Option<bool> singleTurn = new("--single-turn") { Description = "Answer each message alone." };
         Option<int> context = new("--context") { Description = "The most tokens of a conversation; older turns are forgotten.", DefaultValueFactory = _ => 2048 };
-        Option<int> maxNewTokens = new("--max-new-tokens") { Description = "The longest answer.", DefaultValueFactory = _ => 256 };
+        Option<int?> maxNewTokens = new("--max-new-tokens") { Description = "The longest answer. Without it: 256, or half the conversation where that is shorter." };
         Option<double> temperature = new("--temperature") { Description = "0 takes the most likely token; above, tokens are drawn.", DefaultValueFactory = _ => 0 };
         Option<int> topK = new("--top-k") { Description = "Draw from the so many most likely tokens; 0: from all.", DefaultValueFactory = _ => 0 };
         Option<double> topP = new("--top-p") { Description = "Draw from the most likely tokens that together have this probability.", DefaultValueFactory = _ => 1 };
@@ -60,20 +61,20 @@ internal static class ChatVerb
         {
             ParseResult arguments = given.Arguments;
             string path = arguments.GetRequiredValue(model);
+            TextModelSource source = TextModelSource.From(path, arguments.GetValue(adapter), arguments.GetValue(fourBit));
+            int positions = ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings, limit = Math.Min(arguments.GetValue(context), positions);
             SamplingOptions options = GenerateVerb.Checked(new SamplingOptions
             {
-                MaxNewTokens = arguments.GetValue(maxNewTokens),
+                MaxNewTokens = arguments.GetValue(maxNewTokens) ?? Math.Clamp(limit / 2, 1, LongestAnswer),
                 Temperature = arguments.GetValue(temperature),
                 TopK = arguments.GetValue(topK),
                 TopP = arguments.GetValue(topP),
                 Seed = arguments.GetValue(seed),
             });
-            TextModelSource source = TextModelSource.From(path, arguments.GetValue(adapter), arguments.GetValue(fourBit));
             ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name) : FormatOf(path, source);
-            int limit = Math.Min(arguments.GetValue(context), ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings);
             if (limit <= options.MaxNewTokens)
             {
-                throw new TrainingSetupException($"A conversation of {limit} tokens has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings}) or a smaller {maxNewTokens.Name}.");
+                throw new TrainingSetupException($"A conversation of {limit} tokens has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
             }
 
             if (arguments.GetValue(system) is { Length: > 0 } && !chosen.TakesSystem)
