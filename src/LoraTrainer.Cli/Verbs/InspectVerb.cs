@@ -382,7 +382,7 @@ internal static class InspectVerb
         string resolved = Path.Combine(path, CheckpointFiles.ConfigName);
         ConfigurationResult loaded = ConfigurationLoader.LoadFile(File.Exists(resolved) ? resolved : path, context.Settings);
         TrainingConfig config = loaded.Require();
-        Tokenizer tokenizer = Tokenizer.Load(config.BaseModel);
+        Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         InspectedRow row = InspectedRow.Read(config, tokenizer, number, heldOut);
         context.Terminal.Result(RowPage.Words(row, tokenizer, context.Terminal.Width, context.Terminal.HasColour));
         context.Terminal.Json(json => RowPage.Write(json, row, tokenizer));

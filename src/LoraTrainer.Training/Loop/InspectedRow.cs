@@ -10,9 +10,12 @@ namespace LoraTrainer.Training.Loop;
 /// <param name="Fate">What becomes of it, where it is not simply used; null where it is.</param>
 public sealed record InspectedRow(DatasetRow Row, TokenizedRow Encoded, string? Fate)
 {
+    /// <summary>The tokenizer that the run has: the base's, with the tokens that the config adds.</summary>
+    public static Tokenizer TokenizerOf(TrainingConfig config) => Vocabulary.TokenizerOf(config);
+
     /// <summary>Reads one row of the config's data sets.</summary>
     /// <param name="config">Data sets and lengths.</param>
-    /// <param name="tokenizer">Of the base.</param>
+    /// <param name="tokenizer">Of the run.</param>
     /// <param name="number">From 1, over all files in their order.</param>
     /// <param name="heldOut">Of test_datasets.</param>
     /// <exception cref="TrainingSetupException">There is no such row.</exception>
