@@ -1,11 +1,8 @@
-using System.Buffers;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
-using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
-using LoraTrainer.Models.Layers;
 
 namespace LoraTrainer.Models;
 

@@ -71,9 +71,9 @@ public sealed class ModelMerge : IDisposable
         UpdatedModules = plan.Updates.Count;
         ReplacedModules = plan.Replaced.Count;
 
-        // Where the two are one matrix and only one of them was changed, or other bits lie beside it, they become two.
+        // Where the two are one matrix in the base, training changes one of them or each by itself; or other bits lie beside it already.
         bool isTied = shape.TieWordEmbeddings && layout.HeadName is null;
-        isUntied = shape.TieWordEmbeddings && (layout.HeadName is not null || (!adapter.Config.EnsureWeightTying && plan.Changes(AdapterPlan.EmbeddingModule) != plan.Changes(AdapterPlan.HeadModule)));
+        isUntied = shape.TieWordEmbeddings && (layout.HeadName is not null || plan.Changes(AdapterPlan.HeadModule) || (!adapter.Config.EnsureWeightTying && plan.Changes(AdapterPlan.EmbeddingModule)));
         IEnumerable<ExpectedTensor> written = shape.ExpectedTensors();
         foreach (ExpectedTensor tensor in isUntied ? written.Append(new ExpectedTensor(ModelConfig.HeadTensor, [shape.VocabSize, shape.HiddenSize])) : written)
         {

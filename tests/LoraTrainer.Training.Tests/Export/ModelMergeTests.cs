@@ -121,6 +121,22 @@ public sealed class ModelMergeTests : IDisposable
         }
     }
 
+    /// <summary>Both sides of a tied matrix trained, each by itself, with rows for a new token.</summary>
+    [Fact]
+    public void TiedHead_BothSidesTrained_AreWrittenApart()
+    {
+        string baseFolder = TinyBase(TinyRun.Shape);
+        int rows = TinyRun.VocabularySize + 1, hidden = TinyRun.Shape.HiddenSize;
+        float[] embedding = [.. Enumerable.Range(0, rows * hidden).Select(i => i % 7 / 7f)], head = [.. Enumerable.Range(0, rows * hidden).Select(i => i % 11 / 11f)];
+        Merge(baseFolder, TinyAdapter(
+            baseFolder, "both", config => config with { ModulesToSave = ["embed_tokens", "lm_head"] },
+            ("base_model.model.model.embed_tokens.weight", [rows, hidden], embedding), ("base_model.model.lm_head.weight", [rows, hidden], head)), folder.File("both-merged"));
+        using ModelFolder merged = ModelFolder.Open(folder.File("both-merged"));
+        TensorAssert.BitEqual(embedding, Values(merged, ModelConfig.EmbeddingTensor), "embedding");
+        TensorAssert.BitEqual(head, Values(merged, ModelConfig.HeadTensor), "lm_head");
+        Assert.Equal((false, rows), ((bool)Config(folder.File("both-merged"))["tie_word_embeddings"]!, (int)Config(folder.File("both-merged"))["vocab_size"]!));
+    }
+
     [Fact]
     public void Embedding_WithLowRankUpdateAndGrownVocabulary()
     {
