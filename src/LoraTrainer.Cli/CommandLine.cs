@@ -19,7 +19,9 @@ internal static class CommandLine
           lora-trainer resume outputs/quickstart               go on with a run that was interrupted
           lora-trainer status outputs/quickstart               how a run stands, here or on another machine
           lora-trainer plan my.yaml                            what a run will need, before it starts
-          lora-trainer generate outputs/quickstart             answer with what was trained
+          lora-trainer chat outputs/quickstart                 talk with what was trained
+          lora-trainer merge outputs/quickstart models/merged  one model without an adapter
+          lora-trainer init                                    write a first configuration
           lora-trainer doctor                                  what this machine has
           lora-trainer validate my.yaml                        is the configuration right?
           lora-trainer validate my.yaml --set lora_r=8 --show  how is it understood?
@@ -49,6 +51,11 @@ internal static class CommandLine
         VerifyResumeVerb.Create,
         PlanVerb.Create,
         GenerateVerb.Create,
+        ChatVerb.Create,
+        EvaluateVerb.Create,
+        MergeVerb.Create,
+        InspectVerb.Create,
+        InitVerb.Create,
         ValidateVerb.Create,
         RandomModelVerb.Create,
         ReportVerb.Create,

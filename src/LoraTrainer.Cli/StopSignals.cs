@@ -54,6 +54,13 @@ internal sealed class StopSignals(Terminal terminal) : IDisposable
         return stop.Token;
     }
 
+    /// <summary>Until the result is disposed Ctrl-C calls <paramref name="action"/> and ends nothing: for a piece of work that can be given up by itself.</summary>
+    public static PosixSignalRegistration OnInterrupt(Action action) => PosixSignalRegistration.Create(PosixSignal.SIGINT, context =>
+    {
+        context.Cancel = true;
+        action();
+    });
+
     public void Dispose()
     {
         foreach (PosixSignalRegistration registration in registrations)

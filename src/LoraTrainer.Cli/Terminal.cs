@@ -9,7 +9,11 @@ namespace LoraTrainer.Cli;
 /// </summary>
 internal sealed class Terminal(TextWriter output, TextWriter error)
 {
+    // Back to the start of the line, and what stands there away.
+    private const string ClearLine = "\r\u001b[K";
+
     private readonly Lock gate = new();
+    private bool isLineOpen;
 
     public bool IsJson { get; init; }
 
@@ -17,6 +21,9 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
 
     /// <summary>A person is watching, so lines may be rewritten.</summary>
     public bool IsInteractive { get; init; }
+
+    /// <summary>Colours are understood and wanted (NO_COLOR is not set).</summary>
+    public bool HasColour => IsInteractive && string.IsNullOrEmpty(Environment.GetEnvironmentVariable("NO_COLOR"));
 
     /// <summary>Letters on a line; null where nobody's screen sets a limit.</summary>
     public int? Width { get; init; }
@@ -39,6 +46,7 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
         {
             lock (gate)
             {
+                CloseLine();
                 output.Write(piece);
                 output.Flush();
             }
@@ -61,6 +69,20 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
         if (!IsQuiet)
         {
             Write(IsJson ? error : output, line);
+        }
+    }
+
+    /// <summary>How far the work is: a line that the next thing that is written takes the place of. Only where a person is watching.</summary>
+    public void Progress(string line)
+    {
+        if (!IsQuiet && !IsJson && IsInteractive)
+        {
+            lock (gate)
+            {
+                output.Write(ClearLine + (Width is { } width && line.Length >= width ? line[..(width - 1)] : line));
+                output.Flush();
+                isLineOpen = true;
+            }
         }
     }
 
@@ -149,8 +171,19 @@ internal sealed class Terminal(TextWriter output, TextWriter error)
     {
         lock (gate)
         {
+            CloseLine();
             writer.WriteLine(text.TrimEnd('\n'));
             writer.Flush();
+        }
+    }
+
+    private void CloseLine()
+    {
+        if (isLineOpen)
+        {
+            output.Write(ClearLine);
+            output.Flush();
+            isLineOpen = false;
         }
     }
 }

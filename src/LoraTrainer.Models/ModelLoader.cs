@@ -73,7 +73,7 @@ public sealed class ModelLoader
     private QuantizedBaseFile? quantized;
     private Action<string>? damage;
 
-    private ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress, QuantizedBaseFile? quantized = null)
+    internal ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress, QuantizedBaseFile? quantized = null)
     {
         RefuseWithoutKernel(config, device.Platform);
         this.config = config;
@@ -253,7 +253,8 @@ public sealed class ModelLoader
         return tensor;
     }
 
-    private WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns)
+    /// <summary>One linear layer of the blocks, as the format keeps it.</summary>
+    internal WeightMatrix LoadLinear(BaseFormat format, string name, int rows, int columns)
     {
         if (config.Quantization is not { } quantization)
         {

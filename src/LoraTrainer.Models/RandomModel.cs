@@ -1,6 +1,4 @@
-using System.Globalization;
 using System.Text;
-using System.Text.Json;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
@@ -32,40 +30,14 @@ public static class RandomModel
     internal static void Write(ModelConfig config, string folder, ulong seed, long largestFileBytes, Action<double>? progress = null)
     {
         SafetensorsDType dtype = config.DType ?? SafetensorsDType.BF16;
-        var tensors = config.ExpectedTensors().Select((tensor, index) => (Tensor: tensor, Stream: (uint)index, Bytes: Elements(tensor) * dtype.Bits() / 8)).ToList();
-        var shards = new List<List<(ExpectedTensor Tensor, uint Stream, long Bytes)>> { new() };
-        long size = 0;
-        foreach (var item in tensors)
-        {
-            if (size > 0 && size + item.Bytes > largestFileBytes)
-            {
-                shards.Add([]);
-                size = 0;
-            }
-
-            shards[^1].Add(item);
-            size += item.Bytes;
-        }
-
-        for (int shard = 0; shard < shards.Count; shard++)
-        {
-            var writer = new SafetensorsWriter();
-            foreach ((ExpectedTensor tensor, uint stream, _) in shards[shard])
-            {
-                var random = new CounterRandom(seed, stream, 0);
-                writer.Add(tensor.Name, dtype, tensor.Shape, (offset, destination) => Fill(destination, offset, dtype, tensor, random, config));
-            }
-
-            writer.Save(Path.Combine(folder, FileName(shard, shards.Count)));
-            progress?.Invoke((shard + 1.0) / shards.Count);
-        }
-
-        if (shards.Count > 1)
-        {
-            WriteIndex(folder, shards.Select(shard => shard.Select(item => item.Tensor.Name)).ToList(), tensors.Sum(item => item.Bytes));
-        }
-
+        ModelFolderWriter.Write(folder, config.ExpectedTensors().Select((tensor, index) => Random(tensor, (uint)index)), dtype, largestFileBytes, progress);
         AtomicFile.WriteAllBytes(Path.Combine(folder, "config.json"), Encoding.UTF8.GetBytes((config with { DType = dtype }).ToJson()));
+
+        WrittenTensor Random(ExpectedTensor tensor, uint stream)
+        {
+            var random = new CounterRandom(seed, stream, 0);
+            return new WrittenTensor(tensor.Name, tensor.Shape, (offset, destination) => Fill(destination, offset, dtype, tensor, random, config));
+        }
     }
 
     /// <summary>Fills a piece of a tensor. Any split into pieces and workers gives the same bytes.</summary>
@@ -101,32 +73,4 @@ public static class RandomModel
             });
         }
     }
-
-    private static void WriteIndex(string folder, List<IEnumerable<string>> shards, long totalBytes)
-    {
-        using var buffer = new MemoryStream();
-        using (var json = new Utf8JsonWriter(buffer, new JsonWriterOptions { Indented = true }))
-        {
-            json.WriteStartObject();
-            json.WriteStartObject("metadata");
-            json.WriteNumber("total_size", totalBytes);
-            json.WriteEndObject();
-            json.WriteStartObject("weight_map");
-            foreach ((string name, int shard) in shards.SelectMany((names, shard) => names.Select(name => (name, shard))).OrderBy(item => item.name, StringComparer.Ordinal))
-            {
-                json.WriteString(name, FileName(shard, shards.Count));
-            }
-
-            json.WriteEndObject();
-            json.WriteEndObject();
-        }
-
-        AtomicFile.WriteAllBytes(Path.Combine(folder, ModelFolder.IndexFileName), buffer.ToArray());
-    }
-
-    private static string FileName(int shard, int count) => count == 1
-        ? ModelFolder.SingleFileName
-        : string.Create(CultureInfo.InvariantCulture, $"model-{shard + 1:D5}-of-{count:D5}.safetensors");
-
-    private static long Elements(ExpectedTensor tensor) => tensor.Shape.Aggregate(1L, (product, extent) => product * extent);
 }

@@ -12,6 +12,18 @@ internal sealed record Ending(int ExitCode, string Output, string Error)
     /// <summary>Runs the program as a user does: a process of its own, with its own standard streams.</summary>
     public static Task<Ending> RunAsync(string folder, params string[] arguments) => OfAsync(folder, ["dotnet", "exec", Program, .. arguments]);
 
+    /// <summary>The same with a text on standard input.</summary>
+    public static async Task<Ending> RunWithInputAsync(string folder, string input, params string[] arguments)
+    {
+        using Process process = Start(folder, ["dotnet", "exec", Program, .. arguments], readsInput: true);
+        Task<string> output = process.StandardOutput.ReadToEndAsync(TestContext.Current.CancellationToken);
+        Task<string> error = process.StandardError.ReadToEndAsync(TestContext.Current.CancellationToken);
+        await process.StandardInput.WriteAsync(input);
+        process.StandardInput.Close();
+        await process.WaitForExitAsync(TestContext.Current.CancellationToken);
+        return new Ending(process.ExitCode, await output, await error);
+    }
+
     /// <summary>Runs any command to its end.</summary>
     public static async Task<Ending> OfAsync(string folder, string[] command)
     {
@@ -33,10 +45,10 @@ internal sealed record Ending(int ExitCode, string Output, string Error)
     /// <summary>The ledger of processes that are started in a folder; it lies elsewhere, so that a folder holds what its run left and nothing else.</summary>
     public static string LedgerOf(string folder) => Path.Combine(Ledgers.Value, Path.GetFileName(Path.TrimEndingDirectorySeparator(folder)) + ".db");
 
-    public static Process Start(string folder, string[] command, IReadOnlyDictionary<string, string>? environment = null)
+    public static Process Start(string folder, string[] command, IReadOnlyDictionary<string, string>? environment = null, bool readsInput = false)
     {
         Assert.True(File.Exists(Program), $"the program is not beside the tests: {Program}");
-        var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, UseShellExecute = false };
+        var start = new ProcessStartInfo(command[0], command[1..]) { WorkingDirectory = folder, RedirectStandardOutput = true, RedirectStandardError = true, RedirectStandardInput = readsInput, UseShellExecute = false };
         // Never that of whoever runs the tests.
         start.Environment["LT_LEDGER"] = LedgerOf(folder);
         start.Environment["LT_CALIBRATION"] = Path.ChangeExtension(LedgerOf(folder), ".calibration.jsonl");

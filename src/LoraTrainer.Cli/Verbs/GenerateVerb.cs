@@ -107,7 +107,7 @@ internal static class GenerateVerb
             : Console.In.ReadToEnd();
     }
 
-    private static SamplingOptions Checked(SamplingOptions options)
+    internal static SamplingOptions Checked(SamplingOptions options)
     {
         string? wrong = options switch
         {

@@ -61,6 +61,27 @@ public static unsafe partial class Linear
         }
     }
 
+    /// <summary>The elements as products multiply with them: those of a quantized matrix dequantized. On the CPU.</summary>
+    /// <param name="rows">(count, In) f32, whole rows; overwritten</param>
+    /// <param name="weight">In memory of a CPU.</param>
+    /// <param name="firstRow">The first of them.</param>
+    public static void ReadRows(Span<float> rows, WeightMatrix weight, long firstRow)
+    {
+        if (rows.Length % weight.In != 0 || firstRow < 0 || firstRow + rows.Length / weight.In > weight.Out)
+        {
+            throw new ShapeMismatchException($"Linear.ReadRows: {rows.Length} elements from row {firstRow} on are not whole rows of a matrix of {weight.Out} x {weight.In}.");
+        }
+
+        GemmOperand operand = Operand(weight, transposed: false);
+        fixed (float* target = rows)
+        {
+            for (int row = 0; row < rows.Length / weight.In; row++)
+            {
+                operand.Load(firstRow + row, 0, weight.In, target + (long)row * weight.In);
+            }
+        }
+    }
+
     /// <summary>A matrix as products read it.</summary>
     internal static GemmOperand Operand(WeightMatrix weight, bool transposed)
     {

@@ -89,6 +89,9 @@ public sealed class Arena
     /// <summary>Opens a frame: disposing it gives back everything allocated since. Frames nest.</summary>
     public ArenaFrame Frame() => new(this);
 
+    /// <summary>Gives everything back, whoever allocated it; the high-water mark stays.</summary>
+    public void Clear() => Release(default);
+
     internal static long RoundUp(long bytes) => (bytes + AlignmentBytes - 1) & -AlignmentBytes;
 
     internal FrameMark Mark()

@@ -110,6 +110,10 @@ public sealed record TargetModules(IReadOnlyList<TargetModule> Targets, IReadOnl
     /// <summary>The rank of the adapter on the module <paramref name="path"/>.</summary>
     internal static int RankOf(AdapterConfig config, string path) => FirstMatch(config.RankPattern, "rank_pattern", path) ?? config.R;
 
+    /// <summary>The factor on B·A of the adapter on the module <paramref name="path"/>.</summary>
+    internal static double ScalingOf(AdapterConfig config, string path) =>
+        config.Scaling(RankOf(config, path), FirstMatch(config.AlphaPattern, "alpha_pattern", path) ?? config.LoraAlpha);
+
     /// <summary>The entries of a list that are no module's name or path, nor the end of one.</summary>
     public static IReadOnlyList<string> UnknownNames(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)
         => [.. names.Where(name => !modules.Any(module => EndsWithComponents(module.Path, name)))];

@@ -362,7 +362,9 @@ public sealed class CheckpointStore
         return [.. found.OrderByDescending(checkpoint => checkpoint.Epoch).ThenByDescending(checkpoint => checkpoint.Step)];
     }
 
-    private async Task<string?> DamageOfAsync(Checkpoint checkpoint, CancellationToken cancellation)
+    /// <summary>Reads every file of a checkpoint and holds size and SHA-256 against its manifest.</summary>
+    /// <returns>What is wrong first, as a clause; null where all is intact.</returns>
+    public async Task<string?> DamageOfAsync(Checkpoint checkpoint, CancellationToken cancellation = default)
     {
         foreach (CheckpointFile file in checkpoint.Files)
         {

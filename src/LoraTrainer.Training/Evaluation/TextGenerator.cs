@@ -74,18 +74,33 @@ public sealed class TextGenerator
     public List<int> Generate(ReadOnlySpan<int> prompt, SamplingOptions options, Action<int>? onToken = null, CancellationToken cancellation = default)
     {
         using ArenaFrame frame = model.Device.Arena.Frame();
-        var cache = new KeyValueCache(model.Device, model, prompt.Length + options.MaxNewTokens);
+        return Continue(prompt, new KeyValueCache(model.Device, model, prompt.Length + options.MaxNewTokens), options, onToken, cancellation).Tokens;
+    }
+
+    /// <summary>Reads tokens that stand behind what the cache holds.</summary>
+    /// <param name="tokens">At least one.</param>
+    /// <param name="cache">With room for them.</param>
+    public void Feed(ReadOnlySpan<int> tokens, KeyValueCache cache) => Advance(tokens, cache);
+
+    /// <summary>The tokens that follow what the cache holds and <paramref name="input"/>. The last of them is not in the cache afterwards.</summary>
+    /// <param name="input">At least one token.</param>
+    /// <param name="cache">With room for the input and the answer.</param>
+    /// <param name="options">Length and sampling.</param>
+    /// <param name="onToken">Is told each token as it comes.</param>
+    /// <param name="cancellation">Stops between tokens.</param>
+    /// <returns>The tokens, and the one that ended the text; null where something else did.</returns>
+    public (List<int> Tokens, int? Stop) Continue(ReadOnlySpan<int> input, KeyValueCache cache, SamplingOptions options, Action<int>? onToken, CancellationToken cancellation)
+    {
         var generated = new List<int>();
         var random = new CounterRandom(options.Seed, Loop.RandomStreams.Sampling, 0);
         int[] next = new int[1];
-        ReadOnlySpan<int> input = prompt;
         while (generated.Count < options.MaxNewTokens && !cancellation.IsCancellationRequested)
         {
             Advance(input, cache);
             int token = options.Temperature <= 0 ? MostLikely() : Sample(options, random.Uniform((ulong)generated.Count));
             if (stopTokens.Contains(token))
             {
-                break;
+                return (generated, token);
             }
 
             generated.Add(token);
@@ -94,7 +109,7 @@ public sealed class TextGenerator
             input = next;
         }
 
-        return generated;
+        return (generated, null);
     }
 
     /// <summary>Feeds the tokens to the model; leaves the logits of what follows in <see cref="logits"/>.</summary>

@@ -67,17 +67,17 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
     }
 }
 
-/// <summary>A model that is loaded for generating text, in exactly the memory that it needs.</summary>
-public sealed class TextModel : IDisposable
+/// <summary>A base with or without an adapter on its device, in exactly the memory that its use needs. Nothing of it is trained.</summary>
+public sealed class LoadedModel : IDisposable
 {
     private readonly Device device;
 
-    private TextModel(Device device, string deviceSentence, CausalLanguageModel model, Tokenizer tokenizer)
+    private LoadedModel(Device device, string deviceSentence, CausalLanguageModel model, LoraInjection? adapters)
     {
         this.device = device;
         DeviceSentence = deviceSentence;
         Model = model;
-        Tokenizer = tokenizer;
+        Adapters = adapters;
     }
 
     /// <summary>What computes, and why.</summary>
@@ -85,21 +85,20 @@ public sealed class TextModel : IDisposable
 
     public CausalLanguageModel Model { get; }
 
-    public Tokenizer Tokenizer { get; }
-
-    /// <summary>Tokens that end a text: the model's own, and the tokenizer's.</summary>
-    public IEnumerable<int> StopTokens => Tokenizer.EosId is { } eos ? Model.Config.EosTokenIds.Append(eos) : Model.Config.EosTokenIds;
+    /// <summary>Null for a base alone.</summary>
+    public LoraInjection? Adapters { get; }
 
     /// <summary>Loads base and adapter.</summary>
     /// <param name="source">What to load.</param>
     /// <param name="selection">Where it computes.</param>
-    /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
-    /// <param name="promptTokens">The longest prompt.</param>
-    /// <param name="maxNewTokens">The longest continuation.</param>
+    /// <param name="measure">Takes, on a device that only measures, the memory that the use of the model takes at most.</param>
+    /// <param name="lessMemory">What would need less memory, a sentence for the error.</param>
     /// <param name="notice">Receives what the user should see but need not act on.</param>
+    /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
-    /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
-    public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
+    /// <exception cref="TrainingSetupException">The device does not have the memory, or no kernel for what is asked.</exception>
+    public static LoadedModel Load(
+        TextModelSource source, DeviceSelection selection, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null)
     {
         ModelConfig shape = ModelConfig.Parse(source.BaseFolder);
         if (shape.Quantization is { } stored)
@@ -118,13 +117,13 @@ public sealed class TextModel : IDisposable
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
         ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
-        using MeasureDevice measure = selection.Measure();
-        TextGenerator.Measure(Build(config, weights, adapter, source.Format, measure), promptTokens, maxNewTokens);
-        string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";
-        Device device = selection.Open(measure.Arena.HighWaterBytes, $"Less is needed with {fourBit}a lower --max-new-tokens or a shorter prompt.", notice);
+        using MeasureDevice measured = selection.Measure();
+        measure(Build(config, weights, adapter, source.Format, measured, null).Model);
+        Device device = selection.Open(measured.Arena.HighWaterBytes, lessMemory, notice);
         try
         {
-            return new TextModel(device, selection.Describe(device), Build(config, weights, adapter, source.Format, device), tokenizer);
+            (CausalLanguageModel model, LoraInjection? adapters) = Build(config, weights, adapter, source.Format, device, progress);
+            return new LoadedModel(device, selection.Describe(device), model, adapters);
         }
         catch
         {
@@ -133,20 +132,70 @@ public sealed class TextModel : IDisposable
         }
     }
 
+    public void Dispose() => device.Dispose();
+
+    private static (CausalLanguageModel Model, LoraInjection? Adapters) Build(
+        ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device, Action<string, double>? progress)
+    {
+        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format, progress: progress);
+        if (adapter is null)
+        {
+            return (model, null);
+        }
+
+        LoraInjection adapters = LoraInjection.Inject(model, adapter.Config, seed: 0);
+        adapters.Load(adapter);
+        return (model, adapters);
+    }
+}
+
+/// <summary>A loaded model with its tokenizer: it reads and writes text.</summary>
+public sealed class TextModel : IDisposable
+{
+    private readonly LoadedModel loaded;
+
+    private TextModel(LoadedModel loaded, Tokenizer tokenizer)
+    {
+        this.loaded = loaded;
+        Tokenizer = tokenizer;
+    }
+
+    /// <summary>What computes, and why.</summary>
+    public string DeviceSentence => loaded.DeviceSentence;
+
+    public CausalLanguageModel Model => loaded.Model;
+
+    /// <summary>Null for a base alone.</summary>
+    public LoraInjection? Adapters => loaded.Adapters;
+
+    public Tokenizer Tokenizer { get; }
+
+    /// <summary>Tokens that end a text: the model's own, and the tokenizer's.</summary>
+    public IEnumerable<int> StopTokens => Tokenizer.EosId is { } eos ? Model.Config.EosTokenIds.Append(eos) : Model.Config.EosTokenIds;
+
+    /// <summary>Loads base and adapter to generate one text.</summary>
+    /// <param name="source">What to load.</param>
+    /// <param name="selection">Where it computes.</param>
+    /// <param name="tokenizer">Of the base: <see cref="LoadTokenizer"/>.</param>
+    /// <param name="promptTokens">The longest prompt.</param>
+    /// <param name="maxNewTokens">The longest continuation.</param>
+    /// <param name="notice">Receives what the user should see but need not act on.</param>
+    /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
+    /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
+    public static TextModel Load(TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, int promptTokens, int maxNewTokens, Action<string> notice)
+    {
+        string fourBit = source.Format == BaseFormat.AsStored ? "--load-in-4bit, " : "";
+        return Load(source, selection, tokenizer, model => TextGenerator.Measure(model, promptTokens, maxNewTokens), $"Less is needed with {fourBit}a lower --max-new-tokens or a shorter prompt.", notice);
+    }
+
+    /// <summary>Loads base and adapter for another use; see <see cref="LoadedModel.Load"/>.</summary>
+    public static TextModel Load(
+        TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null) =>
+        new(LoadedModel.Load(source, selection, measure, lessMemory, notice, progress), tokenizer);
+
     /// <summary>The base's tokenizer; a run's own copy where it has one.</summary>
     public static Tokenizer LoadTokenizer(TextModelSource source) =>
         Tokenizer.Load(source.AdapterFolder is { } adapter && File.Exists(Path.Combine(adapter, "tokenizer.json")) ? adapter : source.BaseFolder);
 
-    public void Dispose() => device.Dispose();
-
-    private static CausalLanguageModel Build(ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device)
-    {
-        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format);
-        if (adapter is not null)
-        {
-            LoraInjection.Inject(model, adapter.Config, seed: 0).Load(adapter);
-        }
-
-        return model;
-    }
+    public void Dispose() => loaded.Dispose();
 }

@@ -65,13 +65,14 @@ public sealed class TrainingData
         return new TrainingData(train, heldOut, order);
     }
 
-    private static IEnumerable<DatasetRow> Read(DatasetOptions dataset)
+    /// <summary>The rows of one data set, in the order of its file.</summary>
+    internal static IEnumerable<DatasetRow> Read(DatasetOptions dataset)
     {
         Data.Datasets.DatasetFormat format = FormatOf(dataset);
         return RowReader.Read(dataset.Path).Select(format.Convert);
     }
 
-    private static Data.Datasets.DatasetFormat FormatOf(DatasetOptions dataset) => dataset.Format.Kind switch
+    internal static Data.Datasets.DatasetFormat FormatOf(DatasetOptions dataset) => dataset.Format.Kind switch
     {
         DatasetFormatKind.Completion => new Data.Datasets.DatasetFormat.RawText(dataset.Field),
         DatasetFormatKind.Alpaca => new Data.Datasets.DatasetFormat.Alpaca(),
@@ -90,7 +91,7 @@ public sealed class TrainingData
     };
 
     /// <summary>Moves the held-out share of the rows, chosen by the seed, out of <paramref name="rows"/>.</summary>
-    private static List<DatasetRow> TakeHeldOut(List<DatasetRow> rows, double size, ulong seed)
+    internal static List<DatasetRow> TakeHeldOut(List<DatasetRow> rows, double size, ulong seed)
     {
         int count = size < 1 ? (int)Math.Round(rows.Count * size) : (int)size;
         if (count == 0)

@@ -1,0 +1,38 @@
+using System.Diagnostics;
+using System.Globalization;
+
+namespace LoraTrainer.Cli;
+
+/// <summary>How far a piece of work is: on a terminal one line that is drawn anew, in a pipe a line now and then. Work that is quick says nothing.</summary>
+internal sealed class ProgressLine(Terminal terminal, string what)
+{
+    private static readonly TimeSpan Redraw = TimeSpan.FromMilliseconds(200);
+    private static readonly TimeSpan BetweenLines = TimeSpan.FromSeconds(10);
+
+    private readonly long start = Stopwatch.GetTimestamp();
+    private TimeSpan drawn;
+
+    /// <summary>Returns at once unless it is time to say something.</summary>
+    /// <param name="detail">A word or two about the moment; may be empty.</param>
+    /// <param name="fraction">0..1</param>
+    public void Tell(string detail, double fraction)
+    {
+        TimeSpan elapsed = Stopwatch.GetElapsedTime(start);
+        if (elapsed - drawn < (terminal.IsInteractive ? Redraw : BetweenLines))
+        {
+            return;
+        }
+
+        drawn = elapsed;
+        string left = fraction > 0 ? $", {Quantities.Time(elapsed / fraction - elapsed)} left" : "";
+        string line = string.Create(CultureInfo.InvariantCulture, $"{what}: {fraction * 100:0} %{left}{(detail.Length > 0 ? "  " : "")}{detail}");
+        if (terminal.IsInteractive)
+        {
+            terminal.Progress(line);
+        }
+        else
+        {
+            terminal.Say(line);
+        }
+    }
+}

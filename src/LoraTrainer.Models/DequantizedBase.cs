@@ -1,0 +1,86 @@
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Ops;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
+
+namespace LoraTrainer.Models;
+
+/// <summary>
+/// The base as training computes with it, read back tensor by tensor as f32: linear layers of the blocks quantized and dequantized as
+/// <see cref="BaseFormat"/> says, everything else as stored. One quantized matrix is in memory at a time.
+/// </summary>
+public sealed class DequantizedBase : IDisposable
+{
+    private readonly ModelFolder folder;
+    private readonly BaseFormat format;
+    private readonly HashSet<string> quantized;
+    private readonly CpuDevice device;
+    private readonly ModelLoader loader;
+    private string? current;
+    private WeightMatrix? matrix;
+    private byte[] raw = [];
+
+    /// <param name="config">The base's shape.</param>
+    /// <param name="folder">Its weights, which fit the shape.</param>
+    /// <param name="format">How training keeps the blocks' linear layers.</param>
+    /// <param name="threads">That quantize; 0: one for each core.</param>
+    public DequantizedBase(ModelConfig config, ModelFolder folder, BaseFormat format, int threads)
+    {
+        this.folder = folder;
+        this.format = format;
+        using var measure = new MeasureDevice(1, DevicePlatform.Cpu);
+        CausalLanguageModel shape = ModelLoader.LoadFrozen(config, null, measure, BaseFormat.AsStored);
+        quantized = format == BaseFormat.AsStored ? [] : [.. shape.Linears.Select(linear => linear.Name + ".weight")];
+
+        // A quantized matrix and the scratch of its making stay below f32; of the arena only what is touched exists.
+        long largest = shape.Linears.Max(linear => (long)linear.In * linear.Out);
+        device = new CpuDevice(threads, quantized.Count == 0 ? 1 : largest * sizeof(float) + (1 << 20));
+        loader = new ModelLoader(config, folder, device, start: null, progress: null);
+    }
+
+    /// <summary>Reads whole rows of a matrix, or elements of a vector, which is one column.</summary>
+    /// <param name="name">The tensor in the base's files.</param>
+    /// <param name="columns">Elements of a row.</param>
+    /// <param name="firstRow">Of the tensor.</param>
+    /// <param name="rows">(count, columns); overwritten</param>
+    public void Read(string name, long columns, long firstRow, Span<float> rows)
+    {
+        if (!quantized.Contains(name))
+        {
+            ReadStored(folder.Find(name)!.Value, firstRow * columns, rows);
+            return;
+        }
+
+        if (current != name)
+        {
+            Load(name, columns);
+        }
+
+        Linear.ReadRows(rows, matrix!, firstRow);
+    }
+
+    public void Dispose() => device.Dispose();
+
+    private void Load(string name, long columns)
+    {
+        device.Arena.Clear();
+        current = null;
+        SafetensorsEntry entry = folder.Find(name)!.Value.Entry;
+        matrix = loader.LoadLinear(format, name, checked((int)entry.Shape[0]), checked((int)columns));
+        current = name;
+    }
+
+    private void ReadStored(ModelTensor tensor, long firstElement, Span<float> values)
+    {
+        int size = tensor.Entry.DType.Bits() / 8;
+        if (raw.Length < values.Length * size)
+        {
+            raw = GC.AllocateUninitializedArray<byte>(values.Length * size);
+        }
+
+        Span<byte> bytes = raw.AsSpan(0, values.Length * size);
+        tensor.ReadInto(firstElement * size, bytes);
+        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
+    }
+}

@@ -1,0 +1,100 @@
+using LoraTrainer.Data.Datasets;
+using LoraTrainer.Data.Tokenizers;
+using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Evaluation;
+
+/// <summary>The rows that a model is measured on, made as those of a training are.</summary>
+/// <param name="Rows">At least one, each with an answer.</param>
+/// <param name="Sources">Where each stands.</param>
+/// <param name="Files">Where they were read.</param>
+public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyList<RowSource> Sources, IReadOnlyList<string> Files)
+{
+    /// <summary>A format by the word of a command line, as <c>type</c> has it in a config.</summary>
+    /// <param name="word">alpaca or completion.</param>
+    /// <param name="option">Where it was written, for the sentence.</param>
+    public static Data.Datasets.DatasetFormat Format(string word, string option) => word switch
+    {
+        "alpaca" => new Data.Datasets.DatasetFormat.Alpaca(),
+        "completion" => new Data.Datasets.DatasetFormat.RawText(),
+        _ => throw new TrainingSetupException($"{option} must be alpaca or completion, got '{word}'. Other formats are described in a config: lora-trainer evaluate CONFIG --data FILE."),
+    };
+
+    /// <summary>Reads a file, or what the config holds out.</summary>
+    /// <param name="config">Its test_datasets, else val_set_size of its datasets; lengths and masks.</param>
+    /// <param name="file">Measured on this file instead; null: what the config holds out.</param>
+    /// <param name="format">Of the file; null: as the config's first held-out or training set, and without one as the fields of its first row suggest.</param>
+    /// <param name="tokenizer">Of the model.</param>
+    /// <param name="limit">At most so many rows; 0: all.</param>
+    /// <param name="seed">Chooses the rows of a limit; null: the first ones.</param>
+    /// <param name="notice">Is told what was left out.</param>
+    /// <exception cref="DatasetException">A file or a row is not as expected.</exception>
+    /// <exception cref="TrainingSetupException">Nothing is held out, or nothing is left.</exception>
+    public static EvaluationData Load(
+        TrainingConfig config, string? file, Data.Datasets.DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
+    {
+        (List<DatasetRow> rows, string[] files) = file is null ? HeldOut(config) : (ReadFile(config, file, format), [file]);
+        if (limit > 0 && limit < rows.Count)
+        {
+            rows = seed is { } number ? Chosen(rows, limit, number) : rows[..limit];
+        }
+
+        int empty = rows.RemoveAll(row => row.Completion.Length == 0);
+        if (empty > 0)
+        {
+            notice(empty == 1 ? "1 row has no answer and is left out." : $"{empty} rows have no answer and are left out.");
+        }
+
+        var options = new TokenizationOptions { SequenceLength = config.Data.SequenceLen, TrainOnInputs = config.Data.TrainOnInputs };
+        (HeldOutRow Row, RowSource Source)[] encoded = [.. rows.Select(row => (HeldOutRow.From(row, tokenizer, options), row.Source)).Where(item => item.Item1.Tokens.Length <= config.Data.SequenceLen)];
+        if (encoded.Length < rows.Count)
+        {
+            notice($"{rows.Count - encoded.Length} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
+        }
+
+        return encoded.Length > 0
+            ? new EvaluationData([.. encoded.Select(item => item.Row)], [.. encoded.Select(item => item.Source)], files)
+            : throw new TrainingSetupException($"{string.Join(", ", files)}: no row is left to evaluate. Rows need an answer and at most {config.Data.SequenceLen} tokens.");
+    }
+
+    private static (List<DatasetRow> Rows, string[] Files) HeldOut(TrainingConfig config)
+    {
+        if (config.Data.TestDatasets.Count > 0)
+        {
+            return ([.. config.Data.TestDatasets.SelectMany(TrainingData.Read)], [.. config.Data.TestDatasets.Select(dataset => dataset.Path)]);
+        }
+
+        if (config.Data.ValSetSize == 0)
+        {
+            throw new TrainingSetupException("There is nothing to evaluate on: the configuration holds nothing out (test_datasets, val_set_size). Give a file with --data.");
+        }
+
+        // The same rows as in training: the seed chose them.
+        List<DatasetRow> all = [.. config.Data.Datasets.SelectMany(TrainingData.Read)];
+        return (TrainingData.TakeHeldOut(all, config.Data.ValSetSize, (ulong)config.Seed), [.. config.Data.Datasets.Select(dataset => dataset.Path)]);
+    }
+
+    private static List<DatasetRow> ReadFile(TrainingConfig config, string file, Data.Datasets.DatasetFormat? format)
+    {
+        DatasetOptions? model = config.Data.TestDatasets.Concat(config.Data.Datasets).FirstOrDefault();
+        format ??= model is null ? null : TrainingData.FormatOf(model);
+        var rows = new List<DatasetRow>();
+        foreach (SourceRow row in RowReader.Read(file))
+        {
+            format ??= Data.Datasets.DatasetFormat.Recognize(row);
+            rows.Add(format.Convert(row));
+        }
+
+        return rows.Count > 0 ? rows : throw new DatasetException($"{file}: the file has no rows");
+    }
+
+    /// <summary>Rows drawn without repetition, in the order of the file.</summary>
+    private static List<DatasetRow> Chosen(List<DatasetRow> rows, int limit, ulong seed)
+    {
+        int[] order = [.. Enumerable.Range(0, rows.Count)];
+        new CounterRandom(seed, RandomStreams.Split, 0).Shuffle(order);
+        return [.. order.Take(limit).Order().Select(index => rows[index])];
+    }
+}

@@ -1,0 +1,83 @@
+using System.Text.Json;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>The verb evaluate, as a process of its own.</summary>
+public sealed class EvaluateTests
+{
+    [Fact]
+    public async Task Evaluate_OfARun_IsWhatItsTrainingMeasured()
+    {
+        using var folder = new TinyFolder(changes: ("adapter", "qlora"));
+        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=6");
+        JsonElement before, after;
+        using (JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json"))))
+        {
+            before = summary.RootElement.GetProperty("evaluation").GetProperty("before").Clone();
+            after = summary.RootElement.GetProperty("evaluation").GetProperty("after").Clone();
+        }
+
+        foreach (string what in new[] { "out", "tiny.yaml" })
+        {
+            using JsonDocument document = JsonDocument.Parse((await Succeeds(folder, "evaluate", what, "--json")).Output);
+            JsonElement root = document.RootElement;
+            Assert.Equal(3, root.GetProperty("rows").GetInt32());
+            Equal(before, root.GetProperty("base"));
+            Equal(after, root.GetProperty("adapter"));
+            Assert.Equal(3, root.GetProperty("samples").GetArrayLength());
+            Assert.Equal(Math.Exp(root.GetProperty("adapter").GetProperty("loss").GetDouble()), root.GetProperty("adapter").GetProperty("perplexity").GetDouble(), 1e-9);
+        }
+
+        Assert.NotEqual(before.GetProperty("loss").GetDouble(), after.GetProperty("loss").GetDouble());
+        Ending table = await Succeeds(folder, "evaluate", "out");
+        Assert.StartsWith("3 rows of train.jsonl\n\n", table.Output, StringComparison.Ordinal);
+        Assert.Matches(@"\n +base +adapter\nloss +\d+\.\d{4} +\d+\.\d{4}\nperplexity ", table.Output);
+
+        static void Equal(JsonElement expected, JsonElement measured)
+        {
+            // Other batches of rows: the same sums in another order of passes.
+            Assert.Equal(expected.GetProperty("loss").GetDouble(), measured.GetProperty("loss").GetDouble(), 1e-5);
+            Assert.Equal(expected.GetProperty("exact_match").GetDouble(), measured.GetProperty("exact_match").GetDouble());
+        }
+    }
+
+    [Fact]
+    public async Task Evaluate_OfABase_ChoosesAmongLabels()
+    {
+        using var folder = new TinyFolder();
+        File.WriteAllLines(folder.PathOf("labels.jsonl"), Enumerable.Range(0, 9).Select(i => $"{{\"prompt\":\"p{i}\",\"completion\":\"{"xyz"[i % 3]}\"}}"));
+        using JsonDocument found = JsonDocument.Parse((await Succeeds(folder, "evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "2", "--json")).Output);
+        JsonElement model = found.RootElement.GetProperty("model");
+        Assert.Equal(["x", "y", "z"], found.RootElement.GetProperty("labels").EnumerateArray().Select(label => label.GetString()!));
+        Assert.Equal(9, model.GetProperty("by_label").EnumerateArray().Sum(label => label.GetProperty("chosen").GetInt32()));
+        using JsonDocument none = JsonDocument.Parse((await Succeeds(folder, "evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "0", "--labels", "none", "--limit", "4", "--json")).Output);
+        Assert.Equal(["loss", "perplexity"], none.RootElement.GetProperty("model").EnumerateObject().Select(property => property.Name));
+        Assert.Equal(4, none.RootElement.GetProperty("rows").GetInt32());
+    }
+
+    [Theory]
+    [InlineData("which is none of the labels a, b", "evaluate", "base", "--data", "train.jsonl", "--type", "alpaca", "--labels", "a,b")]
+    [InlineData("at least two different labels", "evaluate", "base", "--data", "train.jsonl", "--labels", "a")]
+    [InlineData("there is no such folder", "evaluate", "nowhere", "--data", "train.jsonl")]
+    [InlineData("Give a file with --data", "evaluate", "base")]
+    [InlineData("no such file", "evaluate", "base", "--data", "nowhere.jsonl")]
+    [InlineData("--type must be alpaca or completion", "evaluate", "base", "--data", "train.jsonl", "--type", "sharegpt")]
+    [InlineData("--set would set nothing", "evaluate", "base", "--data", "train.jsonl", "--set", "lora_r=3")]
+    [InlineData("Did you mean sequence_len?", "evaluate", "tiny.yaml", "--set", "sequence_length=3")]
+    public async Task WrongInput_IsASentence(string sentence, params string[] arguments)
+    {
+        using var folder = new TinyFolder();
+        Ending run = await folder.RunAsync(arguments);
+        Assert.True(run.ExitCode == 2, run.ToString());
+        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
+        Assert.Equal("", run.Output);
+    }
+
+    private static async Task<Ending> Succeeds(TinyFolder folder, params string[] arguments)
+    {
+        Ending run = await folder.RunAsync(arguments);
+        Assert.True(run.ExitCode == 0, run.ToString());
+        return run;
+    }
+}
