@@ -37,6 +37,8 @@ internal static class EvaluateVerb
     private const int TokensPerBatch = 2048;
     private const int LongestPrompt = 300;
 
+    private static readonly string[] LabelHeader = ["label", "rows", "chosen", "correct"];
+
     public static Verb Create()
     {
         Argument<string> what = new("WHAT") { Description = "A configuration, the output_dir of a run, a model folder or an adapter folder." };
@@ -214,7 +216,7 @@ internal static class EvaluateVerb
             return "";
         }
 
-        var rows = new List<string[]> { new[] { "label", "rows", "chosen", "correct" } };
+        var rows = new List<string[]> { LabelHeader };
         rows.AddRange(labels.Counts.Select(count => new[] { count.Label, Count(count.Expected), Count(count.Chosen), Count(count.Correct) }));
         return $"{Environment.NewLine}{Environment.NewLine}Labels, by the {column.Name} (always the most frequent one: {Share(labels.MajorityShare)}):{Environment.NewLine}{Columns.Align(rows, index => index > 0)}";
 

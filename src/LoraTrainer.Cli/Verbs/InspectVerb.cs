@@ -32,6 +32,9 @@ internal static class InspectVerb
     private const int LargestShown = 10;
     private const string StepPrefix = "step-";
 
+    private static readonly string[] ModuleHeader = ["module", "shape", "rank", "|A|", "|B|", "|sBA|"];
+    private static readonly string[] LayerHeader = ["layer", "modules", "|A|", "|B|", "|sBA|"];
+
     public static Verb Create()
     {
         Argument<string> path = new("PATH") { Description = "A run, a checkpoint, an adapter folder, a model folder or a .safetensors file; with --row a configuration." };
@@ -264,7 +267,7 @@ internal static class InspectVerb
 
     private static string ByModule(IReadOnlyList<AdapterNorms> norms)
     {
-        var rows = new List<string[]> { new[] { "module", "shape", "rank", "|A|", "|B|", "|sBA|" } };
+        var rows = new List<string[]> { ModuleHeader };
         rows.AddRange(norms.Select(item => new[] { item.Module, string.Create(CultureInfo.InvariantCulture, $"{item.Out} x {item.In}"), item.Rank.ToString(CultureInfo.InvariantCulture), Short(item.A), Short(item.B), Short(item.Update) }));
         return Columns.Align(rows, column => column > 1);
     }
@@ -272,7 +275,7 @@ internal static class InspectVerb
     /// <summary>All modules of a layer together: the root of the sum of their squares.</summary>
     private static string ByLayer(IReadOnlyList<AdapterNorms> norms)
     {
-        var rows = new List<string[]> { new[] { "layer", "modules", "|A|", "|B|", "|sBA|" } };
+        var rows = new List<string[]> { LayerHeader };
         foreach (IGrouping<int?, AdapterNorms> layer in norms.GroupBy(item => AdapterNorms.LayerOf(item.Module)))
         {
             rows.Add([layer.Key?.ToString(CultureInfo.InvariantCulture) ?? "other", layer.Count().ToString(CultureInfo.InvariantCulture), Root(item => item.A), Root(item => item.B), Root(item => item.Update)]);

@@ -38,7 +38,7 @@ public sealed class ChatFormat
     /// <summary>As the first data set of a run has it.</summary>
     public static ChatFormat OfRun(TrainingConfig config)
     {
-        DatasetOptions? first = config.Data.Datasets.FirstOrDefault();
+        DatasetOptions? first = config.Data.Datasets.Count > 0 ? config.Data.Datasets[0] : null;
         return first?.Format.Kind switch
         {
             DatasetFormatKind.Alpaca or DatasetFormatKind.Custom => new ChatFormat("as the rows of the run's training", TrainingData.FormatOf(first)),

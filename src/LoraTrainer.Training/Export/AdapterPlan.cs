@@ -96,7 +96,7 @@ internal sealed class AdapterPlan
         return new MergedTensor(tensor.Name, extents, source, replacement, changes);
     }
 
-    private Func<LowRankUpdate> Update(PeftAdapterFolder folder, TargetModule target, long[] extents, int sign)
+    private static Func<LowRankUpdate> Update(PeftAdapterFolder folder, TargetModule target, long[] extents, int sign)
     {
         float scaling = sign * (float)target.Scaling;
         if (target.Path == EmbeddingModule)

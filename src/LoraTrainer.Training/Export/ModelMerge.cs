@@ -2,7 +2,6 @@ using System.Globalization;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Nodes;
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
