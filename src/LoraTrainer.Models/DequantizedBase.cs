@@ -14,7 +14,7 @@ public sealed class DequantizedBase : IDisposable
 {
     private readonly ModelFolder folder;
     private readonly BaseFormat format;
-    private readonly HashSet<string> quantized;
+    private readonly Dictionary<string, int> rowsOfQuantized;
     private readonly CpuDevice device;
     private readonly ModelLoader loader;
     private string? current;
@@ -23,19 +23,19 @@ public sealed class DequantizedBase : IDisposable
 
     /// <param name="config">The base's shape.</param>
     /// <param name="folder">Its weights, which fit the shape.</param>
-    /// <param name="format">How training keeps the blocks' linear layers.</param>
+    /// <param name="format">How training keeps the blocks' linear layers; of a base that is quantized already, as its files do.</param>
     /// <param name="threads">That quantize; 0: one for each core.</param>
     public DequantizedBase(ModelConfig config, ModelFolder folder, BaseFormat format, int threads)
     {
         this.folder = folder;
         this.format = format;
         using var measure = new MeasureDevice(1, DevicePlatform.Cpu);
-        CausalLanguageModel shape = ModelLoader.LoadFrozen(config, null, measure, BaseFormat.AsStored);
-        quantized = format == BaseFormat.AsStored ? [] : [.. shape.Linears.Select(linear => linear.Name + ".weight")];
+        CausalLanguageModel shape = ModelLoader.LoadFrozen(config with { Quantization = null }, null, measure, BaseFormat.AsStored);
+        rowsOfQuantized = format == BaseFormat.AsStored ? [] : shape.Linears.ToDictionary(linear => linear.Name + ".weight", linear => linear.Out, StringComparer.Ordinal);
 
         // A quantized matrix and the scratch of its making stay below f32; of the arena only what is touched exists.
         long largest = shape.Linears.Max(linear => (long)linear.In * linear.Out);
-        device = new CpuDevice(threads, quantized.Count == 0 ? 1 : largest * sizeof(float) + (1 << 20));
+        device = new CpuDevice(threads, rowsOfQuantized.Count == 0 ? 1 : largest * sizeof(float) + (1 << 20));
         loader = new ModelLoader(config, folder, device, start: null, progress: null);
     }
 
@@ -46,7 +46,7 @@ public sealed class DequantizedBase : IDisposable
     /// <param name="rows">(count, columns); overwritten</param>
     public void Read(string name, long columns, long firstRow, Span<float> rows)
     {
-        if (!quantized.Contains(name))
+        if (!rowsOfQuantized.TryGetValue(name, out int allRows))
         {
             ReadStored(folder.Find(name)!.Value, firstRow * columns, rows);
             return;
@@ -54,7 +54,7 @@ public sealed class DequantizedBase : IDisposable
 
         if (current != name)
         {
-            Load(name, columns);
+            Load(name, allRows, checked((int)columns));
         }
 
         Linear.ReadRows(rows, matrix!, firstRow);
@@ -62,12 +62,11 @@ public sealed class DequantizedBase : IDisposable
 
     public void Dispose() => device.Dispose();
 
-    private void Load(string name, long columns)
+    private void Load(string name, int rows, int columns)
     {
         device.Arena.Clear();
         current = null;
-        SafetensorsEntry entry = folder.Find(name)!.Value.Entry;
-        matrix = loader.LoadLinear(format, name, checked((int)entry.Shape[0]), checked((int)columns));
+        matrix = loader.LoadLinear(format, name, rows, columns);
         current = name;
     }
 

@@ -169,7 +169,7 @@ internal static class EvaluateVerb
             context.Terminal.Note($"{result} holds no adapter yet: only the base is evaluated.");
         }
 
-        return new Subject(new TextModelSource(run.BaseModel, adapter, fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(run.Quantization)), run);
+        return new Subject(new TextModelSource(run.BaseModel, adapter, fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(TrainedModel.WithBase(run, ModelConfig.Parse(run.BaseModel)).Quantization)), run);
     }
 
     private static IReadOnlyList<string>? LabelsOf(Terminal terminal, string? given, EvaluationData data, string option)

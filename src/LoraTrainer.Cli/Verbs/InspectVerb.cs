@@ -299,6 +299,11 @@ internal static class InspectVerb
         sheet.Add("vocabulary", "vocab_size", config.VocabSize, string.Create(CultureInfo.InvariantCulture, $"{config.VocabSize:#,0}{(config.TieWordEmbeddings ? ", one matrix for input and output" : "")}"));
         sheet.Add("positions", "max_position_embeddings", config.MaxPositionEmbeddings);
         sheet.Add("parameters", "parameters", config.ExpectedTensors().Sum(tensor => tensor.Shape.Aggregate(1L, (product, extent) => product * extent)));
+        if (config.Quantization is { } quantization)
+        {
+            sheet.Add("quantized", "quantization", quantization.Description);
+        }
+
         sheet.Line("tokenizer", Tokenizing(path, config));
         if (config.NeedsCpu() is { } needed)
         {

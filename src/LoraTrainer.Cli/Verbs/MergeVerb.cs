@@ -75,7 +75,8 @@ internal static class MergeVerb
         ModelMerge.RefuseOccupied(output);
         TrainingConfig? run = RunOf(adapter);
         string baseFolder = folders.Length == 3 ? folders[0] : BaseOf(adapter, run);
-        options = options with { Format = FormatOf(terminal, adapter, run, asked) };
+        Models.Architectures.StoredQuantization? stored = Models.Architectures.ModelConfig.Parse(baseFolder).Quantization;
+        options = options with { Format = stored is null ? FormatOf(terminal, adapter, run, asked) : asked ?? stored.Format };
         var source = new TextModelSource(baseFolder, adapter, options.Format);
         long started = Stopwatch.GetTimestamp();
         using ModelMerge merge = ModelMerge.Open(baseFolder, adapter, options);
@@ -84,7 +85,7 @@ internal static class MergeVerb
             terminal.Note(notice);
         }
 
-        terminal.Note($"The base is {baseFolder}, {(options.Format == BaseFormat.AsStored ? "as its files have it" : $"its linear layers rounded to {WordOf(options.Format)} as in training")}.");
+        terminal.Note($"The base is {baseFolder}, {(stored is not null ? $"quantized in its files ({WordOf(options.Format)})" : options.Format == BaseFormat.AsStored ? "as its files have it" : $"its linear layers rounded to {WordOf(options.Format)} as in training")}.");
         if (verification is not null)
         {
             RequireVerifiable(source, verification);

@@ -115,6 +115,13 @@ public sealed class ModelMerge : IDisposable
     {
         ArgumentNullException.ThrowIfNull(options);
         ModelConfig shape = ModelConfig.Parse(baseFolder);
+        if (shape.Quantization is { } stored)
+        {
+            options = options.Format == BaseFormat.AsStored || options.Format == stored.Format
+                ? options with { Format = stored.Format }
+                : throw new ModelFormatException($"{baseFolder} is quantized already, {stored.Description}, and is taken as it is. Leave --quantization out.");
+        }
+
         var opened = new Stack<IDisposable>();
         try
         {

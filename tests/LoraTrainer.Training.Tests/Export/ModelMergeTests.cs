@@ -173,6 +173,25 @@ public sealed class ModelMergeTests : IDisposable
         Assert.Contains("the embedding would have 260 rows and the output layer 258", one.Message, StringComparison.Ordinal);
     }
 
+    /// <summary>A base that bitsandbytes has quantized already is what quantizing it here gives.</summary>
+    [Theory]
+    [InlineData(BaseFormat.Nf4DoubleQuantized)]
+    [InlineData(BaseFormat.EightBit)]
+    public void QuantizedBase_IsMergedAsItIs(BaseFormat format)
+    {
+        string plain = TinyBase(TinyRun.Shape), stored = TinyBase(TinyRun.Shape, "stored"), adapter = TinyAdapter(plain);
+        QuantizedBase.Quantize(stored, format);
+        using (ModelMerge expected = ModelMerge.Open(plain, adapter, new MergeOptions { DType = SafetensorsDType.F32, Format = format }), merge = ModelMerge.Open(stored, adapter, new MergeOptions { DType = SafetensorsDType.F32 }))
+        {
+            expected.Write(folder.File("a"), (_, _) => { });
+            merge.Write(folder.File("b"), (_, _) => { });
+        }
+
+        Assert.Equal(File.ReadAllBytes(folder.File("a/model.safetensors")), File.ReadAllBytes(folder.File("b/model.safetensors")));
+        Assert.False(Config(folder.File("b")).ContainsKey("quantization_config"));
+        Assert.Contains("is quantized already", Assert.Throws<ModelFormatException>(() => ModelMerge.Open(stored, adapter, new MergeOptions { Format = BaseFormat.Fp4 })).Message, StringComparison.Ordinal);
+    }
+
     [Fact]
     public void AnotherModelsAdapter_IsRefused_AndNothingIsWritten()
     {
