@@ -1,3 +1,4 @@
+using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Cli;
@@ -16,6 +17,11 @@ internal sealed class EvaluationDisplay(Terminal terminal, string what) : ITrain
     public void OnNotice(string sentence) => terminal.Note(sentence);
 
     public void OnWarning(string sentence) => terminal.Warn(sentence);
+
+    public void OnEvaluation(EvaluationPoint point, bool isBest)
+    {
+        // Of a training; there is none.
+    }
 
     public void OnSample(string prompt, string expected, string generated) => samples.Add((prompt, expected, generated));
 }

@@ -260,6 +260,10 @@ public sealed class QuantizedCacheTests
         {
         }
 
+        public void OnEvaluation(LoraTrainer.Training.Evaluation.EvaluationPoint point, bool isBest)
+        {
+        }
+
         public void OnNotice(string sentence)
         {
             lock (said)
