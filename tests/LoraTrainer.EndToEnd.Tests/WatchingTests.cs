@@ -19,19 +19,25 @@ public sealed class WatchingTests : IDisposable
     [Fact]
     public async Task TensorBoard_HasEveryStepAsTheLogHasIt()
     {
-        Ending end = await run.RunAsync("train", "tiny.yaml", "--set", "use_tensorboard=true");
+        Ending end = await run.RunAsync("train", "tiny.yaml", "--set", "use_tensorboard=true", "--set", "eval_steps=4");
 
         Assert.True(end.ExitCode == 0, end.ToString());
         Event[] events = Events(Assert.Single(Files()));
         Assert.Equal("brain.Event:2", events[0].FileVersion);
         Assert.Equal((1L, SessionLog.Types.SessionStatus.Start), (events[1].Step, events[1].SessionLog.Status));
-        JsonElement[] lines = [.. File.ReadAllLines(run.PathOf("out/log.jsonl")).Select(line => JsonDocument.Parse(line).RootElement)];
+        JsonElement[] all = [.. File.ReadAllLines(run.PathOf("out/log.jsonl")).Select(line => JsonDocument.Parse(line).RootElement)];
+        JsonElement[] evaluations = [.. all.Where(line => line.TryGetProperty("eval_loss", out _))], lines = [.. all.Where(line => line.TryGetProperty("loss", out _))];
+        Assert.True(evaluations.Length >= 3, $"{evaluations.Length} evaluations");
+        Assert.Equal(evaluations.Select(line => (line.GetProperty("step").GetInt64(), (float)line.GetProperty("eval_loss").GetDouble())), Values(events, "eval/loss"));
         Assert.Equal(lines.Select(line => (line.GetProperty("step").GetInt64(), (float)line.GetProperty("loss").GetDouble())), Values(events, "train/loss"));
         Assert.Equal(lines.Select(line => (line.GetProperty("step").GetInt64(), (float)line.GetProperty("learning_rate").GetDouble())), Values(events, "train/learning_rate"));
         Assert.All(Values(events, "speed/tokens_per_second"), value => Assert.True(value.Value > 0));
         Assert.All(Values(events, "cost/spent"), value => Assert.True(value.Value > 0));
         using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(run.PathOf("out/summary.json")));
-        Assert.Equal((float)summary.RootElement.GetProperty("evaluation").GetProperty("after").GetProperty("loss").GetDouble(), Assert.Single(Values(events, "eval/loss")).Value);
+        JsonElement after = summary.RootElement.GetProperty("evaluation").GetProperty("after");
+        Assert.Equal((float)after.GetProperty("loss").GetDouble(), Values(events, "eval/loss")[^1].Value);
+        Assert.Equal((float)after.GetProperty("exact_match").GetDouble(), Assert.Single(Values(events, "eval/exact_match")).Value);
+        Assert.Contains($"after step {evaluations[0].GetProperty("step")}: held-out loss ", end.Output, StringComparison.Ordinal);
     }
 
     /// <summary>Steps that were lost stand in the first file; the second says from where on it replaces them.</summary>
@@ -55,7 +61,7 @@ public sealed class WatchingTests : IDisposable
     {
         using var collector = new Collector();
 
-        Ending end = await run.RunAsync("train", "tiny.yaml", "--set", $"otlp_endpoint={collector.Address}");
+        Ending end = await run.RunAsync("train", "tiny.yaml", "--set", $"otlp_endpoint={collector.Address}", "--set", "eval_steps=4");
 
         Assert.True(end.ExitCode == 0, end.ToString());
         ResourceMetrics last = collector.Received.Last().ResourceMetrics.Single();
@@ -67,6 +73,9 @@ public sealed class WatchingTests : IDisposable
         Assert.Equal(summary.RootElement.GetProperty("loss").GetProperty("last").GetDouble(), metrics["lora_trainer.loss"].Gauge.DataPoints.Single().AsDouble);
         Assert.Equal(steps, metrics["lora_trainer.step"].Gauge.DataPoints.Single().AsDouble);
         Assert.Equal(steps, metrics["lora_trainer.steps"].Sum.DataPoints.Single().AsInt);
+        JsonElement evaluation = summary.RootElement.GetProperty("evaluation");
+        Assert.Equal(evaluation.GetProperty("during").EnumerateArray().Last().GetProperty("loss").GetDouble(), metrics["lora_trainer.eval.loss"].Gauge.DataPoints.Single().AsDouble);
+        Assert.Equal(evaluation.GetProperty("best").GetProperty("loss").GetDouble(), metrics["lora_trainer.eval.best_loss"].Gauge.DataPoints.Single().AsDouble);
         Assert.Equal("USD", metrics["lora_trainer.cost.spent"].Unit);
         Assert.True(metrics["lora_trainer.cost.spent"].Gauge.DataPoints.Single().AsDouble > 0);
         Assert.All(collector.Paths, path => Assert.Equal("/v1/metrics", path));

@@ -123,6 +123,7 @@ public sealed class Evaluator
         IEnumerable<int> stop = tokenizer.EosId is { } eos ? model.Config.EosTokenIds.Append(eos) : model.Config.EosTokenIds;
         var generator = new TextGenerator(model, stop);
         int matches = 0;
+        observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Evaluating, Message = "held-out answers", Fraction = 0 });
         for (int i = 0; i < rows.Count; i++)
         {
             cancellation.ThrowIfCancellationRequested();
