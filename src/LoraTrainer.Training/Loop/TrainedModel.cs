@@ -41,6 +41,11 @@ public sealed class TrainedModel
         TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null)
     {
         config = WithBase(config, shape);
+        if (shape.Quantization is { } stored && stored.Format.WithoutKernel(device.Platform) is not null)
+        {
+            throw new TrainingSetupException($"{config.BaseModel} is quantized already, {stored.Description}, which has no kernel for GPUs yet. Use device: cpu, or the model's original weights.");
+        }
+
         if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
         {
             throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
