@@ -71,7 +71,7 @@ public sealed class ConversationTests : IDisposable
             : tokenizer.Encode(third, addSpecialTokens: false);
         Assert.Equal(tokenizer.Decode([.. Alone([.. tokenizer.PrefixIds, .. known])], skipSpecialTokens: true), last);
 
-        TrainingSetupException refusal = Assert.Throws<TrainingSetupException>(() => conversation.Say(new string('d', 95), Options, _ => { }, forgotten.Add));
+        TrainingSetupException refusal = Assert.Throws<TrainingSetupException>(() => conversation.Say(new string('d', 95), Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken));
         Assert.Contains("does not fit into the 100 of this conversation", refusal.Message, StringComparison.Ordinal);
     }
 

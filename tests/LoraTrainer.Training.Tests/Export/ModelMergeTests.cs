@@ -45,7 +45,7 @@ public sealed class ModelMergeTests : IDisposable
         string output = folder.File("merged");
         using (ModelMerge merge = ModelMerge.Open(baseFolder, Path.Combine(place, "adapter_end"), options))
         {
-            merge.Write(output, (_, _) => { });
+            merge.Write(output, (_, _) => { }, cancellation: TestContext.Current.CancellationToken);
         }
 
         using ModelFolder merged = ModelFolder.Open(output);
@@ -80,7 +80,7 @@ public sealed class ModelMergeTests : IDisposable
         var fractions = new List<double>();
         using (ModelMerge merge = ModelMerge.Open(baseFolder, adapter, new MergeOptions { DType = SafetensorsDType.F16, LargestFileBytes = 40_000 }))
         {
-            IReadOnlyList<string> files = merge.Write(output, (_, fraction) => fractions.Add(fraction));
+            IReadOnlyList<string> files = merge.Write(output, (_, fraction) => fractions.Add(fraction), cancellation: TestContext.Current.CancellationToken);
             Assert.True(files.Count > 1);
             Assert.Equal(Enumerable.Range(1, files.Count).Select(number => $"model-{number:00000}-of-{files.Count:00000}.safetensors"), files);
         }
@@ -183,8 +183,8 @@ public sealed class ModelMergeTests : IDisposable
         QuantizedBase.Quantize(stored, format);
         using (ModelMerge expected = ModelMerge.Open(plain, adapter, new MergeOptions { DType = SafetensorsDType.F32, Format = format }), merge = ModelMerge.Open(stored, adapter, new MergeOptions { DType = SafetensorsDType.F32 }))
         {
-            expected.Write(folder.File("a"), (_, _) => { });
-            merge.Write(folder.File("b"), (_, _) => { });
+            expected.Write(folder.File("a"), (_, _) => { }, cancellation: TestContext.Current.CancellationToken);
+            merge.Write(folder.File("b"), (_, _) => { }, cancellation: TestContext.Current.CancellationToken);
         }
 
         Assert.Equal(File.ReadAllBytes(folder.File("a/model.safetensors")), File.ReadAllBytes(folder.File("b/model.safetensors")));
@@ -222,7 +222,7 @@ public sealed class ModelMergeTests : IDisposable
         using ModelMerge merge = ModelMerge.Open(baseFolder, adapter, new MergeOptions());
         using var stop = new CancellationTokenSource();
         Assert.Throws<OperationCanceledException>(() => merge.Write(folder.File("out"), (_, _) => stop.Cancel(), null, stop.Token));
-        Assert.Throws<InvalidDataException>(() => merge.Write(folder.File("out"), (_, _) => { }, _ => throw new InvalidDataException("not the same")));
+        Assert.Throws<InvalidDataException>(() => merge.Write(folder.File("out"), (_, _) => { }, _ => throw new InvalidDataException("not the same"), TestContext.Current.CancellationToken));
         Assert.False(Directory.Exists(folder.File("out")));
     }
 
@@ -267,7 +267,7 @@ public sealed class ModelMergeTests : IDisposable
     private static void Merge(string baseFolder, string adapter, string output, SafetensorsDType dtype = SafetensorsDType.F32)
     {
         using ModelMerge merge = ModelMerge.Open(baseFolder, adapter, new MergeOptions { DType = dtype });
-        merge.Write(output, (_, _) => { });
+        merge.Write(output, (_, _) => { }, cancellation: TestContext.Current.CancellationToken);
     }
 
     private static float[] Logits(string model, FixtureTensors after)
