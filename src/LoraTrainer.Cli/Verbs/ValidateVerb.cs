@@ -61,6 +61,16 @@ internal static class ValidateVerb
         return valid ? ExitCode.Done : ExitCode.WrongInput;
     }
 
+    private static string Start(AdapterOptions adapter) => adapter switch
+    {
+        { StartFolder: { } folder } => $", going on from {folder}",
+        { Initialization: AdapterInitialization.Pissa } => ", started by PiSSA",
+        { Initialization: AdapterInitialization.Olora } => ", started by OLoRA",
+        _ => "",
+    };
+
+    private static string Whole(AdapterOptions adapter) => adapter.ModulesToSave.Count > 0 ? $", and {string.Join(", ", adapter.ModulesToSave)} whole" : "";
+
     /// <summary>What the run would do, in one sentence.</summary>
     internal static string Summary(TrainingConfig config)
     {
@@ -68,7 +78,7 @@ internal static class ValidateVerb
         string targets = adapter.TargetsAllLinear ? "all linear layers" : adapter.TargetPattern is { } pattern ? $"the layers that match {pattern}" : string.Join(", ", adapter.TargetModules);
         string what = adapter.Kind == AdapterKind.None
             ? "all parameters are trained"
-            : $"LoRA of rank {adapter.Rank} on {targets}, scaled by {adapter.Scaling:0.###}";
+            : $"{(adapter.UseDora ? "DoRA" : adapter.UseRsLora ? "rsLoRA" : "LoRA")} of rank {adapter.Rank} on {targets}, scaled by {adapter.Scaling:0.###}{Start(adapter)}{Whole(adapter)}";
         string quantization = config.Quantization switch
         {
             { LoadIn4Bit: true } four => $", over a base in 4 bits ({(four.FourBit.Type ?? FourBitType.Nf4).ToString().ToUpperInvariant()}{(four.FourBit.DoubleQuantization ?? true ? ", scales quantized too" : "")})",
