@@ -170,9 +170,32 @@ internal sealed class Session
         if (Config.Adapter.StartFolder is { } path && Trained.Adapters is { } adapters)
         {
             using PeftAdapterFolder folder = PeftAdapterFolder.Open(path);
+            RefuseOtherTokens(path);
             adapters.Load(folder);
             Observer.OnNotice($"The adapter starts from {path}.");
         }
+    }
+
+    /// <summary>Rows that were trained for some tokens must not become those of others.</summary>
+    private void RefuseOtherTokens(string folder)
+    {
+        if (!File.Exists(Path.Combine(folder, "tokenizer.json")))
+        {
+            return;
+        }
+
+        int known = Tokenizer.Load(Config.BaseModel).VocabularySize;
+        var adapters = Tokenizer.Load(folder);
+        string[] theirs = Added(adapters), ours = Added(Tokenizer);
+        if (!theirs.SequenceEqual(ours))
+        {
+            throw new TrainingSetupException(
+                $"lora_model_dir: the adapter in {folder} was trained with {(theirs.Length == 0 ? "no added tokens" : $"the added tokens {Quoted(theirs)}")}, and this run has {(ours.Length == 0 ? "none" : Quoted(ours))}. Write tokens: [{(theirs.Length == 0 ? "" : Quoted(theirs))}].");
+        }
+
+        string[] Added(Tokenizer tokenizer) => [.. Enumerable.Range(known, Math.Max(0, tokenizer.VocabularySize - known)).Select(id => tokenizer.TokenOf(id) ?? "")];
+
+        static string Quoted(IEnumerable<string> tokens) => string.Join(", ", tokens.Select(token => $"'{token}'"));
     }
 
     /// <summary>Goes on from the newest intact checkpoint, if there is one.</summary>
@@ -376,7 +399,7 @@ internal sealed class Session
         state = state with { Step = failed, Updates = trainer.CompletedUpdates, LeftOut = [.. state.LeftOut, leftOut] };
         log.Write(leftOut, exception.Finding);
         string done = isAlone ? "Its rows are left out" : $"The run goes back to step {leftOut.BackTo} and leaves out all rows since";
-        Observer.OnWarning($"{exception.Finding}. {done}, and goes on with step {failed + 1} ({state.LeftOut.Count} of at most {Config.MaxRollbacks} times).");
+        Observer.OnWarning($"{exception.Finding}. {done}; the next step is {failed + 1} ({state.LeftOut.Count} of at most {Config.MaxRollbacks} times).");
     }
 
     /// <summary>The step whose values the model has.</summary>

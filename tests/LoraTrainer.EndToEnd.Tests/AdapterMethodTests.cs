@@ -46,6 +46,14 @@ public sealed class AdapterMethodTests : IDisposable
     }
 
     [Fact]
+    public async Task Layers_WithAllLinearLayers_AreTheOnlyOnesAdapted()
+    {
+        await EndsAsync(0, "train", "tiny.yaml", "--set", "peft_layers_to_transform=[1]");
+        using SafetensorsFile adapter = SafetensorsFile.Open(run.PathOf("out/adapter_model.safetensors"));
+        Assert.All(adapter.Entries, entry => Assert.Contains(".layers.1.", entry.Name, StringComparison.Ordinal));
+    }
+
+    [Fact]
     public async Task Pissa_IsWrittenAsPlainLora_AndGeneratesWhatWasTrained()
     {
         Ending end = await EndsAsync(0, "train", "tiny.yaml", "--set", "peft_init_lora_weights=pissa");
@@ -77,6 +85,10 @@ public sealed class AdapterMethodTests : IDisposable
         Assert.Equal(288, config.RootElement.GetProperty("vocab_size").GetInt32());
         await EndsAsync(0, "generate", "whole", "--prompt", "abc", "--max-new-tokens", "4");
 
+        // An adapter's rows belong to its tokens.
+        string[] other = ["--set", "output_dir=other", "--set", "run_name=other", "--set", "lora_model_dir=out", "--set", "lora_modules_to_save=[embed_tokens, lm_head]"];
+        Assert.Contains("was trained with the added tokens 'ab', 'q=', and this run has 'q=', 'ab'. Write tokens: ['ab', 'q='].", (await EndsAsync(2, ["train", "tiny.yaml", .. other, "--set", "tokens=['q=', 'ab']"])).Error, StringComparison.Ordinal);
+
         Ending refused = await EndsAsync(2, "train", "tiny.yaml", "--set", "tokens=['ab']", "--set", "output_dir=other");
         Assert.Contains("embed_tokens and lm_head would not be trained. Write lora_modules_to_save: [embed_tokens, lm_head].", refused.Error, StringComparison.Ordinal);
     }
@@ -86,6 +98,11 @@ public sealed class AdapterMethodTests : IDisposable
     [InlineData("lora_modules_to_save=[lm_haed]", "seed=1", "lora_modules_to_save: 'lm_haed' matches no module of the model. Did you mean lm_head?")]
     [InlineData("lora_modules_to_save=[up_proj]", "load_in_4bit=true", "up_proj is quantized in this run, and a quantized weight cannot be trained.")]
     [InlineData("lora_target_modules=[q_proj, lm_head]", "lora_target_linear=false", "Name it in modules_to_save instead: it is then trained in full.")]
+    [InlineData("lora_model_dir=nowhere", "peft_init_lora_weights=pissa", "nowhere/adapter_config.json: there is no such file.")]
+    [InlineData("lora_model_dir=base", "seed=1", "base is a whole model, not an adapter. Give it as base_model.")]
+    [InlineData("peft_layers_to_transform=[1, 7]", "seed=1", "peft_layers_to_transform: there is no layer 7: the model has 2, counted from 0 to 1.")]
+    [InlineData("lora_rank_pattern={qq_proj: 2}", "seed=1", "lora_rank_pattern: 'qq_proj' matches no module of the model.")]
+    [InlineData("tokens=['ab', '']", "lora_modules_to_save=[embed_tokens, lm_head]", "tokens[1] must be a text of one character or more")]
     [InlineData("lora_model_dir=nowhere", "seed=1", "nowhere/adapter_config.json: there is no such file.")]
     public async Task Train_WhatCannotBeDone_SaysSoBeforeAnythingIsWritten(string one, string other, string sentence)
     {

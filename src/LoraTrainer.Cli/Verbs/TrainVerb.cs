@@ -70,12 +70,14 @@ internal static class TrainVerb
             context.Terminal.Say(run.HasBegun
                 ? $"Interrupted. Go on with: lora-trainer resume {config.OutputDir}"
                 : "Interrupted before this process had begun with the run. Start it again with the same command.");
+            WriteEnding(context, config, "interrupted", ExitCode.Interrupted);
             return ExitCode.Interrupted;
         }
 
         if (ending == RunEnding.Stopped)
         {
             context.Terminal.Say($"Stopped as asked. Nothing starts it again by itself; go on with: lora-trainer resume {config.OutputDir}");
+            WriteEnding(context, config, "stopped", ExitCode.Done);
             return ExitCode.Done;
         }
 
@@ -88,6 +90,7 @@ internal static class TrainVerb
                 await FinishAsync(context, last);
             }
 
+            WriteEnding(context, config, "budget_reached", ExitCode.BudgetReached);
             return ExitCode.BudgetReached;
         }
 
@@ -151,6 +154,17 @@ internal static class TrainVerb
             context.Terminal.Warn($"The command of on_finish ended with exit code {process.ExitCode}: {command}. If it was to shut this machine down, the machine is still running, and billed.");
         }
     }
+
+    /// <summary>What scripts are told of a run that has no summary yet.</summary>
+    private static void WriteEnding(VerbContext context, TrainingConfig config, string ending, ExitCode code) => context.Terminal.Json(json =>
+    {
+        json.WriteStartObject();
+        json.WriteString("run_name", config.RunName);
+        json.WriteString("output_dir", config.OutputDir);
+        json.WriteString("ending", ending);
+        json.WriteNumber("exit_code", (int)code);
+        json.WriteEndObject();
+    });
 
     /// <summary>The end of a run in a few lines.</summary>
     private static string Words(RunSummary summary, TrainingConfig config)

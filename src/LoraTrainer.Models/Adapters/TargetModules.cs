@@ -118,6 +118,13 @@ public sealed record TargetModules(IReadOnlyList<TargetModule> Targets, IReadOnl
     public static IReadOnlyList<string> UnknownNames(IEnumerable<string> names, IReadOnlyList<ModelModule> modules)
         => [.. names.Where(name => !modules.Any(module => EndsWithComponents(module.Path, name)))];
 
+    /// <summary>Whether a key of rank_pattern or alpha_pattern is about any module.</summary>
+    /// <param name="pattern">The key.</param>
+    /// <param name="field">Whose key it is, for messages.</param>
+    /// <param name="modules">Of the model.</param>
+    public static bool MatchesAny(string pattern, string field, IReadOnlyList<ModelModule> modules) =>
+        modules.Any(module => FirstMatch([KeyValuePair.Create(pattern, 1)], field, module.Path) is not null);
+
     /// <summary>The last names of the modules that can carry an adapter.</summary>
     public static IReadOnlyList<string> LeafNames(IReadOnlyList<ModelModule> modules)
         => [.. modules.Where(module => module.Kind != ModuleKind.Other).Select(module => Leaf(module.Path)).Distinct(StringComparer.Ordinal)];

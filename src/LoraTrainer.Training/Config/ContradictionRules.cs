@@ -26,6 +26,7 @@ internal static class ContradictionRules
         FourBitDetailsNeed4Bit(config, issues);
         DoraStartsFromTheBase(config, issues);
         AddedTokensAreTrained(config, issues);
+        AnAdapterHasOneStart(config, issues);
         ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
         EvaluationsAreTimedOnce(config, issues);
@@ -110,6 +111,15 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("num_epochs");
             issues.Wrong("num_epochs", where, $"num_epochs and max_steps are both 0, so nothing would be trained ({where}). Set one of them, for example num_epochs: 1.");
+        }
+    }
+
+    private static void AnAdapterHasOneStart(TrainingConfig config, IssueCollector issues)
+    {
+        if (config.Adapter is { StartFolder: not null, Initialization: not AdapterInitialization.Default })
+        {
+            ConfigurationLocation where = issues.Where("peft_init_lora_weights");
+            issues.Wrong("peft_init_lora_weights", where, $"peft_init_lora_weights ({where}) and lora_model_dir ({issues.Where("lora_model_dir")}) both say how the adapter starts. Keep one of the two.");
         }
     }
 

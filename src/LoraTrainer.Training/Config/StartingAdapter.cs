@@ -27,6 +27,12 @@ internal static class StartingAdapter
             return root;
         }
 
+        if (!File.Exists(file) && File.Exists(Path.Combine(named.Text, "config.json")))
+        {
+            issues.Wrong(Key, named.Location, $"{Key} ({named.Location}): {named.Text} is a whole model, not an adapter. Give it as base_model.");
+            return root;
+        }
+
         AdapterConfig adapter;
         try
         {
@@ -39,9 +45,16 @@ internal static class StartingAdapter
             return root;
         }
 
+        // Whether names, a pattern or "all linear layers" mean the same is known with the model: an adapter that does not fit its layers is refused there.
+        bool choosesLayers = root.Find("lora_target_linear") is { IsTrue: true } || root.Find("lora_target_modules") is { IsOff: false };
         List<ConfigurationEntry> entries = [.. root.Entries];
         foreach ((string key, ConfigurationNode value) in Settings(adapter, named.Location))
         {
+            if (choosesLayers && (key is "lora_target_modules" or "lora_target_linear"))
+            {
+                continue;
+            }
+
             if (root.Find(key) is { IsNull: false } given)
             {
                 if (!Same(given, value))

@@ -61,7 +61,10 @@ public sealed class TrainedModel
         IReadOnlyList<ModelModule> modules = LoraInjection.Modules(shape);
         RefuseUnknownNames("lora_target_modules", config.Adapter.TargetModules, modules, TargetModules.LeafNames(modules));
         RefuseUnknownNames("lora_modules_to_save", config.Adapter.ModulesToSave, modules, [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)]);
-        AdapterConfig adapter = AdapterConfigOf(config);
+        RefuseUnknownLayers(config.Adapter.LayersToTransform, shape.NumHiddenLayers);
+        RefuseUnmatchedPatterns("lora_rank_pattern", config.Adapter.RankPattern.Select(pair => pair.Key), modules);
+        RefuseUnmatchedPatterns("lora_alpha_pattern", config.Adapter.AlphaPattern.Select(pair => pair.Key), modules);
+        AdapterConfig adapter = AdapterConfigOf(config, modules);
         AdapterStart? start = AdapterStart.For(adapter, shape);
         CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage);
         LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
@@ -145,10 +148,30 @@ public sealed class TrainedModel
         ? new LoraPlusRates(ratio, config.Adapter.LoraPlusEmbeddingRate / config.Optimizer.LearningRate)
         : null;
 
-    private static AdapterConfig AdapterConfigOf(TrainingConfig config)
+    private static void RefuseUnknownLayers(IEnumerable<int> layers, int count)
+    {
+        if (layers.Where(layer => layer >= count).ToArray() is [var unknown, ..])
+        {
+            throw new TrainingSetupException($"peft_layers_to_transform: there is no layer {unknown}: the model has {count}, counted from 0 to {count - 1}.");
+        }
+    }
+
+    /// <summary>A misspelt pattern would leave its modules with the rank and alpha of all others.</summary>
+    private static void RefuseUnmatchedPatterns(string key, IEnumerable<string> patterns, IReadOnlyList<ModelModule> modules)
+    {
+        if (patterns.FirstOrDefault(pattern => !TargetModules.MatchesAny(pattern, key, modules)) is { } unmatched)
+        {
+            throw new TrainingSetupException($"{key}: '{unmatched}' matches no module of the model. Its modules are: {string.Join(", ", TargetModules.LeafNames(modules))}.");
+        }
+    }
+
+    private static AdapterConfig AdapterConfigOf(TrainingConfig config, IReadOnlyList<ModelModule> modules)
     {
         AdapterOptions adapter = config.Adapter;
-        ModuleNames targets = adapter.TargetsAllLinear ? ModuleNames.Matching("all-linear")
+
+        // PEFT keeps layers apart only where modules are named.
+        ModuleNames targets = adapter is { TargetsAllLinear: true, LayersToTransform.Count: > 0 } ? ModuleNames.Of([.. modules.Where(module => module.Kind == ModuleKind.Linear).Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)])
+            : adapter.TargetsAllLinear ? ModuleNames.Matching("all-linear")
             : adapter.TargetPattern is { } pattern ? ModuleNames.Matching(pattern)
             : ModuleNames.Of([.. adapter.TargetModules]);
         return new AdapterConfig

@@ -196,7 +196,7 @@ public sealed class Trainer
         string more = rows.Length > shown ? $" and {rows.Length - shown} more" : string.Empty;
         return new NonFiniteException(
             $"Step {CompletedSteps + 1}: the {(isLoss ? "loss" : "gradient norm")} is {(isLoss ? lossSum : norm)}, {FirstPlace(isLoss, bins)}. Rows of the step: {string.Join(", ", rows.Take(shown).Select(row => data.Train.Source(row).ToString()))}{more}",
-            "The step was not applied. A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps; on_nonfinite: rollback leaves them out and goes on.");
+            "The step was not applied. A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps; on_nonfinite: rollback with checkpoint.every_steps leaves them out and goes on.");
     }
 
     /// <summary>Where the first number is that is not finite, in the order in which they are computed.</summary>
