@@ -18,7 +18,7 @@ settings() {
   case $1 in
     full) echo "adapter=null lora_r=null lora_alpha=null lora_target_linear=null learning_rate=1e-3" ;;
     lora) echo "adapter=lora" ;;
-    rslora) echo "adapter=lora peft_use_rslora=true" ;;
+    rslora) echo "adapter=lora peft_use_rslora=true learning_rate=2e-3" ;;
     dora) echo "adapter=lora peft_use_dora=true" ;;
     pissa) echo "adapter=lora peft_init_lora_weights=pissa" ;;
     qlora-nf4) echo "adapter=qlora" ;;
