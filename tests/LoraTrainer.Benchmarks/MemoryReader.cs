@@ -8,7 +8,11 @@ internal sealed unsafe class MemoryReader : IDisposable
 {
     private const int Unroll = 4;
 
+    /// <summary>Larger than any cache, so that each call reads what has not been read for long.</summary>
+    private const long BlockBytes = 1L << 31;
+
     private readonly byte* block;
+    private long first;
     private readonly long bytesPerThread;
     private readonly Thread[] threads;
     private readonly Barrier barrier;
@@ -17,8 +21,8 @@ internal sealed unsafe class MemoryReader : IDisposable
     public MemoryReader(long bytes, int threadCount)
     {
         bytesPerThread = bytes / threadCount / (Unroll * 64) * (Unroll * 64);
-        block = (byte*)NativeMemory.AlignedAlloc((nuint)(bytesPerThread * threadCount), 64);
-        new Span<byte>(block, (int)(bytesPerThread * threadCount)).Fill(1);
+        block = (byte*)NativeMemory.AlignedAlloc((nuint)BlockBytes, 64);
+        NativeMemory.Fill(block, (nuint)BlockBytes, 1);
         barrier = new Barrier(threadCount);
         threads = [.. Enumerable.Range(1, threadCount - 1).Select(index => new Thread(() => Serve(index)) { IsBackground = true })];
         foreach (Thread thread in threads)
@@ -29,6 +33,7 @@ internal sealed unsafe class MemoryReader : IDisposable
 
     public void Read()
     {
+        first = first + 2 * bytesPerThread * (threads.Length + 1) <= BlockBytes ? first + bytesPerThread * (threads.Length + 1) : 0;
         barrier.SignalAndWait();
         Sum(0);
         barrier.SignalAndWait();
@@ -65,8 +70,8 @@ internal sealed unsafe class MemoryReader : IDisposable
     private void Sum(int index)
     {
         Vector512<int> a = default, b = default, c = default, d = default;
-        byte* end = block + (index + 1) * bytesPerThread;
-        for (byte* p = block + index * bytesPerThread; p < end; p += Unroll * 64)
+        byte* end = block + first + (index + 1) * bytesPerThread;
+        for (byte* p = block + first + index * bytesPerThread; p < end; p += Unroll * 64)
         {
             a += Vector512.Load((int*)p);
             b += Vector512.Load((int*)(p + 64));

@@ -20,8 +20,10 @@ internal static unsafe class OneRowProduct
     /// <summary>Below this (some microseconds) the calling thread does all.</summary>
     private const long LeastParallelElements = 200_000;
 
-    /// <summary>Bytes between what is read and what is asked for from memory.</summary>
-    private const int PrefetchDistance = 256;
+    private const int CacheLine = 64;
+
+    /// <summary>Fewer of them in a row would be over before what comes next has arrived from memory.</summary>
+    private const int LeastGroupsPerPart = 4;
 
     /// <summary>Whether it can do this product.</summary>
     /// <param name="kernel">Instruction set.</param>
@@ -80,7 +82,7 @@ internal static unsafe class OneRowProduct
         where TWord : struct, IWord
     {
         bool isParallel = pool.ThreadCount > 1 && (long)n * k >= LeastParallelElements;
-        var work = new Work<TWord> { Matrix = b, X = x, Y = c, Rows = n, Columns = k, Accumulate = accumulate, Split = new RowSplit((n + GroupRows - 1) / GroupRows, isParallel ? pool.ThreadCount : 1, 1) };
+        var work = new Work<TWord> { Matrix = b, X = x, Y = c, Rows = n, Columns = k, Accumulate = accumulate, Split = new RowSplit((n + GroupRows - 1) / GroupRows, isParallel ? pool.ThreadCount : 1, LeastGroupsPerPart) };
         if (isParallel)
         {
             pool.Run(work.Split.Parts, ref work);
@@ -132,6 +134,7 @@ internal static unsafe class OneRowProduct
             Vector512<float> table = TWord.Table(Matrix);
             nint strideWords = (nint)(Matrix.LeadingDimension / TWord.Elements);
             float* source = (float*)Matrix.StoredAt(row);
+            byte* ahead = (byte*)(source + rows * strideWords);
             float* x = X;
             for (int column = 0; column < Columns; column += WordsPerChunk * TWord.Elements)
             {
@@ -140,9 +143,10 @@ internal static unsafe class OneRowProduct
                     GemmPacking.TransposeBlock(source + lane * strideWords, strideWords, words + lane, GroupRows);
                 }
 
-                for (int lane = 0; lane < rows; lane++)
+                // The rows after these are asked for in the meantime, in the order in which they lie in memory.
+                for (byte* end = ahead + rows * WordsPerChunk * sizeof(float); ahead < end; ahead += CacheLine)
                 {
-                    Sse.Prefetch0((byte*)(source + lane * strideWords) + PrefetchDistance);
+                    Sse.Prefetch1(ahead);
                 }
 
                 TWord.Scales(Matrix, row, rows, column, scales);
@@ -218,11 +222,7 @@ internal static unsafe class OneRowProduct
         {
             // A chunk is one block of 64.
             long block = ((long)row * matrix.LeadingDimension + column) / BlockwiseFourBit.Blocksize;
-            long blocksPerRow = matrix.LeadingDimension / BlockwiseFourBit.Blocksize;
-            for (int lane = 0; lane < rows; lane++)
-            {
-                scales[lane] = matrix.Blocks.Absmax(block + lane * blocksPerRow);
-            }
+            matrix.Blocks.Absmaxes(block, matrix.LeadingDimension / BlockwiseFourBit.Blocksize, rows, scales);
         }
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -77,6 +77,34 @@ internal readonly unsafe struct FourBitBlocks
         return product + offset;
     }
 
+    /// <summary>The scales of blocks that lie <paramref name="step"/> apart.</summary>
+    /// <param name="block">The first.</param>
+    /// <param name="step">From one to the next.</param>
+    /// <param name="count">How many.</param>
+    /// <param name="scales">(count) overwritten</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public void Absmaxes(long block, long step, int count, float* scales)
+    {
+        if (absmax != null)
+        {
+            for (float* source = absmax + block, end = scales + count; scales < end; source += step)
+            {
+                *scales++ = *source;
+            }
+
+            return;
+        }
+
+        byte* codes = absmaxCodes;
+        float* values = nestedCode, factors = nestedAbsmax;
+        float shift = offset;
+        for (float* end = scales + count; scales < end; block += step)
+        {
+            float product = values[codes[block]] * factors[(ulong)block / NestedBlocksize];
+            *scales++ = product + shift;
+        }
+    }
+
     /// <summary>Writes the values of elements first .. first+count-1.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public void Dequantize(long first, int count, float* destination)
