@@ -148,7 +148,7 @@ public class NonFiniteTests
         Assert.Equal(expected, run.Summary!.LeftOut);
         Assert.Equal(File.ReadAllBytes(folder.File("by-hand/adapter_model.safetensors")), File.ReadAllBytes(Path.Combine(config.OutputDir, "adapter_model.safetensors")));
         Assert.Equal(byHand.Trainer.TotalSteps, run.Summary.Steps);
-        Assert.Equal(expected.Count, observer.Warnings.Count(warning => warning.Contains("Its rows are left out, and goes on with step", StringComparison.Ordinal) && warning.Contains("first in the embeddings", StringComparison.Ordinal)));
+        Assert.Equal(expected.Count, observer.Warnings.Count(warning => warning.Contains("Its rows are left out; the next step is", StringComparison.Ordinal) && warning.Contains("first in the embeddings", StringComparison.Ordinal)));
         Assert.True(double.IsFinite(run.Summary.LastLoss!.Value));
         using JsonDocument written = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(config.OutputDir, "summary.json")));
         Assert.Equal(expected.Select(steps => steps.Last), written.RootElement.GetProperty("left_out").EnumerateArray().Select(steps => steps.GetProperty("last").GetInt32()));
@@ -165,7 +165,7 @@ public class NonFiniteTests
 
         // The first step spoils what is trained, the second shows it, the third proves it.
         Assert.Equal([new LeftOutSteps(2, 2, 1), new LeftOutSteps(1, 3, 0)], run.Summary!.LeftOut);
-        Assert.Contains(observer.Warnings, warning => warning.Contains("The run goes back to step 0 and leaves out all rows since, and goes on with step 4 (2 of at most 3 times).", StringComparison.Ordinal));
+        Assert.Contains(observer.Warnings, warning => warning.Contains("The run goes back to step 0 and leaves out all rows since; the next step is 4 (2 of at most 3 times).", StringComparison.Ordinal));
 
         // From then on it is the run that has never seen those three steps.
         using var byHand = new TinyTraining(folder.Path, SpoiltAtTheStart);
