@@ -10,7 +10,7 @@ public sealed class EvaluateTests
     public async Task Evaluate_OfARun_IsWhatItsTrainingMeasured()
     {
         using var folder = new TinyFolder(changes: ("adapter", "qlora"));
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=6");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=6");
         JsonElement before, after;
         using (JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json"))))
         {
@@ -20,7 +20,7 @@ public sealed class EvaluateTests
 
         foreach (string what in new[] { "out", "tiny.yaml" })
         {
-            using JsonDocument document = JsonDocument.Parse((await Succeeds(folder, "evaluate", what, "--json")).Output);
+            using JsonDocument document = JsonDocument.Parse((await folder.SucceedsAsync("evaluate", what, "--json")).Output);
             JsonElement root = document.RootElement;
             Assert.Equal(3, root.GetProperty("rows").GetInt32());
             Equal(before, root.GetProperty("base"));
@@ -30,7 +30,7 @@ public sealed class EvaluateTests
         }
 
         Assert.NotEqual(before.GetProperty("loss").GetDouble(), after.GetProperty("loss").GetDouble());
-        Ending table = await Succeeds(folder, "evaluate", "out");
+        Ending table = await folder.SucceedsAsync("evaluate", "out");
         Assert.StartsWith("3 rows of train.jsonl\n\n", table.Output, StringComparison.Ordinal);
         Assert.Matches(@"\n +base +adapter\nloss +\d+\.\d{4} +\d+\.\d{4}\nperplexity ", table.Output);
 
@@ -47,11 +47,11 @@ public sealed class EvaluateTests
     {
         using var folder = new TinyFolder();
         File.WriteAllLines(folder.PathOf("labels.jsonl"), Enumerable.Range(0, 9).Select(i => $"{{\"prompt\":\"p{i}\",\"completion\":\"{"xyz"[i % 3]}\"}}"));
-        using JsonDocument found = JsonDocument.Parse((await Succeeds(folder, "evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "2", "--json")).Output);
+        using JsonDocument found = JsonDocument.Parse((await folder.SucceedsAsync("evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "2", "--json")).Output);
         JsonElement model = found.RootElement.GetProperty("model");
         Assert.Equal(["x", "y", "z"], found.RootElement.GetProperty("labels").EnumerateArray().Select(label => label.GetString()!));
         Assert.Equal(9, model.GetProperty("by_label").EnumerateArray().Sum(label => label.GetProperty("chosen").GetInt32()));
-        using JsonDocument none = JsonDocument.Parse((await Succeeds(folder, "evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "0", "--labels", "none", "--limit", "4", "--json")).Output);
+        using JsonDocument none = JsonDocument.Parse((await folder.SucceedsAsync("evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "0", "--labels", "none", "--limit", "4", "--json")).Output);
         Assert.Equal(["loss", "perplexity"], none.RootElement.GetProperty("model").EnumerateObject().Select(property => property.Name));
         Assert.Equal(4, none.RootElement.GetProperty("rows").GetInt32());
     }
@@ -68,16 +68,6 @@ public sealed class EvaluateTests
     public async Task WrongInput_IsASentence(string sentence, params string[] arguments)
     {
         using var folder = new TinyFolder();
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 2, run.ToString());
-        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
-        Assert.Equal("", run.Output);
-    }
-
-    private static async Task<Ending> Succeeds(TinyFolder folder, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 0, run.ToString());
-        return run;
+        await folder.RefusesAsync(sentence, arguments);
     }
 }

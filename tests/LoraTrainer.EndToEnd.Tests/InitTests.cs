@@ -15,10 +15,10 @@ public sealed class InitTests
     public async Task Init_WritesWhatValidateFindsRight(string method, string? adapter, bool isDora)
     {
         using var folder = new TinyFolder();
-        Ending init = await Succeeds(folder, "init", "made.yaml", "--base-model", "base", "--data", "train.jsonl", "--adapter", method, "--device", "cpu");
+        Ending init = await folder.SucceedsAsync("init", "made.yaml", "--base-model", "base", "--data", "train.jsonl", "--adapter", method, "--device", "cpu");
         Assert.StartsWith("made.yaml is written: ", init.Output, StringComparison.Ordinal);
         Assert.Equal("", init.Error);
-        Ending validate = await Succeeds(folder, "validate", "made.yaml", "--json");
+        Ending validate = await folder.SucceedsAsync("validate", "made.yaml", "--json");
         using JsonDocument document = JsonDocument.Parse(validate.Output);
         JsonElement root = document.RootElement, config = root.GetProperty("config");
         Assert.All(["errors", "warnings", "notices"], kind => Assert.Equal(0, root.GetProperty(kind).GetArrayLength()));
@@ -36,9 +36,9 @@ public sealed class InitTests
     {
         using var folder = new TinyFolder();
         File.WriteAllLines(folder.PathOf("rows.jsonl"), Enumerable.Repeat(row, 20));
-        await Succeeds(folder, "init", "made.yaml", "--base-model", "base", "--data", "rows.jsonl", "--adapter", "lora");
+        await folder.SucceedsAsync("init", "made.yaml", "--base-model", "base", "--data", "rows.jsonl", "--adapter", "lora");
         Assert.Contains(line, File.ReadAllText(folder.PathOf("made.yaml")), StringComparison.Ordinal);
-        await Succeeds(folder, "train", "made.yaml", "--set", "max_steps=1", "--set", "device=cpu", "--set", "evaluate_before=false", "--set", "evaluate_after=false");
+        await folder.SucceedsAsync("train", "made.yaml", "--set", "max_steps=1", "--set", "device=cpu", "--set", "evaluate_before=false", "--set", "evaluate_after=false");
         Assert.True(File.Exists(folder.PathOf("outputs/made/adapter_model.safetensors")));
     }
 
@@ -47,30 +47,15 @@ public sealed class InitTests
     {
         using var folder = new TinyFolder();
         string before = File.ReadAllText(folder.PathOf("tiny.yaml"));
-        await Refused(folder, "tiny.yaml is there already. Choose another name, or --force", "init", "tiny.yaml", "--base-model", "base", "--data", "train.jsonl");
+        await folder.RefusesAsync("tiny.yaml is there already. Choose another name, or --force", "init", "tiny.yaml", "--base-model", "base", "--data", "train.jsonl");
         Assert.Equal(before, File.ReadAllText(folder.PathOf("tiny.yaml")));
-        await Refused(folder, "--base-model and --data must be given", "init", "made.yaml");
-        await Refused(folder, "Did you mean qlora?", "init", "made.yaml", "--base-model", "base", "--data", "train.jsonl", "--adapter", "qlra");
-        await Refused(folder, "there is no folder", "init", "gone/made.yaml", "--base-model", "base", "--data", "train.jsonl");
+        await folder.RefusesAsync("--base-model and --data must be given", "init", "made.yaml");
+        await folder.RefusesAsync("Did you mean qlora?", "init", "made.yaml", "--base-model", "base", "--data", "train.jsonl", "--adapter", "qlra");
+        await folder.RefusesAsync("there is no folder", "init", "gone/made.yaml", "--base-model", "base", "--data", "train.jsonl");
         Assert.False(File.Exists(folder.PathOf("made.yaml")));
-        Ending odd = await Succeeds(folder, "init", "tiny.yaml", "--force", "--base-model", "my: model #1", "--data", "not here.jsonl", "--json");
+        Ending odd = await folder.SucceedsAsync("init", "tiny.yaml", "--force", "--base-model", "my: model #1", "--data", "not here.jsonl", "--json");
         Assert.Contains("not here.jsonl is not here: its rows are taken for alpaca's", odd.Error, StringComparison.Ordinal);
         using JsonDocument document = JsonDocument.Parse(odd.Output);
         Assert.Equal("my: model #1", document.RootElement.GetProperty("config").GetProperty("base_model").GetString());
-    }
-
-    private static async Task<Ending> Succeeds(TinyFolder folder, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 0, run.ToString());
-        return run;
-    }
-
-    private static async Task Refused(TinyFolder folder, string sentence, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 2, run.ToString());
-        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
-        Assert.Equal("", run.Output);
     }
 }

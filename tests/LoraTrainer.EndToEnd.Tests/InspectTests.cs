@@ -10,10 +10,10 @@ public sealed class InspectTests
     public async Task Inspect_OfARunAndItsParts()
     {
         using var folder = new TinyFolder();
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=4");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
         using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json")));
         string hash = summary.RootElement.GetProperty("adapter").GetProperty("sha256").GetString()!;
-        using JsonDocument run = JsonDocument.Parse((await Succeeds(folder, "inspect", "out", "--json")).Output);
+        using JsonDocument run = JsonDocument.Parse((await folder.SucceedsAsync("inspect", "out", "--json")).Output);
         JsonElement root = run.RootElement, adapter = root.GetProperty("adapter");
         Assert.Equal(("run", "tiny", 4, "finished"), (root.GetProperty("kind").GetString(), root.GetProperty("run_name").GetString(), root.GetProperty("step").GetInt32(), root.GetProperty("state").GetString()));
         Assert.All(root.GetProperty("checkpoints").EnumerateArray(), checkpoint => Assert.True(checkpoint.GetProperty("intact").GetBoolean()));
@@ -22,10 +22,10 @@ public sealed class InspectTests
         Assert.Equal(14, adapter.GetProperty("modules").GetArrayLength());
         Assert.All(adapter.GetProperty("modules").EnumerateArray(), module => Assert.True(module.GetProperty("norm_update").GetDouble() > 0));
 
-        using JsonDocument model = JsonDocument.Parse((await Succeeds(folder, "inspect", "base", "--json")).Output);
+        using JsonDocument model = JsonDocument.Parse((await folder.SucceedsAsync("inspect", "base", "--json")).Output);
         Assert.Equal(("llama", 258), (model.RootElement.GetProperty("model_type").GetString(), model.RootElement.GetProperty("vocab_size").GetInt32()));
         Assert.Equal(20, model.RootElement.GetProperty("tensors").GetArrayLength());
-        using JsonDocument file = JsonDocument.Parse((await Succeeds(folder, "inspect", "out/adapter_model.safetensors", "--json")).Output);
+        using JsonDocument file = JsonDocument.Parse((await folder.SucceedsAsync("inspect", "out/adapter_model.safetensors", "--json")).Output);
         Assert.Equal(28, file.RootElement.GetProperty("tensors_count").GetInt32());
     }
 
@@ -33,9 +33,9 @@ public sealed class InspectTests
     public async Task Inspect_OfACheckpoint_SaysWhetherItIsIntact()
     {
         using var folder = new TinyFolder();
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=4");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
         string step = System.IO.Path.Combine("out/checkpoints/tiny", "step-4");
-        using (JsonDocument intact = JsonDocument.Parse((await Succeeds(folder, "inspect", step, "--json")).Output))
+        using (JsonDocument intact = JsonDocument.Parse((await folder.SucceedsAsync("inspect", step, "--json")).Output))
         {
             Assert.True(intact.RootElement.GetProperty("intact").GetBoolean());
             Assert.Equal((4, 4), (intact.RootElement.GetProperty("step").GetInt32(), intact.RootElement.GetProperty("total_steps").GetInt32()));
@@ -45,15 +45,15 @@ public sealed class InspectTests
         byte[] bytes = File.ReadAllBytes(optimizer);
         bytes[^1] ^= 1;
         File.WriteAllBytes(optimizer, bytes);
-        using (JsonDocument damaged = JsonDocument.Parse((await Succeeds(folder, "inspect", step, "--json")).Output))
+        using (JsonDocument damaged = JsonDocument.Parse((await folder.SucceedsAsync("inspect", step, "--json")).Output))
         {
             Assert.False(damaged.RootElement.GetProperty("intact").GetBoolean());
             Assert.Equal("optimizer.safetensors has another SHA-256 than its manifest says", damaged.RootElement.GetProperty("damage").GetString());
         }
 
-        Assert.Contains("DAMAGED", (await Succeeds(folder, "inspect", "out")).Output, StringComparison.Ordinal);
+        Assert.Contains("DAMAGED", (await folder.SucceedsAsync("inspect", "out")).Output, StringComparison.Ordinal);
         File.Delete(System.IO.Path.Combine(folder.CheckpointFolders()[^1], "manifest.json"));
-        Assert.Contains("there is no intact manifest", (await Succeeds(folder, "inspect", step)).Output, StringComparison.Ordinal);
+        Assert.Contains("there is no intact manifest", (await folder.SucceedsAsync("inspect", step)).Output, StringComparison.Ordinal);
     }
 
     [Fact]
@@ -61,13 +61,13 @@ public sealed class InspectTests
     {
         using var folder = new TinyFolder();
         File.WriteAllText(folder.PathOf("train.jsonl"), "{\"instruction\":\"ab\",\"output\":\"cd\"}\n{\"instruction\":\"ab\",\"output\":\"a long answer that is cut\"}\n");
-        Ending words = await Succeeds(folder, "inspect", "tiny.yaml", "--row", "1");
+        Ending words = await folder.SucceedsAsync("inspect", "tiny.yaml", "--row", "1");
         Assert.Equal(
             "train.jsonl:1 (row 1): 6 tokens, 3 of them supervised\n\nignored     │a│b│=│\nsupervised  │c│d│</s>│\n", words.Output);
-        using JsonDocument row = JsonDocument.Parse((await Succeeds(folder, "inspect", "tiny.yaml", "--row", "1", "--json")).Output);
+        using JsonDocument row = JsonDocument.Parse((await folder.SucceedsAsync("inspect", "tiny.yaml", "--row", "1", "--json")).Output);
         Assert.Equal([97, 98, 61, 99, 100, 257], row.RootElement.GetProperty("tokens").EnumerateArray().Select(token => token.GetProperty("id").GetInt32()));
         Assert.Equal([false, false, false, true, true, true], row.RootElement.GetProperty("tokens").EnumerateArray().Select(token => token.GetProperty("supervised").GetBoolean()));
-        Ending cut = await Succeeds(folder, "inspect", "tiny.yaml", "--row", "2", "--set", "sequence_len=8", "--set", "excess_length_strategy=truncate");
+        Ending cut = await folder.SucceedsAsync("inspect", "tiny.yaml", "--row", "2", "--set", "sequence_len=8", "--set", "excess_length_strategy=truncate");
         Assert.Contains("the first 8 (sequence_len) are kept", cut.Output, StringComparison.Ordinal);
     }
 
@@ -81,16 +81,6 @@ public sealed class InspectTests
     public async Task WrongInput_IsASentence(string sentence, params string[] arguments)
     {
         using var folder = new TinyFolder();
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 2, run.ToString());
-        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
-        Assert.Equal("", run.Output);
-    }
-
-    private static async Task<Ending> Succeeds(TinyFolder folder, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 0, run.ToString());
-        return run;
+        await folder.RefusesAsync(sentence, arguments);
     }
 }

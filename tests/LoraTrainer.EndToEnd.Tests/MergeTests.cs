@@ -12,8 +12,8 @@ public sealed class MergeTests
     public async Task Merge_OfAQuantizedRun_SaysWhatTheRunSays()
     {
         using var folder = new TinyFolder(changes: ("adapter", "qlora"));
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=4");
-        Ending merge = await Succeeds(folder, "merge", "out", "merged", "--verify", "--dtype", "float32", "--shard-size", "100KB", "--json");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
+        Ending merge = await folder.SucceedsAsync("merge", "out", "merged", "--verify", "--dtype", "float32", "--shard-size", "100KB", "--json");
         using JsonDocument document = JsonDocument.Parse(merge.Output);
         JsonElement root = document.RootElement;
         Assert.Equal(("base", "nf4-dq", "float32", 14), (root.GetProperty("base").GetString(), root.GetProperty("quantization").GetString(), root.GetProperty("dtype").GetString(), root.GetProperty("updated_modules").GetInt32()));
@@ -24,32 +24,32 @@ public sealed class MergeTests
         Assert.True(check.GetProperty("largest_difference").GetDouble() < check.GetProperty("adapter_effect").GetDouble() / 100, merge.Output);
 
         string[] prompt = ["--prompt", "abc", "--max-new-tokens", "12", "--json"];
-        Assert.Equal(Text(await Succeeds(folder, ["generate", "out", .. prompt])), Text(await Succeeds(folder, ["generate", "merged", .. prompt])));
+        Assert.Equal(Text(await folder.SucceedsAsync(["generate", "out", .. prompt])), Text(await folder.SucceedsAsync(["generate", "merged", .. prompt])));
     }
 
     [Fact]
     public async Task Merge_OfACheckpointAndOfAnAdapterFolder()
     {
         using var folder = new TinyFolder();
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=4");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
         string checkpoint = folder.CheckpointFolders()[^1];
-        await Succeeds(folder, "merge", checkpoint, "a");
+        await folder.SucceedsAsync("merge", checkpoint, "a");
         File.Delete(folder.PathOf("out/config.resolved.yaml"));
-        Ending adapter = await Succeeds(folder, "merge", "base", "out", "b");
+        Ending adapter = await folder.SucceedsAsync("merge", "base", "out", "b");
         Assert.Contains("out does not say how its base was kept in training: taken as not quantized", adapter.Error, StringComparison.Ordinal);
         Assert.Equal(TinyFolder.Hash(folder.PathOf("a/model.safetensors")), TinyFolder.Hash(folder.PathOf("b/model.safetensors")));
         Assert.NotEqual(TinyFolder.Hash(folder.PathOf("base/model.safetensors")), TinyFolder.Hash(folder.PathOf("b/model.safetensors")));
 
         Dictionary<string, string> before = TinyFolder.Snapshot(folder.PathOf("b"));
-        await Refused(folder, "b is not empty", "merge", "base", "out", "b");
+        await folder.RefusesAsync("b is not empty", "merge", "base", "out", "b");
         Assert.Equal(before, TinyFolder.Snapshot(folder.PathOf("b")));
         TinyRun.WriteBase(folder.PathOf("wider"), shape: TinyRun.Shape with { HiddenSize = 96 });
-        await Refused(folder, "was made for another model", "merge", "wider", "out", "c");
-        await Refused(folder, "Did you mean float16?", "merge", "base", "out", "c", "--dtype", "flaot16");
-        await Refused(folder, "--quantization must be one of none, nf4", "merge", "base", "out", "c", "--quantization", "4bit");
-        await Refused(folder, "Typical: 5GB.", "merge", "base", "out", "c", "--shard-size", "5");
-        await Refused(folder, "there is no such folder", "merge", "base", "gone", "c");
-        await Refused(folder, "Give the base before the adapter", "merge", WithoutBase(folder), "c");
+        await folder.RefusesAsync("was made for another model", "merge", "wider", "out", "c");
+        await folder.RefusesAsync("Did you mean float16?", "merge", "base", "out", "c", "--dtype", "flaot16");
+        await folder.RefusesAsync("--quantization must be one of none, nf4", "merge", "base", "out", "c", "--quantization", "4bit");
+        await folder.RefusesAsync("Typical: 5GB.", "merge", "base", "out", "c", "--shard-size", "5");
+        await folder.RefusesAsync("there is no such folder", "merge", "base", "gone", "c");
+        await folder.RefusesAsync("Give the base before the adapter", "merge", WithoutBase(folder), "c");
         Assert.False(Directory.Exists(folder.PathOf("c")));
     }
 
@@ -59,14 +59,14 @@ public sealed class MergeTests
         // Large enough that the kill finds it at work.
         ModelConfig shape = TinyRun.Shape with { HiddenSize = 256, IntermediateSize = 2048, NumHiddenLayers = 8 };
         using var folder = new TinyFolder(shape);
-        await Succeeds(folder, "train", "tiny.yaml", "--set", "max_steps=1", "--set", "val_set_size=0");
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=1", "--set", "val_set_size=0");
         string staging = folder.PathOf("merged");
         await folder.KillWhenAsync(() => Directory.Exists(staging) && Directory.EnumerateDirectories(staging).Any(), ["merge", "out", "merged", "--dtype", "float32", "--shard-size", "1MB"]);
         if (!File.Exists(folder.PathOf("merged/config.json")))
         {
             Ending load = await folder.RunAsync("generate", "merged", "--prompt", "a");
             Assert.True(load.ExitCode == 2, load.ToString());
-            await Refused(folder, "another merge writes there, or one was killed", "merge", "out", "merged");
+            await folder.RefusesAsync("another merge writes there, or one was killed", "merge", "out", "merged");
         }
     }
 
@@ -74,21 +74,6 @@ public sealed class MergeTests
     {
         File.WriteAllText(folder.PathOf("out/adapter_config.json"), File.ReadAllText(folder.PathOf("out/adapter_config.json")).Replace("\"base\"", "\"hub/name\"", StringComparison.Ordinal));
         return "out";
-    }
-
-    private static async Task<Ending> Succeeds(TinyFolder folder, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 0, run.ToString());
-        return run;
-    }
-
-    private static async Task Refused(TinyFolder folder, string sentence, params string[] arguments)
-    {
-        Ending run = await folder.RunAsync(arguments);
-        Assert.True(run.ExitCode == 2, run.ToString());
-        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
-        Assert.Equal("", run.Output);
     }
 
     private static string Text(Ending ending)

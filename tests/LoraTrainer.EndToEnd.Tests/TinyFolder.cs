@@ -86,6 +86,23 @@ internal sealed class TinyFolder : IDisposable
 
     public Task<Ending> RunAsync(params string[] arguments) => RunAsync(arguments, null);
 
+    /// <summary>Runs to the end, which must be a good one.</summary>
+    public async Task<Ending> SucceedsAsync(params string[] arguments)
+    {
+        Ending run = await RunAsync(arguments);
+        Assert.True(run.ExitCode == 0, run.ToString());
+        return run;
+    }
+
+    /// <summary>Runs what must be refused as wrong input, with this in the message and nothing on standard output.</summary>
+    public async Task RefusesAsync(string sentence, params string[] arguments)
+    {
+        Ending run = await RunAsync(arguments);
+        Assert.True(run.ExitCode == 2, run.ToString());
+        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
+        Assert.Equal("", run.Output);
+    }
+
     /// <summary>Starts a process and kills it as soon as the condition holds, which is looked at all the time; or lets it end before.</summary>
     public async Task<Ending> KillWhenAsync(Func<bool> condition, string[] arguments, IReadOnlyDictionary<string, string>? environment = null)
     {

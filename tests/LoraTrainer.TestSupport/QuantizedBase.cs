@@ -124,10 +124,7 @@ public static class QuantizedBase
     /// <summary>SCB: the largest |w| of each row, of the weights in f16.</summary>
     private static byte[] LargestOfRows(ModelTensor weights, int rows, int columns)
     {
-        byte[] bytes = new byte[weights.Entry.ByteLength];
-        weights.ReadInto(0, bytes);
-        float[] values = new float[rows * columns], largest = new float[rows];
-        FloatConversion.ToSingle(weights.Entry.DType, bytes, values);
+        float[] values = weights.ReadSingles(), largest = new float[rows];
         for (int i = 0; i < values.Length; i++)
         {
             largest[i / columns] = Math.Max(largest[i / columns], Math.Abs((float)(Half)values[i]));

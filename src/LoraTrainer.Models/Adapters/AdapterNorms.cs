@@ -22,7 +22,7 @@ public readonly record struct AdapterNorms(string Module, long Out, long In, int
         {
             ModelTensor tensorA = folder.Find(key.Module, PeftTensorKind.LoraA)!.Value, tensorB = folder.Find(key.Module, PeftTensorKind.LoraB)!.Value;
             int rank = (int)tensorA.Entry.Shape[0], columns = (int)tensorA.Entry.Shape[1], rows = (int)tensorB.Entry.Shape[0];
-            double[] left = Gram(Values(tensorA), rank, columns, columns, 1), right = Gram(Values(tensorB), rank, rows, 1, rank);
+            double[] left = Gram(tensorA.ReadSingles(), rank, columns, columns, 1), right = Gram(tensorB.ReadSingles(), rank, rows, 1, rank);
             double scaling = TargetModules.ScalingOf(folder.Config, key.Module), product = 0, squareA = 0, squareB = 0;
             for (int i = 0; i < left.Length; i++)
             {
@@ -69,14 +69,5 @@ public readonly record struct AdapterNorms(string Module, long Out, long In, int
         }
 
         return gram;
-    }
-
-    private static float[] Values(ModelTensor tensor)
-    {
-        byte[] bytes = new byte[tensor.Entry.ByteLength];
-        tensor.ReadInto(0, bytes);
-        float[] values = new float[bytes.Length * 8L / tensor.Entry.DType.Bits()];
-        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
-        return values;
     }
 }

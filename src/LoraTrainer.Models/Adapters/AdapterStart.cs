@@ -65,25 +65,7 @@ public sealed class AdapterStart
             : method == Pissa ? Principal(weight, rows, columns, target, threads)
             : Orthonormal(weight, rows, columns, rank, threads);
         pairs[module] = (a, b);
-        Parallel.For(0, rows, new ParallelOptions { MaxDegreeOfParallelism = threads }, row =>
-        {
-            Span<float> w = weight.AsSpan(row * columns, columns);
-            double[] sum = new double[columns];
-            for (int k = 0; k < rank; k++)
-            {
-                double factor = b[row * rank + k];
-                ReadOnlySpan<float> source = a.AsSpan(k * columns, columns);
-                for (int i = 0; i < columns; i++)
-                {
-                    sum[i] = Math.FusedMultiplyAdd(factor, source[i], sum[i]);
-                }
-            }
-
-            for (int i = 0; i < columns; i++)
-            {
-                w[i] = (float)(w[i] - target.Scaling * sum[i]);
-            }
-        });
+        new LowRankUpdate(a, b, rank, (float)-target.Scaling).Apply(weight, 0, threads);
     }
 
     /// <summary>[A; A0]: (2R, In).</summary>
@@ -135,13 +117,6 @@ public sealed class AdapterStart
         return ([.. r.Select(value => (float)value)], [.. q.Select(value => (float)value)]);
     }
 
-    private float[] Read(string module, PeftTensorKind kind)
-    {
-        ModelTensor tensor = given!.Find(module, kind) ?? throw new ModelFormatException($"{given.Path}: the adapter has no {new PeftAdapterFolderKey(module, kind)}.");
-        byte[] bytes = new byte[tensor.Entry.ByteLength];
-        tensor.ReadInto(0, bytes);
-        float[] values = new float[tensor.Entry.Shape[0] * tensor.Entry.Shape[1]];
-        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
-        return values;
-    }
+    private float[] Read(string module, PeftTensorKind kind) =>
+        (given!.Find(module, kind) ?? throw new ModelFormatException($"{given.Path}: the adapter has no {new PeftAdapterFolderKey(module, kind)}.")).ReadSingles();
 }

@@ -332,11 +332,7 @@ public sealed class LoraInjection
             throw new ModelFormatException($"{folder.Path}: {tensor.Entry.Name} is {tensor.Entry}, expected the shape {parameter.Shape}. The adapter has another rank, or was made for another model.");
         }
 
-        byte[] bytes = new byte[tensor.Entry.ByteLength];
-        tensor.ReadInto(0, bytes);
-        float[] values = new float[parameter.Shape.ElementCount];
-        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
-        model.Device.Upload(parameter.Value, MemoryMarshal.AsBytes(values.AsSpan()));
+        model.Device.Upload(parameter.Value, MemoryMarshal.AsBytes(tensor.ReadSingles().AsSpan()));
     }
 
     private static long[] Extents(Shape shape) => shape.Rank == 1 ? [shape[0]] : [shape[0], shape[1]];

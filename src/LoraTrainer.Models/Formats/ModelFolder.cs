@@ -5,6 +5,16 @@ public readonly record struct ModelTensor(IWeightFile File, SafetensorsEntry Ent
 {
     /// <summary>Reads bytes of the tensor from its byte <paramref name="offsetInTensor"/> on.</summary>
     public void ReadInto(long offsetInTensor, Span<byte> destination) => File.ReadInto(Entry, offsetInTensor, destination);
+
+    /// <summary>All of its elements as f32: for tensors of adapters, which are small. A base is read in pieces.</summary>
+    public float[] ReadSingles()
+    {
+        byte[] bytes = new byte[Entry.ByteLength];
+        ReadInto(0, bytes);
+        float[] values = new float[bytes.Length * 8L / Entry.DType.Bits()];
+        FloatConversion.ToSingle(Entry.DType, bytes, values);
+        return values;
+    }
 }
 
 /// <summary>

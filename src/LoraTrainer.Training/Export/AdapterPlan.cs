@@ -84,7 +84,7 @@ internal sealed class AdapterPlan
             if (isBias && adapter.Find(module, PeftTensorKind.LoraBBias) is { } added)
             {
                 RequireShape(added, extents);
-                changes.Add(() => new LowRankUpdate([1], Values(added), 1, (float)target.Scaling));
+                changes.Add(() => new LowRankUpdate([1], added.ReadSingles(), 1, (float)target.Scaling));
             }
             else if (!isBias)
             {
@@ -103,12 +103,12 @@ internal sealed class AdapterPlan
         {
             // Stored the other way round: (R, V) and (D, R).
             ModelTensor byToken = Require(folder, target.Path, PeftTensorKind.LoraEmbeddingA, target.Rank, extents[0]), byFeature = Require(folder, target.Path, PeftTensorKind.LoraEmbeddingB, extents[1], target.Rank);
-            return () => new LowRankUpdate(Transposed(Values(byFeature), target.Rank), Transposed(Values(byToken), (int)extents[0]), target.Rank, scaling);
+            return () => new LowRankUpdate(Transposed(byFeature.ReadSingles(), target.Rank), Transposed(byToken.ReadSingles(), (int)extents[0]), target.Rank, scaling);
         }
 
         ModelTensor a = Require(folder, target.Path, PeftTensorKind.LoraA, target.Rank, extents[1]), b = Require(folder, target.Path, PeftTensorKind.LoraB, extents[0], target.Rank);
         ModelTensor? magnitude = folder.Config.UseDora ? Require(folder, target.Path, PeftTensorKind.Magnitude, extents[0]) : null;
-        return () => new LowRankUpdate(Values(a), Values(b), target.Rank, scaling, magnitude is { } vector ? Values(vector) : null);
+        return () => new LowRankUpdate(a.ReadSingles(), b.ReadSingles(), target.Rank, scaling, magnitude is { } vector ? vector.ReadSingles() : null);
     }
 
     /// <summary>PiSSA and OLoRA take their start values out of the base: beside the base as it is, their adapter means something only together with its start.</summary>
@@ -208,15 +208,6 @@ internal sealed class AdapterPlan
 
     private static ModelFormatException Missing(PeftAdapterFolder folder, string module, PeftTensorKind kind) =>
         new($"{folder.Path}: the adapter has no {new PeftAdapterFolderKey(module, kind)}. It was made for another model or other target modules.");
-
-    private static float[] Values(ModelTensor tensor)
-    {
-        byte[] bytes = new byte[tensor.Entry.ByteLength];
-        tensor.ReadInto(0, bytes);
-        float[] values = new float[bytes.Length * 8L / tensor.Entry.DType.Bits()];
-        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
-        return values;
-    }
 
     /// <summary>(rows, columns) to (columns, rows).</summary>
     private static float[] Transposed(float[] values, int columns)

@@ -281,15 +281,7 @@ public sealed class ModelMergeTests : IDisposable
         return logits.Download();
     }
 
-    private static float[] Values(ModelFolder model, string name)
-    {
-        ModelTensor tensor = model.Find(name)!.Value;
-        byte[] bytes = new byte[tensor.Entry.ByteLength];
-        tensor.ReadInto(0, bytes);
-        float[] values = new float[bytes.Length * 8 / tensor.Entry.DType.Bits()];
-        FloatConversion.ToSingle(tensor.Entry.DType, bytes, values);
-        return values;
-    }
+    private static float[] Values(ModelFolder model, string name) => model.Find(name)!.Value.ReadSingles();
 
     private static JsonObject Config(string model) => JsonNode.Parse(File.ReadAllText(Path.Combine(model, "config.json")))!.AsObject();
 
