@@ -14,12 +14,12 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
 {
     public static CrashVariant[] All { get; } =
     [
-        new("lora", 11, 10, 14),
-        new("packed", 12, 6, 0, ("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)),
-        new("qlora", 13, 4, 12, ("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")),
-        new("full", 14, 5, 0, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
+        new("lora", 11, 8, 8),
+        new("packed", 12, 4, 0, ("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)),
+        new("qlora", 13, 3, 6, ("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true")),
+        new("full", 14, 4, 4, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
         new("eight_bit", 16, 4, 0, ("load_in_8bit", "true"), ("optimizer", "adamw_bnb_8bit"), ("lora_r", 32)),
-        new("paged", 17, 3, 0, ("optimizer", "paged_adamw_8bit"), ("lora_r", 32)),
+        new("paged", 17, 3, 4, ("optimizer", "paged_adamw_8bit"), ("lora_r", 32)),
         new("dora", 18, 3, 4, ("peft_use_dora", "true"), ("adapter", "qlora"), ("load_in_4bit", "true"), ("loraplus_lr_ratio", 4)),
         new("modules", 19, 3, 0, ("lora_modules_to_save", "[embed_tokens, lm_head]"), ("peft_init_lora_weights", "pissa")),
         new("evaluated", 20, 4, 0, ("eval_steps", 2), ("load_best_model_at_end", "true"), ("learning_rate", 0.9), ("lora_alpha", 64), ("lr_scheduler", "constant_with_warmup"), ("warmup_steps", 15)),
