@@ -28,13 +28,26 @@ internal static class MemoryBenchmarks
                 // A base of 1.1 billion parameters takes minutes to make: only where it is asked for.
                 if (report.Wants(name) && (size != "1.1b" || report.IsFiltered))
                 {
-                    Measure(report, name, shape, format == "nf4");
+                    (double taken, _, double planned) = Train(shape, format == "nf4", "gradient_checkpointing=true");
+                    report.Add(name, taken / 1e6, "MB", "own plan", planned / 1e6, planned / taken);
                 }
+            }
+        }
+
+        // The whole process at the shape of step_qlora_nf4_135m: full sequences, one a step.
+        foreach (string recompute in new[] { "false", "true" })
+        {
+            string name = "process_memory_step_qlora_nf4_135m" + (recompute == "true" ? "_recompute" : "");
+            if (report.Wants(name))
+            {
+                (_, double process, double planned) = Train(Shapes[0].Shape, fourBit: true, "gradient_checkpointing=" + recompute, "sequence_len=512", "micro_batch_size=1");
+                report.Add(name, process / 1e6, "MB", "own plan", planned / 1e6, planned / process);
             }
         }
     }
 
-    private static void Measure(BenchmarkReport report, string name, string shape, bool fourBit)
+    /// <summary>Bytes: what a run took beyond what was resident before its model was loaded; the process's peak; its plan.</summary>
+    private static (double Taken, double Process, double Planned) Train(string shape, bool fourBit, params string[] settings)
     {
         string root = ProgramRun.RepositoryRoot;
         string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
@@ -42,16 +55,15 @@ internal static class MemoryBenchmarks
         {
             File.WriteAllText(Path.Combine(folder, "config.json"), shape);
             ProgramRun.ToItsEnd("random-model", Path.Combine(folder, "config.json"), Path.Combine(folder, "base"), "--tokenizer", Path.Combine(root, "quickstart", "base"));
-            ProgramRun.ToItsEnd(
+            ProgramRun.ToItsEnd([
                 "train", Path.Combine(root, "configs", "quickstart.yaml"), "--set", "base_model=" + Path.Combine(folder, "base"), "--set", "output_dir=" + Path.Combine(folder, "out"),
                 "--set", $"load_in_4bit={(fourBit ? "true" : "false")}", "--set", $"adapter={(fourBit ? "qlora" : "lora")}", "--set", $"max_steps={Steps}", "--set", "warmup_steps=0",
-                "--set", "gradient_checkpointing=true", "--set", "evaluate_before=false", "--set", "evaluate_after=false",
-                "--set", "datasets.0.path=" + Path.Combine(root, "quickstart", "task", "train.jsonl"));
+                "--set", "evaluate_before=false", "--set", "evaluate_after=false",
+                "--set", "datasets.0.path=" + Path.Combine(root, "quickstart", "task", "train.jsonl"), .. settings.SelectMany(setting => new[] { "--set", setting })]);
             using JsonDocument summary = JsonDocument.Parse(File.ReadAllBytes(Path.Combine(folder, "out", "summary.json")));
             JsonElement memory = summary.RootElement.GetProperty("memory");
-            double taken = memory.GetProperty("peak_bytes").GetDouble() - memory.GetProperty("baseline_bytes").GetDouble();
-            double planned = memory.GetProperty("planned_arena_bytes").GetDouble();
-            report.Add(name, taken / 1e6, "MB", "own plan", planned / 1e6, planned / taken);
+            double peak = memory.GetProperty("peak_bytes").GetDouble();
+            return (peak - memory.GetProperty("baseline_bytes").GetDouble(), peak, memory.GetProperty("planned_arena_bytes").GetDouble());
         }
         finally
         {
