@@ -9,7 +9,7 @@ internal static unsafe partial class CpuAttention
 {
     /// <summary>
     /// C (m, n) = A (m, k) B (k, n), or C += A B. A is read one element at a time, so it may lie in any order; B and C have contiguous rows.
-    /// With 512-bit vectors the inner tile is 4 by 64 (16 accumulators of 32 registers), else 4 by 16 (as halves: 8 of 16).
+    /// With 512-bit vectors the inner tile is 4 by 64, for few columns 16 by 16 (16 accumulators of 32 registers), else 4 by 16 (as halves: 8 of 16).
     /// </summary>
     /// <param name="c">(m, n), row stride <paramref name="cStride"/>; overwritten or added to.</param>
     /// <param name="cStride">Elements from one row of C to the next.</param>
@@ -43,6 +43,11 @@ internal static unsafe partial class CpuAttention
         for (; column <= n - 16; column += 16)
         {
             int row = 0;
+            for (; Vector512.IsHardwareAccelerated && row <= m - 16; row += 16)
+            {
+                Tile16x16(c + (row * cStride) + column, cStride, a + (row * aRow), aRow, aColumn, b + column, bStride, k, accumulate);
+            }
+
             for (; row <= m - 4; row += 4)
             {
                 Tile4x16(c + (row * cStride) + column, cStride, a + (row * aRow), aRow, aColumn, b + column, bStride, k, accumulate);
@@ -167,6 +172,83 @@ internal static unsafe partial class CpuAttention
         c1.Store(c + 16);
         c2.Store(c + 32);
         c3.Store(c + 48);
+    }
+
+    /// <summary>Few queries: their 16 chains hide each other's latency as those of a wide tile do.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Tile16x16(float* c, long cStride, float* a, long aRow, long aColumn, float* b, long bStride, int k, bool accumulate)
+    {
+        Vector512<float> c0 = default, c1 = default, c2 = default, c3 = default;
+        Vector512<float> c4 = default, c5 = default, c6 = default, c7 = default;
+        Vector512<float> c8 = default, c9 = default, c10 = default, c11 = default;
+        Vector512<float> c12 = default, c13 = default, c14 = default, c15 = default;
+        if (accumulate)
+        {
+            c0 = Vector512.Load(c);
+            c1 = Vector512.Load(c + cStride);
+            c2 = Vector512.Load(c + (2 * cStride));
+            c3 = Vector512.Load(c + (3 * cStride));
+            c4 = Vector512.Load(c + (4 * cStride));
+            c5 = Vector512.Load(c + (5 * cStride));
+            c6 = Vector512.Load(c + (6 * cStride));
+            c7 = Vector512.Load(c + (7 * cStride));
+            c8 = Vector512.Load(c + (8 * cStride));
+            c9 = Vector512.Load(c + (9 * cStride));
+            c10 = Vector512.Load(c + (10 * cStride));
+            c11 = Vector512.Load(c + (11 * cStride));
+            c12 = Vector512.Load(c + (12 * cStride));
+            c13 = Vector512.Load(c + (13 * cStride));
+            c14 = Vector512.Load(c + (14 * cStride));
+            c15 = Vector512.Load(c + (15 * cStride));
+        }
+
+        float* a4 = a + (4 * aRow);
+        float* a8 = a4 + (4 * aRow);
+        float* a12 = a8 + (4 * aRow);
+        long a2 = 2 * aRow;
+        long a3 = 3 * aRow;
+        for (int p = 0; p < k; p++)
+        {
+            Vector512<float> x = Vector512.Load(b);
+            c0 = Vector512.FusedMultiplyAdd(Vector512.Create(*a), x, c0);
+            c1 = Vector512.FusedMultiplyAdd(Vector512.Create(a[aRow]), x, c1);
+            c2 = Vector512.FusedMultiplyAdd(Vector512.Create(a[a2]), x, c2);
+            c3 = Vector512.FusedMultiplyAdd(Vector512.Create(a[a3]), x, c3);
+            c4 = Vector512.FusedMultiplyAdd(Vector512.Create(*a4), x, c4);
+            c5 = Vector512.FusedMultiplyAdd(Vector512.Create(a4[aRow]), x, c5);
+            c6 = Vector512.FusedMultiplyAdd(Vector512.Create(a4[a2]), x, c6);
+            c7 = Vector512.FusedMultiplyAdd(Vector512.Create(a4[a3]), x, c7);
+            c8 = Vector512.FusedMultiplyAdd(Vector512.Create(*a8), x, c8);
+            c9 = Vector512.FusedMultiplyAdd(Vector512.Create(a8[aRow]), x, c9);
+            c10 = Vector512.FusedMultiplyAdd(Vector512.Create(a8[a2]), x, c10);
+            c11 = Vector512.FusedMultiplyAdd(Vector512.Create(a8[a3]), x, c11);
+            c12 = Vector512.FusedMultiplyAdd(Vector512.Create(*a12), x, c12);
+            c13 = Vector512.FusedMultiplyAdd(Vector512.Create(a12[aRow]), x, c13);
+            c14 = Vector512.FusedMultiplyAdd(Vector512.Create(a12[a2]), x, c14);
+            c15 = Vector512.FusedMultiplyAdd(Vector512.Create(a12[a3]), x, c15);
+            a += aColumn;
+            a4 += aColumn;
+            a8 += aColumn;
+            a12 += aColumn;
+            b += bStride;
+        }
+
+        c0.Store(c);
+        c1.Store(c + cStride);
+        c2.Store(c + (2 * cStride));
+        c3.Store(c + (3 * cStride));
+        c4.Store(c + (4 * cStride));
+        c5.Store(c + (5 * cStride));
+        c6.Store(c + (6 * cStride));
+        c7.Store(c + (7 * cStride));
+        c8.Store(c + (8 * cStride));
+        c9.Store(c + (9 * cStride));
+        c10.Store(c + (10 * cStride));
+        c11.Store(c + (11 * cStride));
+        c12.Store(c + (12 * cStride));
+        c13.Store(c + (13 * cStride));
+        c14.Store(c + (14 * cStride));
+        c15.Store(c + (15 * cStride));
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]

@@ -31,6 +31,9 @@ internal static unsafe partial class CpuAttention
     /// <summary>Queries per block, and keys per block. A tile of S and one operand at Dh = 64 fit a core's first-level cache.</summary>
     private const int Block = 64;
 
+    /// <summary>Rows of a left factor that one pass over the right one serves.</summary>
+    private const int RowsPerTile = 4;
+
     private const int Alignment = 64;
 
     /// <summary>One block of rows of one document. All numbers are rows of the stream.</summary>
@@ -352,8 +355,14 @@ internal static unsafe partial class CpuAttention
                 }
             }
 
-            Pack(packedV, v + (key * shape.KvStride), shape.KvStride, keys, dh);
-            Multiply(o, dh, s, 1, Block, packedV, dh, rows, dh, keys, accumulate: !first);
+            // Packing pays where the values are read more than once.
+            bool packs = rows > RowsPerTile;
+            if (packs)
+            {
+                Pack(packedV, v + (key * shape.KvStride), shape.KvStride, keys, dh);
+            }
+
+            Multiply(o, dh, s, 1, Block, packs ? packedV : v + (key * shape.KvStride), packs ? dh : shape.KvStride, rows, dh, keys, accumulate: !first);
         }
 
         for (int r = 0; r < rows; r++)
