@@ -57,6 +57,7 @@ internal static class CommandLine
         InspectVerb.Create,
         InitVerb.Create,
         ValidateVerb.Create,
+        AuditVerb.Create,
         RandomModelVerb.Create,
         ReportVerb.Create,
         LedgerVerb.Create,

@@ -15,7 +15,12 @@ internal sealed class ProgressLine(Terminal terminal, string what)
     /// <summary>Returns at once unless it is time to say something.</summary>
     /// <param name="detail">A word or two about the moment; may be empty.</param>
     /// <param name="fraction">0..1</param>
-    public void Tell(string detail, double fraction)
+    public void Tell(string detail, double fraction) => Show(detail, fraction);
+
+    /// <summary>The same for work whose size is not known.</summary>
+    public void Tell(string detail) => Show(detail, null);
+
+    private void Show(string detail, double? fraction)
     {
         TimeSpan elapsed = Stopwatch.GetElapsedTime(start);
         if (elapsed - drawn < (terminal.IsInteractive ? Redraw : BetweenLines))
@@ -24,8 +29,9 @@ internal sealed class ProgressLine(Terminal terminal, string what)
         }
 
         drawn = elapsed;
-        string left = fraction > 0 ? $", {Quantities.Time(elapsed / fraction - elapsed)} left" : "";
-        string line = string.Create(CultureInfo.InvariantCulture, $"{what}: {fraction * 100:0} %{left}{(detail.Length > 0 ? "  " : "")}{detail}");
+        string left = fraction is > 0 and { } share ? $", {Quantities.Time(elapsed / share - elapsed)} left" : "";
+        string done = fraction is { } part ? string.Create(CultureInfo.InvariantCulture, $"{part * 100:0} %{left}{(detail.Length > 0 ? "  " : "")}") : "";
+        string line = $"{what}: {done}{detail}";
         if (terminal.IsInteractive)
         {
             terminal.Progress(line);

@@ -21,7 +21,7 @@ internal static class RowPage
         int[] tokens = row.Encoded.Tokens;
         bool[] supervised = row.Encoded.IsSupervised;
         var text = new StringBuilder();
-        text.AppendLine(CultureInfo.InvariantCulture, $"{row.Row.Source}: {tokens.Length} tokens, {row.Encoded.TargetCount} of them supervised");
+        text.AppendLine(CultureInfo.InvariantCulture, $"{row.Source}: {tokens.Length} tokens, {row.Encoded.TargetCount} of them supervised");
         if (row.Fate is not null)
         {
             text.AppendLine(row.Fate);
@@ -53,11 +53,11 @@ internal static class RowPage
     public static void Write(Utf8JsonWriter json, InspectedRow row, Tokenizer tokenizer)
     {
         json.WriteStartObject();
-        json.WriteString("file", row.Row.Source.File);
-        json.WriteNumber("line", row.Row.Source.Line);
-        json.WriteNumber("row", row.Row.Source.Row);
-        json.WriteString("prompt", row.Row.Prompt);
-        json.WriteString("completion", row.Row.Completion);
+        json.WriteString("file", row.Source.File);
+        json.WriteNumber("line", row.Source.Line);
+        json.WriteNumber("row", row.Source.Row);
+        json.WriteString("prompt", row.Prompt);
+        json.WriteString("completion", row.Completion);
         json.WriteString("fate", row.Fate);
         json.WriteNumber("supervised_tokens", row.Encoded.TargetCount);
         json.WriteStartArray("tokens");

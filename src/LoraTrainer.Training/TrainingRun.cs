@@ -525,7 +525,7 @@ public sealed class TrainingRun
         }
 
         phases.Enter(TrainingPhase.Tokenizing);
-        TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, observer, stop);
+        using TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, Directory.Exists(config.OutputDir) ? config.OutputDir : Path.GetTempPath(), observer, stop);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);

@@ -69,7 +69,7 @@ internal static class RunBenchmarks
         };
         int threads = Environment.ProcessorCount;
         var shape = ModelConfig.Parse(config.BaseModel);
-        TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, new Silence(), CancellationToken.None);
+        using TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, Path.GetTempPath(), new Silence(), CancellationToken.None);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen));
         using var device = new CpuDevice(threads, plan.ArenaBytes);

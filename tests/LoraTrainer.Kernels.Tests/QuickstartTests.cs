@@ -43,7 +43,7 @@ public sealed class QuickstartTests(ITestOutputHelper output)
     private static double[] Train(TrainingConfig config, DevicePlatform platform, Func<long, Device> open)
     {
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
-        TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 2, SilentObserver.Instance, TestContext.Current.CancellationToken);
+        using TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 2, Path.GetTempPath(), SilentObserver.Instance, TestContext.Current.CancellationToken);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
         MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(platform, 2, null), new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, [], config.Data.SequenceLen));
         using Device device = open(plan.ArenaBytes);

@@ -32,7 +32,7 @@ public sealed class TinyTraining : IDisposable
     {
         Config = ConfigurationLoader.LoadText(TinyRun.Config(folder, changes), "tiny.yaml", []).Require();
         ModelConfig shape = ModelConfig.Parse(Config.BaseModel);
-        Data = TrainingData.Load(Config, Tokenizer.Load(Config.BaseModel), shape.VocabSize, 1, SilentObserver.Instance, default);
+        Data = TrainingData.Load(Config, Tokenizer.Load(Config.BaseModel), shape.VocabSize, 1, Path.GetTempPath(), SilentObserver.Instance, default);
         using ModelFolder weights = ModelFolder.Open(Config.BaseModel);
         MemoryPlan plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
         device = open(Config.Device.Threads, plan.ArenaBytes);

@@ -1,60 +1,91 @@
 using System.Text;
+using System.Text.Json;
 
 namespace LoraTrainer.Data.Datasets;
-
-/// <summary>A row as training sees it: what the model is given and what it has to say.</summary>
-/// <param name="Source">Where it stands.</param>
-/// <param name="Prompt">Not scored unless asked for; empty for raw text.</param>
-/// <param name="Completion">Scored.</param>
-public readonly record struct DatasetRow(RowSource Source, string Prompt, string Completion);
 
 /// <summary>How the fields of a row become prompt and completion. The wording follows axolotl (prompters.py, prompt_strategies/user_defined.py).</summary>
 public abstract record DatasetFormat
 {
-    private static readonly (string Prompt, string Completion)[] KnownPairs =
-    [
-        ("prompt", "completion"), ("context", "target"), ("question", "answer"), ("prompt", "response"), ("query", "response"), ("input", "output"),
-    ];
+    private static readonly string[] PromptFields = ["prompt", "context", "question", "instruction", "query", "input"];
+    private static readonly string[] CompletionFields = ["completion", "target", "response", "answer", "output"];
 
+    /// <summary>How it is named to people.</summary>
+    public abstract string Name { get; }
+
+    /// <summary>The row in this format.</summary>
+    /// <exception cref="DatasetException">It lacks a field, or one is not what it has to be.</exception>
     public abstract DatasetRow Convert(SourceRow row);
 
-    /// <summary>The format that the fields of a row suggest; used where the config names none.</summary>
+    /// <summary>The row in this format; one that lacks something is faulty.</summary>
+    public DatasetRow ConvertOrFault(SourceRow row)
+    {
+        try
+        {
+            return Convert(row);
+        }
+        catch (DatasetException exception) when (exception.Reason is { } reason)
+        {
+            return new DatasetRow.Faulty(row.Source, reason);
+        }
+    }
+
+    /// <summary>The format that the fields of a row suggest; used where the config names none. Fields that it does not need are ignored.</summary>
     /// <exception cref="DatasetException">They suggest none.</exception>
     public static DatasetFormat Recognize(SourceRow row)
     {
+        if (row.Has("chosen") && row.Has("rejected"))
+        {
+            throw new DatasetException(row.Source, "these are preference pairs (chosen, rejected), which train a model in another way than this program does. Make rows of prompt and completion of the chosen answers.");
+        }
+
         if (row.Has("instruction") && row.Has("output"))
         {
             return new Alpaca();
         }
 
-        foreach ((string prompt, string completion) in KnownPairs)
+        // Dolly's rows: the prompt is in two fields, as alpaca's is.
+        if (row.Has("instruction") && row.Has("context") && row.Has("response"))
         {
-            if (row.Has(prompt) && row.Has(completion))
-            {
-                return new PromptCompletion(prompt, completion);
-            }
+            return new Alpaca("context", "response");
+        }
+
+        if (row.Has("segments"))
+        {
+            return new InputOutput();
+        }
+
+        string? prompt = Array.Find(PromptFields, row.Has), completion = Array.Find(CompletionFields, row.Has);
+        if (prompt is not null && completion is not null)
+        {
+            return new PromptCompletion(prompt, completion);
         }
 
         return row.Has("text")
             ? new RawText()
-            : throw new DatasetException($"{row.Source}: the fields {row.FieldNames} do not tell the format; known are instruction/input/output, "
-                + $"{string.Join(", ", KnownPairs.Select(pair => $"{pair.Prompt}/{pair.Completion}"))} and text. Set type in the data set's block.");
+            : throw new DatasetException(
+                row.Source,
+                $"the fields {row.FieldNames} do not tell what a row is. Known are instruction, input, output (alpaca); one of {string.Join(", ", PromptFields)} with one of {string.Join(", ", CompletionFields)}; "
+                + "messages or conversations; segments; and text. Set type in the data set's block.");
     }
 
     /// <summary>axolotl's <c>type: completion</c>: one field, all of it scored.</summary>
     public sealed record RawText(string Field = "text") : DatasetFormat
     {
-        public override DatasetRow Convert(SourceRow row) => new(row.Source, "", row.Text(Field));
+        public override string Name => $"text (field {Field}, all of it learned)";
+
+        public override DatasetRow Convert(SourceRow row) => new DatasetRow.Answered(row.Source, "", row.Text(Field));
     }
 
     /// <summary>Two fields as they are, nothing between them.</summary>
     public sealed record PromptCompletion(string PromptField, string CompletionField) : DatasetFormat
     {
-        public override DatasetRow Convert(SourceRow row) => new(row.Source, row.Text(PromptField), row.Text(CompletionField));
+        public override string Name => $"prompt and completion (fields {PromptField}, {CompletionField})";
+
+        public override DatasetRow Convert(SourceRow row) => new DatasetRow.Answered(row.Source, row.Text(PromptField), row.Text(CompletionField));
     }
 
     /// <summary>axolotl's <c>type: alpaca</c>: the Stanford Alpaca prompt; the wording depends on whether there is an input.</summary>
-    public sealed record Alpaca : DatasetFormat
+    public sealed record Alpaca(string InputField = "input", string OutputField = "output") : DatasetFormat
     {
         private const string WithInput =
             "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes the request.\n\n";
@@ -62,13 +93,41 @@ public abstract record DatasetFormat
         private const string WithoutInput =
             "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n";
 
+        public override string Name => $"alpaca (fields instruction, {InputField}, {OutputField})";
+
         public override DatasetRow Convert(SourceRow row)
         {
-            string instruction = row.Text("instruction"), input = row.OptionalText("input");
+            string instruction = row.Text("instruction"), input = row.OptionalText(InputField);
             string prompt = input.Length > 0
                 ? $"{WithInput}### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
                 : $"{WithoutInput}### Instruction:\n{instruction}\n\n### Response:\n";
-            return new DatasetRow(row.Source, prompt, row.Text("output"));
+            return new DatasetRow.Answered(row.Source, prompt, row.Text(OutputField));
+        }
+    }
+
+    /// <summary>axolotl's <c>type: input_output</c>: segments of text with a label each, which says whether the segment is learned. Nothing is added to them, so they hold their own BOS and EOS.</summary>
+    public sealed record InputOutput : DatasetFormat
+    {
+        public override string Name => "segments (field segments: text, label)";
+
+        public override DatasetRow Convert(SourceRow row)
+        {
+            JsonElement segments = row.Fields.TryGetProperty("segments", out JsonElement found) && found.ValueKind == JsonValueKind.Array
+                ? found
+                : throw new DatasetException(row.Source, $"no list 'segments'; the row has: {row.FieldNames}");
+            var pieces = new List<TextPiece>();
+            foreach (JsonElement segment in segments.EnumerateArray())
+            {
+                if (segment.ValueKind != JsonValueKind.Object || !segment.TryGetProperty("text", out _) || !segment.TryGetProperty("label", out JsonElement label)
+                    || label.ValueKind is not (JsonValueKind.True or JsonValueKind.False))
+                {
+                    throw new DatasetException(row.Source, $"segment {pieces.Count + 1} is not {{\"label\": true or false, \"text\": \"...\"}}");
+                }
+
+                pieces.Add(new TextPiece(new SourceRow(row.Source, segment).Text("text"), label.GetBoolean()));
+            }
+
+            return new DatasetRow.Segmented(row.Source, pieces);
         }
     }
 
@@ -112,13 +171,15 @@ public abstract record DatasetFormat
             init => systemFormat = Checked(value, "system_format", "system");
         }
 
+        public override string Name => $"a block of its own (fields {FieldInstruction}, {FieldOutput})";
+
         public override DatasetRow Convert(SourceRow row)
         {
             string instruction = row.Text(FieldInstruction), input = row.OptionalText(FieldInput);
             string system = FieldSystem is not null && row.Has(FieldSystem) ? row.OptionalText(FieldSystem) : SystemPrompt;
             string turn = input.Length > 0 ? Format : NoInputFormat ?? Format;
             string prompt = (system.Length > 0 ? Fill(SystemFormat, [("system", system)]) : "") + Fill(turn, [("instruction", instruction), ("input", input)]);
-            return new DatasetRow(row.Source, prompt, row.Text(FieldOutput));
+            return new DatasetRow.Answered(row.Source, prompt, row.Text(FieldOutput));
         }
 
         private static string Checked(string pattern, string key, params string[] names)

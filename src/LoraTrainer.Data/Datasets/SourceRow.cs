@@ -22,7 +22,7 @@ public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
     public string Text(string field)
         => Fields.TryGetProperty(field, out JsonElement value)
             ? TextOf(field, value)
-            : throw new DatasetException($"{Source}: no field '{field}'; the row has: {FieldNames}");
+            : throw new DatasetException(Source, $"no field '{field}'; the row has: {FieldNames}");
 
     /// <summary>The text of <paramref name="field"/>; empty where there is none, or null.</summary>
     public string OptionalText(string? field)
@@ -32,7 +32,7 @@ public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
     {
         if (value.ValueKind != JsonValueKind.String)
         {
-            throw new DatasetException($"{Source}: field '{field}' is not a text but {JsonProblem.Kind(value.ValueKind)}");
+            throw new DatasetException(Source, $"field '{field}' is not a text but {JsonProblem.Kind(value.ValueKind)}");
         }
 
         try
@@ -41,7 +41,7 @@ public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
         }
         catch (InvalidOperationException exception)
         {
-            throw new DatasetException($"{Source}: field '{field}' is not valid Unicode (a surrogate without its partner)", exception);
+            throw new DatasetException(Source, $"field '{field}' is not valid Unicode (a surrogate without its partner)", exception);
         }
     }
 }

@@ -1,198 +1,160 @@
+using System.IO.MemoryMappedFiles;
 using System.Runtime.InteropServices;
 using System.Security.Cryptography;
-using LoraTrainer.Data.Tokenizers;
+using System.Text.Json;
 
 namespace LoraTrainer.Data.Datasets;
 
-/// <summary>What is worth telling about a row.</summary>
-public enum RowFindingKind
-{
-    /// <summary>Longer than the sequence length: left out.</summary>
-    DroppedTooLong,
-
-    /// <summary>Longer than the sequence length: cut.</summary>
-    Truncated,
-
-    /// <summary>Prompt and completion are both empty: left out.</summary>
-    DroppedEmpty,
-
-    /// <summary>There is a prompt but nothing to learn: left out.</summary>
-    DroppedEmptyCompletion,
-
-    /// <summary>Cut so short that no scored token is left: left out.</summary>
-    DroppedNothingScored,
-
-    /// <summary>The text begins with the BOS that the tokenizer puts before it anyway.</summary>
-    DoubleBos,
-}
-
-public readonly record struct RowFinding(RowFindingKind Kind, RowSource Source, int Tokens);
-
 /// <summary>
-/// All rows of a data set as token ids, in three flat arrays: tokens, one flag per token (scored or not), and where each row begins.
-/// The content does not depend on the number of threads.
+/// All rows of a data set as tokens, in a file that is mapped into memory: the system reads what is used and may forget it again, so a data set can be
+/// larger than memory. Written by <see cref="TokenizedDatasetWriter"/>. The file: for each row its ids (int32) and one flag per token, padded to four
+/// bytes; then one <see cref="IndexEntry"/> per row; the names of the source files and the audit as JSON; and a trailer with the places of these,
+/// the hash of the content and the hash of all before it. Little-endian.
 /// </summary>
-public sealed class TokenizedDataset
+public sealed unsafe class TokenizedDataset : IDisposable
 {
-    private const int RowsPerBatch = 1024;
+    internal const ulong Magic = 0x3130_4B54_4C54_444Cul; // "LDTLTK01"
 
-    private readonly int[] tokens;
-    private readonly bool[] supervised;
-    private readonly int[] offsets;
-    private readonly RowSource[] sources;
-    private string? contentHash;
+    private readonly MemoryMappedFile file;
+    private readonly MemoryMappedViewAccessor view;
+    private readonly byte* bytes;
+    private readonly IndexEntry* index;
+    private readonly string[] files;
 
-    private TokenizedDataset(int[] tokens, bool[] supervised, int[] offsets, RowSource[] sources, IReadOnlyList<RowFinding> findings)
-    {
-        this.tokens = tokens;
-        this.supervised = supervised;
-        this.offsets = offsets;
-        this.sources = sources;
-        Findings = findings;
-        TargetCount = supervised.AsSpan().Count(true);
-    }
-
-    public int RowCount => sources.Length;
-
-    public int TokenCount => tokens.Length;
-
-    /// <summary>Tokens that are scored, which is what a mean loss is divided by. The first token of a row never counts: nothing predicts it.</summary>
-    public int TargetCount { get; }
-
-    /// <summary>Rows that were left out, cut or are dubious, in file order.</summary>
-    public IReadOnlyList<RowFinding> Findings { get; }
-
-    /// <summary>SHA-256 over row offsets, tokens and flags, in hexadecimal.</summary>
-    public string ContentHash => contentHash ??= ComputeHash();
-
-    /// <param name="rows">Rows in the order they get.</param>
-    /// <param name="tokenizer">Used from several threads.</param>
-    /// <param name="options">Lengths, masks, threads.</param>
-    /// <param name="progress">Called with the number of rows read so far, on the calling thread.</param>
-    /// <param name="cancellation">Stops between batches.</param>
-    /// <exception cref="DatasetException">There is no row, or none is left.</exception>
-    public static TokenizedDataset Build(
-        IEnumerable<DatasetRow> rows, Tokenizer tokenizer, TokenizationOptions options, Action<int>? progress = null, CancellationToken cancellation = default)
-    {
-        ArgumentOutOfRangeException.ThrowIfLessThan(options.SequenceLength, 2);
-        var builder = new Builder(tokenizer, options);
-        var parallel = new ParallelOptions { MaxDegreeOfParallelism = Math.Max(1, options.Threads), CancellationToken = cancellation };
-        int read = 0;
-        foreach (DatasetRow[] batch in rows.Chunk(RowsPerBatch))
-        {
-            var encoded = new TokenizedRow[batch.Length];
-            try
-            {
-                Parallel.For(0, batch.Length, parallel, i => encoded[i] = TokenizedRow.Encode(batch[i], tokenizer, options));
-            }
-            catch (AggregateException failures) when (failures.InnerExceptions.OfType<DatasetException>().FirstOrDefault() is { } first)
-            {
-                throw new DatasetException(first.Message, first);
-            }
-
-            for (int i = 0; i < batch.Length; i++)
-            {
-                builder.Add(batch[i], encoded[i]);
-            }
-
-            read += batch.Length;
-            progress?.Invoke(read);
-        }
-
-        return builder.Finish(read);
-    }
-
-    /// <summary>The ids of row <paramref name="row"/>.</summary>
-    public ReadOnlySpan<int> Tokens(int row) => tokens.AsSpan(offsets[row]..offsets[row + 1]);
-
-    /// <summary>Per token of row <paramref name="row"/>, whether it is scored.</summary>
-    public ReadOnlySpan<bool> IsSupervised(int row) => supervised.AsSpan(offsets[row]..offsets[row + 1]);
-
-    public int Length(int row) => offsets[row + 1] - offsets[row];
-
-    public RowSource Source(int row) => sources[row];
-
-    private string ComputeHash()
+    private TokenizedDataset(string path, bool verifies)
     {
         if (!BitConverter.IsLittleEndian)
         {
-            throw new PlatformNotSupportedException("The content hash is defined over little-endian numbers.");
+            throw new PlatformNotSupportedException("Tokenized data is stored as little-endian numbers.");
         }
 
-        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-        hash.AppendData(MemoryMarshal.AsBytes(offsets.AsSpan()));
-        hash.AppendData(MemoryMarshal.AsBytes(tokens.AsSpan()));
-        hash.AppendData(MemoryMarshal.AsBytes(supervised.AsSpan()));
-        return Convert.ToHexStringLower(hash.GetHashAndReset());
+        long length = new FileInfo(path).Length;
+        if (length < sizeof(Trailer))
+        {
+            throw new DatasetException($"{path}: not tokenized data: it has {length} bytes");
+        }
+
+        file = MemoryMappedFile.CreateFromFile(path, FileMode.Open, null, 0, MemoryMappedFileAccess.Read);
+        try
+        {
+            view = file.CreateViewAccessor(0, length, MemoryMappedFileAccess.Read);
+            view.SafeMemoryMappedViewHandle.AcquirePointer(ref bytes);
+            Trailer trailer = *(Trailer*)(bytes + length - sizeof(Trailer));
+            long end = length - sizeof(Trailer);
+            bool isWhole = trailer.Magic == Magic && trailer.Rows is >= 0 and <= int.MaxValue && trailer.IndexStart >= 0 && trailer.IndexStart % 8 == 0
+                && trailer.MetadataStart == trailer.IndexStart + trailer.Rows * sizeof(IndexEntry) && trailer.MetadataStart <= end;
+            if (!isWhole || (verifies && !Hash(bytes, end).AsSpan().SequenceEqual(new ReadOnlySpan<byte>(trailer.FileHash, SHA256.HashSizeInBytes))))
+            {
+                throw new DatasetException($"{path}: damaged, or not tokenized data of this version");
+            }
+
+            RowCount = (int)trailer.Rows;
+            TokenCount = trailer.Tokens;
+            TargetCount = trailer.Targets;
+            ContentHash = Convert.ToHexStringLower(new ReadOnlySpan<byte>(trailer.ContentHash, SHA256.HashSizeInBytes));
+            index = (IndexEntry*)(bytes + trailer.IndexStart);
+            using JsonDocument metadata = JsonDocument.Parse(new ReadOnlySpan<byte>(bytes + trailer.MetadataStart, (int)(end - trailer.MetadataStart)).ToArray());
+            files = [.. metadata.RootElement.GetProperty("files").EnumerateArray().Select(name => name.GetString()!)];
+            Audit = AuditReport.Read(metadata.RootElement.GetProperty("audit"));
+        }
+        catch (Exception exception)
+        {
+            Dispose();
+            if (exception is JsonException or KeyNotFoundException or InvalidOperationException or FormatException)
+            {
+                throw new DatasetException($"{path}: damaged, or not tokenized data of this version", exception);
+            }
+
+            throw;
+        }
     }
 
-    private static string Words(RowFindingKind kind) => kind switch
-    {
-        RowFindingKind.DroppedTooLong => "too long",
-        RowFindingKind.DroppedEmpty => "empty",
-        RowFindingKind.DroppedEmptyCompletion => "without an answer to learn",
-        RowFindingKind.DroppedNothingScored => "with nothing of the answer left after the cut",
-        _ => throw new ArgumentOutOfRangeException(nameof(kind), kind, "such a row is kept"),
-    };
+    public int RowCount { get; }
 
-    private sealed class Builder(Tokenizer tokenizer, TokenizationOptions options)
-    {
-        private readonly List<int> tokens = [];
-        private readonly List<bool> supervised = [];
-        private readonly List<int> offsets = [0];
-        private readonly List<RowSource> sources = [];
-        private readonly List<RowFinding> findings = [];
+    public long TokenCount { get; }
 
-        public void Add(DatasetRow row, TokenizedRow encoded)
+    /// <summary>Tokens that are scored, which is what a mean loss is divided by. The first token of a row never counts: nothing predicts it.</summary>
+    public long TargetCount { get; }
+
+    /// <summary>SHA-256 over the lengths, tokens and flags of all rows, in hexadecimal.</summary>
+    public string ContentHash { get; }
+
+    /// <summary>What was found when the rows were read.</summary>
+    public AuditReport Audit { get; }
+
+    /// <summary>Opens a file that was written before, after reading all of it: a damaged one is refused.</summary>
+    /// <exception cref="DatasetException">It is damaged.</exception>
+    public static TokenizedDataset Open(string path) => new(path, verifies: true);
+
+    /// <summary>Opens what this process has just written.</summary>
+    internal static TokenizedDataset Reopen(string path) => new(path, verifies: false);
+
+    /// <summary>The ids of row <paramref name="row"/>.</summary>
+    public ReadOnlySpan<int> Tokens(int row)
+    {
+        IndexEntry entry = Entry(row);
+        return new ReadOnlySpan<int>(bytes + entry.Start, entry.Length);
+    }
+
+    /// <summary>Per token of row <paramref name="row"/>, whether it is scored.</summary>
+    public ReadOnlySpan<bool> IsSupervised(int row)
+    {
+        IndexEntry entry = Entry(row);
+        return new ReadOnlySpan<bool>(bytes + entry.Start + ((long)entry.Length * sizeof(int)), entry.Length);
+    }
+
+    public int Length(int row) => Entry(row).Length;
+
+    public RowSource Source(int row)
+    {
+        IndexEntry entry = Entry(row);
+        return new RowSource(files[entry.File], entry.Line, entry.Row);
+    }
+
+    public void Dispose()
+    {
+        if (bytes != null)
         {
-            int length = encoded.Tokens.Length;
-            if (row.Completion.Length == 0)
-            {
-                Report(row.Prompt.Length == 0 ? RowFindingKind.DroppedEmpty : RowFindingKind.DroppedEmptyCompletion);
-                return;
-            }
-
-            if (length > options.SequenceLength)
-            {
-                if (options.ExcessLength == ExcessLength.Drop)
-                {
-                    Report(RowFindingKind.DroppedTooLong);
-                    return;
-                }
-
-                encoded = encoded.Truncate(options.SequenceLength);
-                Report(encoded.TargetCount == 0 ? RowFindingKind.DroppedNothingScored : RowFindingKind.Truncated);
-            }
-
-            if (encoded.TargetCount == 0)
-            {
-                return;
-            }
-
-            if (encoded.Tokens.Length > 1 && tokenizer.PrefixIds.Contains(encoded.Tokens[0]) && encoded.Tokens[0] == encoded.Tokens[1])
-            {
-                Report(RowFindingKind.DoubleBos);
-            }
-
-            tokens.AddRange(encoded.Tokens);
-            supervised.AddRange(encoded.IsSupervised);
-            offsets.Add(tokens.Count);
-            sources.Add(encoded.Source);
-
-            void Report(RowFindingKind kind) => findings.Add(new RowFinding(kind, row.Source, length));
+            view.SafeMemoryMappedViewHandle.ReleasePointer();
         }
 
-        public TokenizedDataset Finish(int read)
-        {
-            if (sources.Count > 0)
-            {
-                return new TokenizedDataset([.. tokens], [.. supervised], [.. offsets], [.. sources], findings);
-            }
+        view?.Dispose();
+        file?.Dispose();
+    }
 
-            string reasons = string.Join(", ", findings.GroupBy(finding => finding.Kind).Select(group => $"{group.Count()} {Words(group.Key)}"));
-            throw new DatasetException(read == 0
-                ? "the data set is empty: no row was read"
-                : $"no row is left of {read}: {reasons}; the first is {findings[0].Source} with {findings[0].Tokens} tokens, sequence_len is {options.SequenceLength}");
+    private IndexEntry Entry(int row)
+    {
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)row, (uint)RowCount, nameof(row));
+        return index[row];
+    }
+
+    private static byte[] Hash(byte* start, long length)
+    {
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        const int piece = 1 << 20;
+        for (long at = 0; at < length; at += piece)
+        {
+            hash.AppendData(new ReadOnlySpan<byte>(start + at, (int)Math.Min(piece, length - at)));
         }
+
+        return hash.GetHashAndReset();
+    }
+
+    /// <summary>Where a row lies, and where it came from.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct IndexEntry
+    {
+        public long Start;
+        public int Length, File, Line, Row;
+    }
+
+    /// <summary>The end of the file.</summary>
+    [StructLayout(LayoutKind.Sequential)]
+    internal struct Trailer
+    {
+        public ulong Magic;
+        public long Rows, Tokens, Targets, IndexStart, MetadataStart;
+        public fixed byte ContentHash[SHA256.HashSizeInBytes];
+        public fixed byte FileHash[SHA256.HashSizeInBytes];
     }
 }

@@ -184,7 +184,7 @@ public sealed partial record ConfigurationDraft
 
         Tokenizer tokenizer = Tokenizer.Load(BaseModel);
         int positions = ModelConfig.Parse(BaseModel).MaxPositionEmbeddings;
-        int longest = tokenizer.EosId is null ? 0 : rows.Max(row => TokenizedRow.Encode(format.Convert(row), tokenizer, new TokenizationOptions { SequenceLength = int.MaxValue }).Tokens.Length);
+        int longest = tokenizer.EosId is null ? 0 : rows.Max(row => new RowEncoder(tokenizer, new TokenizationOptions { SequenceLength = int.MaxValue }).EncodeWhole(format.Convert(row)).Tokens.Length);
         int length = Math.Min(positions, Math.Max(4 * LengthStep, (longest + LengthStep - 1) / LengthStep * LengthStep));
         return longest == 0 ? (Math.Min(positions, LongestGuess), usual)
             : (length, string.Create(CultureInfo.InvariantCulture, $"the longest of the first {rows.Count} rows has {longest} tokens"));

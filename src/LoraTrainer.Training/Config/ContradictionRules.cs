@@ -92,11 +92,6 @@ internal static class ContradictionRules
                 issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path is missing ({where}). Give the file with the rows, for example path: data/train.jsonl.");
             }
 
-            if (!issues.IsGiven($"{list}[{i}].type"))
-            {
-                issues.Wrong($"{list}[{i}].type", where, $"{list}[{i}].type is missing ({where}). Say what a row looks like: alpaca, completion, or a block such as {{field_instruction: question, field_output: answer}}.");
-            }
-
             if (issues.IsGiven($"{list}[{i}].field") && datasets[i].Format.Kind != DatasetFormatKind.Completion)
             {
                 where = issues.Where($"{list}[{i}].field");

@@ -229,6 +229,7 @@ public enum ExcessLength
 {
     Drop,
     Truncate,
+    Raise,
 }
 
 /// <summary>What is read and how it becomes tokens.</summary>
@@ -261,8 +262,11 @@ public sealed record DataOptions
 
 public enum DatasetFormatKind
 {
+    /// <summary>From the fields of the first row.</summary>
+    Auto,
     Alpaca,
     Completion,
+    InputOutput,
     Custom,
     ChatTemplate,
 }
@@ -291,12 +295,15 @@ public sealed record DatasetOptions
     public string Split { get; init; } = "train";
 
     public DatasetFileType FileType { get; init; } = DatasetFileType.Auto;
+
+    /// <summary>How often each row is seen in an epoch: 2 is twice, 0.5 a random half of the rows.</summary>
+    public double Weight { get; init; } = 1;
 }
 
 /// <summary>How a row becomes a prompt and an answer.</summary>
 public sealed record DatasetFormat
 {
-    public DatasetFormatKind Kind { get; init; } = DatasetFormatKind.Alpaca;
+    public DatasetFormatKind Kind { get; init; } = DatasetFormatKind.Auto;
 
     /// <summary>The custom block; null unless <see cref="Kind"/> is <see cref="DatasetFormatKind.Custom"/>.</summary>
     public CustomFormat? Custom { get; init; }

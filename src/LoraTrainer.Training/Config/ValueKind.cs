@@ -321,6 +321,7 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
     private static readonly Choice<DatasetFormatKind> Words = new(
         ("alpaca", DatasetFormatKind.Alpaca),
         ("completion", DatasetFormatKind.Completion),
+        ("input_output", DatasetFormatKind.InputOutput),
         ("chat_template", DatasetFormatKind.ChatTemplate));
 
     public override string TypeText => "alpaca, completion, or a block with the keys below";

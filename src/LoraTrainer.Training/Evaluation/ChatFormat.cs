@@ -41,7 +41,7 @@ public sealed class ChatFormat
         DatasetOptions? first = config.Data.Datasets.Count > 0 ? config.Data.Datasets[0] : null;
         return first?.Format.Kind switch
         {
-            DatasetFormatKind.Alpaca or DatasetFormatKind.Custom => new ChatFormat("as the rows of the run's training", TrainingData.FormatOf(first)),
+            DatasetFormatKind.Alpaca or DatasetFormatKind.Custom => new ChatFormat("as the rows of the run's training", ConfiguredData.FormatOf(first)),
             _ => Parse("plain", ""),
         };
     }
@@ -90,6 +90,6 @@ public sealed class ChatFormat
             fields["output"] = "";
         }
 
-        return rows.Convert(new SourceRow(default, JsonSerializer.SerializeToElement(fields))).Prompt;
+        return ((DatasetRow.Answered)rows.Convert(new SourceRow(default, JsonSerializer.SerializeToElement(fields)))).Prompt;
     }
 }

@@ -35,20 +35,27 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     public static EvaluationData Load(
         TrainingConfig config, string? file, Data.Datasets.DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
     {
-        (List<DatasetRow> rows, string[] files) = file is null ? HeldOut(config) : (ReadFile(config, file, format), [file]);
+        (List<DatasetRow> rows, string[] files) = file is null ? HeldOut(config, tokenizer, notice) : (ReadFile(config, file, format), [file]);
         if (limit > 0 && limit < rows.Count)
         {
             rows = seed is { } number ? Chosen(rows, limit, number) : rows[..limit];
         }
 
-        int empty = rows.RemoveAll(row => row.Completion.Length == 0);
+        DatasetRow.Faulty[] faulty = [.. rows.OfType<DatasetRow.Faulty>()];
+        if (faulty.Length > 0)
+        {
+            notice($"{(faulty.Length == 1 ? "1 row cannot be used and is" : $"{faulty.Length} rows cannot be used and are")} left out: {faulty[0].Source}, {faulty[0].Reason}{(faulty.Length > 1 ? ", ..." : "")}.");
+        }
+
+        rows.RemoveAll(row => row is DatasetRow.Faulty);
+        int empty = rows.RemoveAll(row => row is DatasetRow.Answered { Completion.Length: 0 });
         if (empty > 0)
         {
             notice(empty == 1 ? "1 row has no answer and is left out." : $"{empty} rows have no answer and are left out.");
         }
 
-        var options = new TokenizationOptions { SequenceLength = config.Data.SequenceLen, TrainOnInputs = config.Data.TrainOnInputs };
-        (HeldOutRow Row, RowSource Source)[] encoded = [.. rows.Select(row => (HeldOutRow.From(row, tokenizer, options), row.Source)).Where(item => item.Item1.Tokens.Length <= config.Data.SequenceLen)];
+        var encoder = new RowEncoder(tokenizer, ConfiguredData.OptionsOf(config));
+        (HeldOutRow Row, RowSource Source)[] encoded = [.. rows.Select(row => (HeldOutRow.From(row, encoder), row.Source)).Where(item => item.Item1.Tokens.Length <= config.Data.SequenceLen)];
         if (encoded.Length < rows.Count)
         {
             notice($"{rows.Count - encoded.Length} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
@@ -59,34 +66,22 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
             : throw new TrainingSetupException($"{string.Join(", ", files)}: no row is left to evaluate. Rows need an answer and at most {config.Data.SequenceLen} tokens.");
     }
 
-    private static (List<DatasetRow> Rows, string[] Files) HeldOut(TrainingConfig config)
+    /// <summary>The same rows as in training: the seed chose them.</summary>
+    private static (List<DatasetRow> Rows, string[] Files) HeldOut(TrainingConfig config, Tokenizer tokenizer, Action<string> notice)
     {
-        if (config.Data.TestDatasets.Count > 0)
-        {
-            return ([.. config.Data.TestDatasets.SelectMany(TrainingData.Read)], [.. config.Data.TestDatasets.Select(dataset => dataset.Path)]);
-        }
-
-        if (config.Data.ValSetSize == 0)
+        if (config.Data.TestDatasets.Count == 0 && config.Data.ValSetSize == 0)
         {
             throw new TrainingSetupException("There is nothing to evaluate on: the configuration holds nothing out (test_datasets, val_set_size). Give a file with --data.");
         }
 
-        // The same rows as in training: the seed chose them.
-        List<DatasetRow> all = [.. config.Data.Datasets.SelectMany(TrainingData.Read)];
-        return (TrainingData.TakeHeldOut(all, config.Data.ValSetSize, (ulong)config.Seed), [.. config.Data.Datasets.Select(dataset => dataset.Path)]);
+        var data = new ConfiguredData(config, tokenizer, 1, notice);
+        return ([.. data.HeldOutRows()], [.. config.Data.TestDatasets.Concat(config.Data.ValSetSize > 0 ? config.Data.Datasets : []).Select(dataset => dataset.Path)]);
     }
 
     private static List<DatasetRow> ReadFile(TrainingConfig config, string file, Data.Datasets.DatasetFormat? format)
     {
         DatasetOptions? model = config.Data.TestDatasets.Concat(config.Data.Datasets).FirstOrDefault();
-        format ??= model is null ? null : TrainingData.FormatOf(model);
-        var rows = new List<DatasetRow>();
-        foreach (SourceRow row in RowReader.Read(file))
-        {
-            format ??= Data.Datasets.DatasetFormat.Recognize(row);
-            rows.Add(format.Convert(row));
-        }
-
+        List<DatasetRow> rows = [.. ConfiguredData.Read(file, format ?? (model is null ? null : ConfiguredData.FormatOf(model)))];
         return rows.Count > 0 ? rows : throw new DatasetException($"{file}: the file has no rows");
     }
 

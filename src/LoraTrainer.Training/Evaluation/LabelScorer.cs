@@ -132,8 +132,8 @@ public sealed class LabelScorer
     /// <summary>Label by label for each row.</summary>
     private static TokenizedRow[] Documents(IReadOnlyList<HeldOutRow> rows, IReadOnlyList<string> labels, Tokenizer tokenizer)
     {
-        var options = new TokenizationOptions { SequenceLength = int.MaxValue };
-        return [.. rows.SelectMany(row => labels.Select(label => TokenizedRow.Encode(new DatasetRow(default, row.Prompt, Around(row.Completion, label)), tokenizer, options)))];
+        var encoder = new RowEncoder(tokenizer, new TokenizationOptions { SequenceLength = int.MaxValue });
+        return [.. rows.SelectMany(row => labels.Select(label => encoder.EncodeWhole(new DatasetRow.Answered(default, row.Prompt, Around(row.Completion, label)))))];
     }
 
     private static string Around(string answer, string label)

@@ -5,10 +5,12 @@ using LoraTrainer.Training.Config;
 namespace LoraTrainer.Training.Loop;
 
 /// <summary>One row of the data as training would see it, before rows are shuffled and packed.</summary>
-/// <param name="Row">Prompt and answer as text.</param>
+/// <param name="Source">Where it stands.</param>
+/// <param name="Prompt">What the model is given, as text.</param>
+/// <param name="Completion">What it has to say.</param>
 /// <param name="Encoded">The tokens and what is learned of them.</param>
 /// <param name="Fate">What becomes of it, where it is not simply used; null where it is.</param>
-public sealed record InspectedRow(DatasetRow Row, TokenizedRow Encoded, string? Fate)
+public sealed record InspectedRow(RowSource Source, string Prompt, string Completion, TokenizedRow Encoded, string? Fate)
 {
     /// <summary>The tokenizer that the run has: the base's, with the tokens that the config adds.</summary>
     public static Tokenizer TokenizerOf(TrainingConfig config) => Vocabulary.TokenizerOf(config);
@@ -23,7 +25,7 @@ public sealed record InspectedRow(DatasetRow Row, TokenizedRow Encoded, string? 
     {
         EquatableList<DatasetOptions> datasets = heldOut ? config.Data.TestDatasets : config.Data.Datasets;
         int seen = 0;
-        foreach (DatasetRow row in datasets.SelectMany(TrainingData.Read))
+        foreach (DatasetRow row in new ConfiguredData(config, tokenizer, 1, _ => { }).AllRows(heldOut))
         {
             if (++seen == number)
             {
@@ -36,24 +38,25 @@ public sealed record InspectedRow(DatasetRow Row, TokenizedRow Encoded, string? 
 
     private static InspectedRow Of(DatasetRow row, TrainingConfig config, Tokenizer tokenizer)
     {
+        var encoder = new RowEncoder(tokenizer, ConfiguredData.OptionsOf(config));
         int length = config.Data.SequenceLen;
-        TokenizedRow encoded = TokenizedRow.Encode(row, tokenizer, new TokenizationOptions { SequenceLength = length, TrainOnInputs = config.Data.TrainOnInputs });
-        if (row.Completion.Length == 0)
+        if (row is DatasetRow.Faulty faulty)
         {
-            return new InspectedRow(row, encoded, "It has no answer to learn and is left out.");
+            return new InspectedRow(row.Source, "", "", new TokenizedRow([], [], row.Source), $"It cannot be used and is left out: {faulty.Reason}.");
         }
 
-        if (encoded.Tokens.Length <= length)
+        TokenizedRow whole = encoder.EncodeWhole(row);
+        EncodedRow used = encoder.Encode(row);
+        (string prompt, string completion, _) = encoder.Question(row);
+        return new InspectedRow(row.Source, prompt, completion, used.IsKept ? used.Row : whole, used.Finding?.Kind switch
         {
-            return new InspectedRow(row, encoded, null);
-        }
-
-        if (config.Data.ExcessLength == Config.ExcessLength.Drop)
-        {
-            return new InspectedRow(row, encoded, $"It is longer than sequence_len {length} and is left out.");
-        }
-
-        TokenizedRow cut = encoded.Truncate(length);
-        return new InspectedRow(row, cut, $"Of its {encoded.Tokens.Length} tokens the first {length} (sequence_len) are kept{(cut.TargetCount == 0 ? "; none of its answer is among them, so it is left out" : "")}.");
+            RowFindingKind.Empty or RowFindingKind.NothingToLearn => "It has no answer to learn and is left out.",
+            RowFindingKind.TooLong => $"It is longer than sequence_len {length} and is left out.",
+            RowFindingKind.Truncated => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) are kept.",
+            RowFindingKind.CutToNothing => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) would be kept; none of its answer is among them, so it is left out.",
+            RowFindingKind.DoubleBos => "It begins with the BOS token twice.",
+            RowFindingKind.EndNotLearned => "It does not end in a learned end token, so it does not teach the model to stop.",
+            _ => null,
+        });
     }
 }

@@ -7,4 +7,5 @@ internal static class RandomStreams
     public const uint BinOrder = 2;
     public const uint Sampling = 3;
     public const uint Split = 4;
+    public const uint Mixture = 5;
 }

@@ -81,7 +81,11 @@ public sealed class RunInputs : IDisposable
         };
     }
 
-    public void Dispose() => Weights?.Dispose();
+    public void Dispose()
+    {
+        Weights?.Dispose();
+        Data?.Dispose();
+    }
 
     /// <summary>How the run's steps fall into micro-batches.</summary>
     /// <param name="microBatchSize">Bins of one.</param>
@@ -136,6 +140,6 @@ public sealed class RunInputs : IDisposable
         }
 
         int threads = DeviceSelection.ForPlan(DeviceChoice.Cpu, config.Device.Threads).Threads;
-        return TrainingData.Load(config, tokenizer, shape.VocabSize, threads, observer, cancellation);
+        return TrainingData.Load(config, tokenizer, shape.VocabSize, threads, Path.GetTempPath(), observer, cancellation);
     }
 }

@@ -10,13 +10,13 @@ public class DatasetFormatTests
     public void Alpaca_WithAndWithoutInput_IsTheStanfordPrompt()
     {
         var format = new DatasetFormat.Alpaca();
-        DatasetRow with = format.Convert(Row("""{"instruction":"Add.","input":"1 2","output":"3"}"""));
+        DatasetRow.Answered with = Answered(format, Row("""{"instruction":"Add.","input":"1 2","output":"3"}"""));
         Assert.Equal("Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:\n", with.Prompt);
         Assert.Equal("3", with.Completion);
         const string without = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Response:\n";
-        Assert.Equal(without, format.Convert(Row("""{"instruction":"Add.","input":"","output":"3"}""")).Prompt);
-        Assert.Equal(without, format.Convert(Row("""{"instruction":"Add.","input":null,"output":"3"}""")).Prompt);
-        Assert.Equal(without, format.Convert(Row("""{"instruction":"Add.","output":"3"}""")).Prompt);
+        Assert.Equal(without, Answered(format, Row("""{"instruction":"Add.","input":"","output":"3"}""")).Prompt);
+        Assert.Equal(without, Answered(format, Row("""{"instruction":"Add.","input":null,"output":"3"}""")).Prompt);
+        Assert.Equal(without, Answered(format, Row("""{"instruction":"Add.","output":"3"}""")).Prompt);
     }
 
     /// <summary>The block of FinLoRA's published axolotl configs.</summary>
@@ -32,7 +32,7 @@ public class DatasetFormatTests
             Format = "[INST] {instruction} [/INST]",
             NoInputFormat = "[INST] {instruction} [/INST]",
         };
-        DatasetRow row = format.Convert(Row("""{"context":"Is {it} {input}?","target":"yes"}"""));
+        DatasetRow.Answered row = Answered(format, Row("""{"context":"Is {it} {input}?","target":"yes"}"""));
         Assert.Equal("[INST] Is {it} {input}? [/INST]", row.Prompt);
         Assert.Equal("yes", row.Completion);
     }
@@ -41,10 +41,10 @@ public class DatasetFormatTests
     public void Custom_SystemAndInput_ComesInOrder()
     {
         var format = new DatasetFormat.Custom { SystemPrompt = "Be {short}.", SystemFormat = "<<{system}>>", Format = "{{I}} {instruction}|{input}:", NoInputFormat = "{instruction}:" };
-        Assert.Equal("<<Be {short}.>>{I} a|b:", format.Convert(Row("""{"instruction":"a","input":"b","output":"c"}""")).Prompt);
-        Assert.Equal("<<Be {short}.>>a:", format.Convert(Row("""{"instruction":"a","output":"c"}""")).Prompt);
-        Assert.Equal("<<own>>a:", format.Convert(Row("""{"system":"own","instruction":"a","output":"c"}""")).Prompt);
-        Assert.Equal("a:", format.Convert(Row("""{"system":"","instruction":"a","output":"c"}""")).Prompt);
+        Assert.Equal("<<Be {short}.>>{I} a|b:", Answered(format, Row("""{"instruction":"a","input":"b","output":"c"}""")).Prompt);
+        Assert.Equal("<<Be {short}.>>a:", Answered(format, Row("""{"instruction":"a","output":"c"}""")).Prompt);
+        Assert.Equal("<<own>>a:", Answered(format, Row("""{"system":"own","instruction":"a","output":"c"}""")).Prompt);
+        Assert.Equal("a:", Answered(format, Row("""{"system":"","instruction":"a","output":"c"}""")).Prompt);
     }
 
     [Theory]
@@ -55,17 +55,37 @@ public class DatasetFormatTests
         => Assert.Equal(message, Assert.Throws<DatasetException>(() => new DatasetFormat.Custom { Format = format }).Message);
 
     [Theory]
-    [InlineData("""{"text":"a"}""", "RawText { Field = text }")]
-    [InlineData("""{"context":"a","target":"b","url":"c"}""", "PromptCompletion { PromptField = context, CompletionField = target }")]
-    [InlineData("""{"completion":"b","prompt":"a"}""", "PromptCompletion { PromptField = prompt, CompletionField = completion }")]
-    [InlineData("""{"question":"a","answer":"b"}""", "PromptCompletion { PromptField = question, CompletionField = answer }")]
-    [InlineData("""{"instruction":"a","input":"","output":"b"}""", "Alpaca { }")]
-    public void Recognize_KnownFields_NamesTheFormat(string json, string expected) => Assert.Equal(expected, DatasetFormat.Recognize(Row(json)).ToString());
+    [InlineData("""{"text":"a"}""", "text (field text, all of it learned)")]
+    [InlineData("""{"context":"a","target":"b","url":"c"}""", "prompt and completion (fields context, target)")]
+    [InlineData("""{"completion":"b","prompt":"a"}""", "prompt and completion (fields prompt, completion)")]
+    [InlineData("""{"question":"a","answer":"b"}""", "prompt and completion (fields question, answer)")]
+    [InlineData("""{"instruction":"a","response":"b"}""", "prompt and completion (fields instruction, response)")]
+    [InlineData("""{"instruction":"a","context":"","response":"b"}""", "alpaca (fields instruction, context, response)")]
+    [InlineData("""{"instruction":"a","input":"","output":"b"}""", "alpaca (fields instruction, input, output)")]
+    [InlineData("""{"segments":[]}""", "segments (field segments: text, label)")]
+    public void Recognize_KnownFields_NamesTheFormat(string json, string expected) => Assert.Equal(expected, DatasetFormat.Recognize(Row(json)).Name);
+
+    [Theory]
+    [InlineData("""{"a":1,"b":2}""", "the fields a, b do not tell what a row is. Known are instruction, input, output (alpaca); one of prompt,")]
+    [InlineData("""{"prompt":"a","chosen":"b","rejected":"c"}""", "these are preference pairs (chosen, rejected)")]
+    public void Recognize_OtherFields_SaysWhatThereIs(string json, string expected)
+        => Assert.StartsWith("data.jsonl:5 (row 4): " + expected, Assert.Throws<DatasetException>(() => DatasetFormat.Recognize(Row(json))).Message, StringComparison.Ordinal);
 
     [Fact]
-    public void Recognize_UnknownFields_SaysWhatThereIs()
-        => Assert.StartsWith("data.jsonl:5 (row 4): the fields a, b do not tell the format; known are instruction/input/output,",
-            Assert.Throws<DatasetException>(() => DatasetFormat.Recognize(Row("""{"a":1,"b":2}"""))).Message, StringComparison.Ordinal);
+    public void InputOutput_Segments_KeepTheirLabels()
+    {
+        DatasetRow row = new DatasetFormat.InputOutput().Convert(Row("""{"segments":[{"label":false,"text":"<s>Q"},{"label":true,"text":"A</s>"}]}"""));
+        Assert.Equal([new("<s>Q", false), new("A</s>", true)], Assert.IsType<DatasetRow.Segmented>(row).Pieces);
+    }
+
+    [Theory]
+    [InlineData("""{"text":"a"}""", "no list 'segments'; the row has: text")]
+    [InlineData("""{"segments":[{"label":true,"text":"a"},{"text":"b"}]}""", """segment 2 is not {"label": true or false, "text": "..."}""")]
+    [InlineData("""{"segments":[{"label":true,"text":1}]}""", "field 'text' is not a text but a number")]
+    public void ConvertOrFault_RowThatLacksSomething_IsFaultyAndSaysWhy(string json, string reason)
+        => Assert.Equal(new DatasetRow.Faulty(Row(json).Source, reason), new DatasetFormat.InputOutput().ConvertOrFault(Row(json)));
+
+    private static DatasetRow.Answered Answered(DatasetFormat format, SourceRow row) => Assert.IsType<DatasetRow.Answered>(format.Convert(row));
 
     private static SourceRow Row(string json) => new(new RowSource("/x/data.jsonl", 5, 4), JsonElement.Parse(json));
 }

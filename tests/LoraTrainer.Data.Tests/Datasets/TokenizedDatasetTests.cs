@@ -35,14 +35,14 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         Tokenizer tokenizer = Tokenizer.Load(Fixtures.Require($"tokenizers/{name}"));
         JsonNode example = File.ReadLines(Fixtures.Require($"tokenizers/{name}/cases.jsonl")).Select(line => JsonNode.Parse(line)!).First(item => item["ids"]!.AsArray().Count > 0);
         bool hasBos = (int)example["ids_with_special"]![0]! != (int)example["ids"]![0]!;
-        TokenizedRow row = TokenizedRow.Encode(Row("What is it? ", "A shareholder."), tokenizer, Options);
+        TokenizedRow row = Encode(Row("What is it? ", "A shareholder."), tokenizer, Options);
         int[] prompt = tokenizer.Encode("What is it? ", addSpecialTokens: true), completion = tokenizer.Encode("A shareholder.", addSpecialTokens: false);
         Assert.Equal([.. prompt, .. completion, tokenizer.EosId!.Value], row.Tokens);
         Assert.Equal(hasBos, row.Tokens[0] == tokenizer.BosId);
         Assert.Equal([.. Enumerable.Repeat(false, prompt.Length), .. Enumerable.Repeat(true, completion.Length + 1)], row.IsSupervised);
         Assert.Equal(completion.Length + 1, row.TargetCount);
 
-        TokenizedRow all = TokenizedRow.Encode(Row("What is it? ", "A shareholder."), tokenizer, Options with { TrainOnInputs = true });
+        TokenizedRow all = Encode(Row("What is it? ", "A shareholder."), tokenizer, Options with { TrainOnInputs = true });
         Assert.Equal(row.Tokens, all.Tokens);
         Assert.Equal([false, .. Enumerable.Repeat(true, row.Tokens.Length - 1)], all.IsSupervised);
     }
@@ -51,8 +51,8 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
     public void Encode_RawText_IsScoredButForItsFirstToken()
     {
         Tokenizer bos = Load("llama3_style"), none = WithoutBos();
-        Assert.Equal([false, true, true], TokenizedRow.Encode(Row("", "a"), bos, Options).IsSupervised);
-        Assert.Equal([false, true], TokenizedRow.Encode(Row("", "a"), none, Options).IsSupervised);
+        Assert.Equal([false, true, true], Encode(Row("", "a"), bos, Options).IsSupervised);
+        Assert.Equal([false, true], Encode(Row("", "a"), none, Options).IsSupervised);
     }
 
     [Fact]
@@ -60,38 +60,143 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
     {
         Tokenizer tokenizer = Load("llama3_style");
         Assert.Equal(
-            TokenizedRow.Encode(Row("p", "a"), tokenizer, Options).Tokens,
-            TokenizedRow.Encode(Row("p", "a" + tokenizer.SpecialTokens.Eos), tokenizer, Options).Tokens);
-        Assert.Equal(7, TokenizedRow.Encode(Row("p", "a"), tokenizer, Options with { EosId = 7 }).Tokens[^1]);
+            Encode(Row("p", "a"), tokenizer, Options).Tokens,
+            Encode(Row("p", "a" + tokenizer.SpecialTokens.Eos), tokenizer, Options).Tokens);
+        Assert.Equal(7, Encode(Row("p", "a"), tokenizer, Options with { EosId = 7 }).Tokens[^1]);
     }
 
     [Fact]
-    public void Build_DubiousRows_AreReportedInOrder()
+    public void Encode_Segments_AddsNothing()
+    {
+        Tokenizer tokenizer = Load("llama3_style");
+        var row = new DatasetRow.Segmented(At(1), [new("What? ", false), new("This." + tokenizer.SpecialTokens.Eos, true)]);
+        int[] asked = tokenizer.Encode("What? ", addSpecialTokens: false), said = tokenizer.Encode("This.", addSpecialTokens: false);
+        TokenizedRow encoded = Encode(row, tokenizer, Options);
+        Assert.Equal([.. asked, .. said, tokenizer.EosId!.Value], encoded.Tokens);
+        Assert.Equal([.. Enumerable.Repeat(false, asked.Length), .. Enumerable.Repeat(true, said.Length + 1)], encoded.IsSupervised);
+        Assert.Equal(("What? ", "This." + tokenizer.SpecialTokens.Eos), (new RowEncoder(tokenizer, Options).Question(row).Prompt, new RowEncoder(tokenizer, Options).Question(row).Completion));
+    }
+
+    [Fact]
+    public void Build_DubiousRows_AreReported()
     {
         Tokenizer tokenizer = Load("llama3_style");
         DatasetRow[] rows =
         [
-            new(At(1), "short", "fine"),
-            new(At(2), "", ""),
-            new(At(3), "prompt", ""),
-            new(At(4), new string('x', 500), "a"),
-            new(At(5), tokenizer.SpecialTokens.Bos + "again", "b"),
-            new(At(6), "p", new string('y', 500)),
+            Answered(1, "short", "fine"),
+            Answered(2, "", ""),
+            Answered(3, "prompt", ""),
+            Answered(4, new string('x', 500), "a"),
+            Answered(5, tokenizer.SpecialTokens.Bos + "again", "b"),
+            Answered(6, "p", new string('y', 500)),
+            new DatasetRow.Faulty(At(7), "no field 'a'"),
+            Answered(8, "short", "fine"),
+            new DatasetRow.Segmented(At(9), [new("Q ", false), new("A", true)]),
         ];
-        TokenizedDataset dropped = Build(rows, tokenizer, Options);
-        Assert.Equal(2, dropped.RowCount);
-        Assert.Equal([1, 5], Enumerable.Range(0, 2).Select(row => dropped.Source(row).Row));
+        var seen = new List<(RowFindingKind, int)>();
+        using TokenizedDataset dropped = Build(rows, tokenizer, Options, finding => seen.Add((finding.Kind, finding.Source.Row)));
+        Assert.Equal([1, 5, 8, 9], Enumerable.Range(0, dropped.RowCount).Select(row => dropped.Source(row).Row));
         Assert.Equal(
-            [(RowFindingKind.DroppedEmpty, 2), (RowFindingKind.DroppedEmptyCompletion, 3), (RowFindingKind.DroppedTooLong, 4), (RowFindingKind.DoubleBos, 5), (RowFindingKind.DroppedTooLong, 6)],
-            dropped.Findings.Select(finding => (finding.Kind, finding.Source.Row)));
+            [
+                (RowFindingKind.Empty, 2), (RowFindingKind.NothingToLearn, 3), (RowFindingKind.TooLong, 4), (RowFindingKind.DoubleBos, 5), (RowFindingKind.TooLong, 6),
+                (RowFindingKind.Faulty, 7), (RowFindingKind.Duplicate, 8), (RowFindingKind.EndNotLearned, 9),
+            ],
+            seen);
+        AuditReport audit = dropped.Audit;
+        Assert.Equal((9, 4, 5, 0, dropped.TokenCount, dropped.TargetCount), (audit.Rows, audit.Kept, audit.Dropped, audit.Truncated, audit.Tokens, audit.SupervisedTokens));
+        Assert.Equal("double_bos", Assert.Single(audit.Findings, finding => finding.Severity == AuditSeverity.Error).Code);
+        AuditFinding tooLong = audit.Findings.Single(finding => finding.Code == "too_long");
+        Assert.Equal("2 of 9 rows are longer than sequence_len 64 and left out (excess_length_strategy: drop): data.jsonl:4 (row 4) with 503 tokens, data.jsonl:6 (row 6) with 503 tokens.", tooLong.Message);
+        Assert.Equal((2, "/x/data.jsonl"), (tooLong.Count, tooLong.File));
+        Assert.Equal([4, 6], tooLong.Rows);
+        Assert.Contains(audit.Findings, finding => finding.Message == "1 of 9 rows is not usable and left out: data.jsonl:7 (row 7), no field 'a'.");
 
-        TokenizedDataset cut = Build(rows, tokenizer, Options with { ExcessLength = ExcessLength.Truncate });
-        Assert.Equal([1, 5, 6], Enumerable.Range(0, 3).Select(row => cut.Source(row).Row));
+        using TokenizedDataset cut = Build(rows, tokenizer, Options with { ExcessLength = ExcessLength.Truncate });
+        Assert.Equal([1, 5, 6, 8, 9], Enumerable.Range(0, cut.RowCount).Select(row => cut.Source(row).Row));
         Assert.Equal(Options.SequenceLength, cut.Length(2));
-        Assert.Equal(
-            [(RowFindingKind.DroppedNothingScored, 4), (RowFindingKind.DoubleBos, 5), (RowFindingKind.Truncated, 6)],
-            cut.Findings.Skip(2).Select(finding => (finding.Kind, finding.Source.Row)));
+        Assert.Equal(["cut_to_nothing", "truncated"], cut.Audit.Findings.Select(finding => finding.Code).Where(code => code is "cut_to_nothing" or "truncated" or "too_long").Order());
         Assert.NotEqual(dropped.ContentHash, cut.ContentHash);
+
+        Assert.StartsWith(
+            "data.jsonl:4 (row 4): the row has 503 tokens, sequence_len is 64. Raise it, or set",
+            Assert.Throws<DatasetException>(() => Build(rows, tokenizer, Options with { ExcessLength = ExcessLength.Raise })).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void Audit_HeldOutRowThatIsTrained_IsTold()
+    {
+        Tokenizer tokenizer = Load("llama3_style");
+        var encoder = new RowEncoder(tokenizer, Options);
+        var audit = new DatasetAudit(Options);
+        audit.Add(encoder.Encode(Answered(1, "a", "b")));
+        audit.AddHeldOut(encoder.Encode(Answered(2, "a", "c")));
+        audit.AddHeldOut(encoder.Encode(Answered(3, "a", "b")));
+        AuditFinding finding = Assert.Single(audit.Finish().Findings);
+        Assert.Equal("1 of 2 rows is evaluated, but trained on as well: data.jsonl:3 (row 3). What is measured on them says nothing: take them out of one of the two.", finding.Message);
+    }
+
+    [Fact]
+    public void Audit_AllRowsWithoutAnEnd_IsAnError()
+    {
+        Tokenizer tokenizer = Load("llama3_style");
+        using TokenizedDataset data = Build([new DatasetRow.Segmented(At(1), [new("Q ", false), new("A", true)]), new DatasetRow.Segmented(At(2), [new("Q ", false), new("B", true)])], tokenizer, Options);
+        Assert.Equal((AuditSeverity.Error, "end_not_learned"), (data.Audit.Findings[0].Severity, data.Audit.Findings[0].Code));
+    }
+
+    [Fact]
+    public void File_WrittenAndOpened_HoldsTheSame_AndADamagedOneIsRefused()
+    {
+        using var folder = new TemporaryFolder();
+        Tokenizer tokenizer = Load("llama3_style");
+        var encoder = new RowEncoder(tokenizer, Options);
+        DatasetRow[] rows = [.. Enumerable.Range(1, 50).Select(index => Answered(index, $"what is {index}", new string('z', index % 7)))];
+        string path = folder.File("a.tokens");
+        var audit = new DatasetAudit(Options);
+        using (var writer = TokenizedDatasetWriter.At(path))
+        {
+            foreach (EncodedRow row in EncodedRows.Of(rows, encoder, TestContext.Current.CancellationToken))
+            {
+                audit.Add(row);
+                if (row.IsKept)
+                {
+                    writer.Add(row.Row);
+                }
+            }
+
+            Assert.False(File.Exists(path));
+            writer.Finish(audit.Finish()).Dispose();
+        }
+
+        using (TokenizedDataset read = TokenizedDataset.Open(path), built = Build(rows, tokenizer, Options))
+        {
+            Assert.Equal(built.ContentHash, read.ContentHash);
+            Assert.Equal(built.RowCount, read.RowCount);
+            for (int row = 0; row < read.RowCount; row++)
+            {
+                Assert.Equal(built.Tokens(row), read.Tokens(row));
+                Assert.Equal(built.IsSupervised(row), read.IsSupervised(row));
+                Assert.Equal(built.Source(row), read.Source(row));
+            }
+
+            Assert.Equal(built.Audit.Findings.Select(finding => finding.Message), read.Audit.Findings.Select(finding => finding.Message));
+        }
+
+        byte[] whole = File.ReadAllBytes(path);
+        var random = new Random(5);
+        for (int i = 0; i < 60; i++)
+        {
+            byte[] damaged = i % 3 == 0 ? whole[..random.Next(whole.Length)] : [.. whole];
+            if (damaged.Length == whole.Length)
+            {
+                damaged[random.Next(damaged.Length)] ^= (byte)random.Next(1, 256);
+            }
+
+            File.WriteAllBytes(path, damaged);
+            Exception? refusal = Record.Exception(() => TokenizedDataset.Open(path).Dispose());
+
+            // The hash of the content is about the rows as a whole; it is not looked at when the file is opened.
+            Assert.True(refusal is DatasetException || (refusal is null && damaged.Length == whole.Length), $"{i}: {refusal}");
+        }
     }
 
     [Fact]
@@ -105,13 +210,13 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
     }
 
     [Fact]
-    public void Build_NothingLeft_IsASentence()
+    public void Build_NothingLeft_IsAnErrorOfTheAudit()
     {
         Tokenizer tokenizer = Load("llama3_style");
-        Assert.Equal("the data set is empty: no row was read", Assert.Throws<DatasetException>(() => Build([], tokenizer, Options)).Message);
-        Assert.Equal(
-            "no row is left of 2: 2 without an answer to learn; the first is data.jsonl:1 (row 1) with 3 tokens, sequence_len is 64",
-            Assert.Throws<DatasetException>(() => Build([new(At(1), "a", ""), new(At(2), "b", "")], tokenizer, Options)).Message);
+        using TokenizedDataset empty = Build([], tokenizer, Options), none = Build([Answered(1, "a", ""), Answered(2, "b", "")], tokenizer, Options);
+        Assert.Equal("The data set is empty: no row was read.", Assert.Single(empty.Audit.Findings).Message);
+        Assert.Equal("No row is left of 2: 2 without an answer to learn and left out; the first is data.jsonl:1 (row 1).", none.Audit.Findings[0].Message);
+        Assert.True(none.Audit.HasErrors);
     }
 
     [Fact]
@@ -142,19 +247,17 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         Tokenizer tokenizer = Load("llama3_style");
         var options = new TokenizationOptions { SequenceLength = 16384 };
         DatasetFormat format = DatasetFormat.Recognize(RowReader.Read(path).First());
-        var seen = new List<int>();
-        TokenizedDataset one = TokenizedDataset.Build(RowReader.Read(path).Select(format.Convert), tokenizer, options, seen.Add, TestContext.Current.CancellationToken);
-        TokenizedDataset four = TokenizedDataset.Build(RowReader.Read(path).Select(format.Convert), tokenizer, options with { Threads = 4 }, cancellation: TestContext.Current.CancellationToken);
-        Assert.Equal(expectedRows, one.RowCount + one.Findings.Count);
-        Assert.Equal(expectedRows, seen[^1]);
-        Assert.Empty(one.Findings);
+        IEnumerable<DatasetRow> rows = RowReader.Read(path).Select(format.ConvertOrFault);
+        using TokenizedDataset one = Build(rows, tokenizer, options), four = Build(rows, tokenizer, options with { Threads = 4 });
+        Assert.Equal(expectedRows, one.RowCount);
+        Assert.Equal(0, one.Audit.Dropped);
         Assert.Equal(one.ContentHash, four.ContentHash);
         Assert.Equal(64, one.ContentHash.Length);
 
         int[] lengths = [.. Enumerable.Range(0, one.RowCount).Select(one.Length)];
         int[][] bins = BinPacking.BestFitDecreasing(lengths, options.SequenceLength);
         var batch = new MicroBatch(options.SequenceLength, one.RowCount);
-        int targets = 0, tokens = 0;
+        long targets = 0, tokens = 0;
         foreach (int[] bin in bins)
         {
             batch.Fill(one, bin);
@@ -165,12 +268,28 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         Assert.Equal((one.TokenCount, one.TargetCount), (tokens, targets));
         output.WriteLine($"{name}: {format}, {one.RowCount} rows, {one.TokenCount} tokens, {one.TargetCount} scored, {bins.Length} bins, {(double)tokens / bins.Length / options.SequenceLength:P1} full");
         string text = tokenizer.Decode(one.Tokens(0), skipSpecialTokens: true);
-        DatasetRow first = format.Convert(RowReader.Read(path).First());
+        var first = (DatasetRow.Answered)format.Convert(RowReader.Read(path).First());
         Assert.Equal(first.Prompt + first.Completion, text);
     }
 
-    private static TokenizedDataset Build(IEnumerable<DatasetRow> rows, Tokenizer tokenizer, TokenizationOptions options)
-        => TokenizedDataset.Build(rows, tokenizer, options, cancellation: TestContext.Current.CancellationToken);
+    private static TokenizedRow Encode(DatasetRow row, Tokenizer tokenizer, TokenizationOptions options) => new RowEncoder(tokenizer, options).EncodeWhole(row);
+
+    private static TokenizedDataset Build(IEnumerable<DatasetRow> rows, Tokenizer tokenizer, TokenizationOptions options, Action<RowFinding>? listener = null)
+    {
+        using var folder = new TemporaryFolder();
+        using var writer = TokenizedDatasetWriter.Temporary(folder.Path);
+        var audit = new DatasetAudit(options, listener);
+        foreach (EncodedRow row in EncodedRows.Of(rows, new RowEncoder(tokenizer, options), TestContext.Current.CancellationToken))
+        {
+            audit.Add(row);
+            if (row.IsKept)
+            {
+                writer.Add(row.Row);
+            }
+        }
+
+        return writer.Finish(audit.Finish());
+    }
 
     private static Tokenizer Load(string name) => Tokenizer.Load(Fixtures.Golden($"tokenizers/{name}"));
 
@@ -187,5 +306,7 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
 
     private static RowSource At(int row) => new("/x/data.jsonl", row, row);
 
-    private static DatasetRow Row(string prompt, string completion) => new(At(1), prompt, completion);
+    private static DatasetRow.Answered Row(string prompt, string completion) => Answered(1, prompt, completion);
+
+    private static DatasetRow.Answered Answered(int row, string prompt, string completion) => new(At(row), prompt, completion);
 }

@@ -116,8 +116,8 @@ public sealed class LabelScorerTests : IDisposable
 
     private EvaluationData Data(params (string Prompt, string Answer)[] rows)
     {
-        var options = new TokenizationOptions { SequenceLength = 512 };
-        DatasetRow[] read = [.. rows.Select((row, index) => new DatasetRow(new RowSource("rows.jsonl", index + 1, index + 1), row.Prompt, row.Answer))];
-        return new EvaluationData([.. read.Select(row => HeldOutRow.From(row, tokenizer, options))], [.. read.Select(row => row.Source)], ["rows.jsonl"]);
+        var encoder = new RowEncoder(tokenizer, new TokenizationOptions { SequenceLength = 512 });
+        DatasetRow[] read = [.. rows.Select((row, index) => new DatasetRow.Answered(new RowSource("rows.jsonl", index + 1, index + 1), row.Prompt, row.Answer))];
+        return new EvaluationData([.. read.Select(row => HeldOutRow.From(row, encoder))], [.. read.Select(row => row.Source)], ["rows.jsonl"]);
     }
 }

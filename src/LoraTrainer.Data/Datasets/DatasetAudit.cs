@@ -1,0 +1,189 @@
+using System.Globalization;
+using System.Runtime.InteropServices;
+using System.Security.Cryptography;
+
+namespace LoraTrainer.Data.Datasets;
+
+/// <summary>
+/// Looks at every encoded row once, as it goes by: counts, lengths, and everything that would make a training worse than its data need be. Holds a few bytes
+/// per row, however long the rows are.
+/// </summary>
+/// <param name="options">Of the encoding.</param>
+/// <param name="listener">Is told every finding about a row; null: nobody.</param>
+public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>? listener = null)
+{
+    /// <summary>A row so many times as long as the median is worth a look.</summary>
+    public const int ExtremeFactor = 20;
+
+    private const int PlacesInASentence = 3;
+
+    private readonly RowFindings findings = new(listener);
+    private readonly List<AuditFinding> notes = [];
+    private readonly List<int> lengths = [];
+    private readonly HashSet<UInt128> seen = [];
+    private readonly Dictionary<string, int> keptOf = new(StringComparer.Ordinal);
+    private readonly PriorityQueue<RowSource, int> longest = new();
+    private int rows, truncated, heldOut;
+    private long tokens, supervised;
+
+    /// <summary>Counts a row that is trained on.</summary>
+    public void Add(in EncodedRow row)
+    {
+        rows++;
+        if (row.Finding is { } finding)
+        {
+            findings.Add(finding);
+            truncated += finding.Kind == RowFindingKind.Truncated ? 1 : 0;
+        }
+
+        if (!row.IsKept)
+        {
+            return;
+        }
+
+        int length = row.Row.Tokens.Length;
+        lengths.Add(length);
+        tokens += length;
+        supervised += row.Row.TargetCount;
+        CollectionsMarshal.GetValueRefOrAddDefault(keptOf, row.Source.File ?? "", out _)++;
+        longest.Enqueue(row.Source, length);
+        if (longest.Count > RowFindings.Kept)
+        {
+            longest.Dequeue();
+        }
+
+        if (!seen.Add(Fingerprint(row.Row)))
+        {
+            findings.Add(new RowFinding(RowFindingKind.Duplicate, row.Source, length));
+        }
+    }
+
+    /// <summary>Looks at a row that is only evaluated. To be called after all rows that are trained on.</summary>
+    public void AddHeldOut(in EncodedRow row)
+    {
+        heldOut++;
+        if (row.Finding is { } finding && finding.Kind is RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn)
+        {
+            findings.Add(row.Finding.Value);
+        }
+
+        if (row.IsKept && seen.Contains(Fingerprint(row.Row)))
+        {
+            findings.Add(new RowFinding(RowFindingKind.HeldOutIsTrained, row.Source, row.Row.Tokens.Length));
+        }
+    }
+
+    /// <summary>Something that is not about single rows.</summary>
+    public void Note(AuditSeverity severity, string code, string message) => notes.Add(new AuditFinding(severity, code, message, null, 0, []));
+
+    /// <summary>The sum of it.</summary>
+    public AuditReport Finish()
+    {
+        int[] sorted = [.. lengths.Order()];
+        int At(double share) => sorted.Length == 0 ? 0 : sorted[Math.Min(sorted.Length - 1, (int)(share * sorted.Length))];
+        AddExtremes(sorted, At(0.5));
+        if (rows == 0)
+        {
+            Note(AuditSeverity.Error, "no_rows", "The data set is empty: no row was read.");
+        }
+        else if (sorted.Length == 0)
+        {
+            Note(AuditSeverity.Error, "no_row_left", $"No row is left of {Count(rows)}: {Reasons()}.");
+        }
+
+        return new AuditReport
+        {
+            Rows = rows,
+            Kept = sorted.Length,
+            Truncated = truncated,
+            Tokens = tokens,
+            SupervisedTokens = supervised,
+            Lengths = new LengthPercentiles(At(0), At(0.5), At(0.9), At(0.99), At(1)),
+            Findings = [.. notes.Concat(findings.Groups.Select(Describe)).OrderByDescending(finding => finding.Severity)],
+        };
+    }
+
+    private void AddExtremes(int[] sorted, int median)
+    {
+        int limit = checked(ExtremeFactor * median);
+        foreach ((RowSource source, int length) in longest.UnorderedItems.Where(item => item.Priority > limit).OrderByDescending(item => item.Priority))
+        {
+            findings.Add(new RowFinding(RowFindingKind.ExtremelyLong, source, length));
+        }
+    }
+
+    private string Reasons() => string.Join(", ", findings.Groups.Where(group => group.First[0].IsDropped).GroupBy(group => group.Kind).Select(kind =>
+        $"{Count(kind.Sum(group => group.Count))} {Words(kind.Key)}")) + $"; the first is {Place(findings.Groups.SelectMany(group => group.First).First(finding => finding.IsDropped))}";
+
+    private AuditFinding Describe(RowFindingGroup group)
+    {
+        bool isAll = keptOf.GetValueOrDefault(group.File) == group.Count;
+        AuditSeverity severity = group.Kind switch
+        {
+            RowFindingKind.DoubleBos => AuditSeverity.Error,
+            RowFindingKind.EndNotLearned when isAll => AuditSeverity.Error,
+            RowFindingKind.ExtremelyLong => AuditSeverity.Notice,
+            _ => AuditSeverity.Warning,
+        };
+        string end = group.Count > PlacesInASentence ? ", ..." : ".";
+        string places = string.Join(", ", group.First.Take(PlacesInASentence).Select(Place));
+        int of = group.Kind == RowFindingKind.HeldOutIsTrained ? heldOut : rows;
+        string message = $"{Count(group.Count)} of {Count(of)} rows {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}: {places}{end}{Advice(group.Kind)}";
+        return new AuditFinding(severity, CodeOf(group.Kind), message, group.File, group.Count, [.. group.First.Select(finding => finding.Source.Row)]);
+    }
+
+    /// <summary>The word for scripts.</summary>
+    public static string CodeOf(RowFindingKind kind) => kind switch
+    {
+        RowFindingKind.Faulty => "faulty_row",
+        RowFindingKind.TooLong => "too_long",
+        RowFindingKind.Truncated => "truncated",
+        RowFindingKind.Empty => "empty",
+        RowFindingKind.NothingToLearn => "nothing_to_learn",
+        RowFindingKind.CutToNothing => "cut_to_nothing",
+        RowFindingKind.DoubleBos => "double_bos",
+        RowFindingKind.EndNotLearned => "end_not_learned",
+        RowFindingKind.Duplicate => "duplicate",
+        RowFindingKind.HeldOutIsTrained => "held_out_is_trained",
+        RowFindingKind.ExtremelyLong => "extremely_long",
+        _ => throw new ArgumentOutOfRangeException(nameof(kind), kind, "there is no word for it"),
+    };
+
+    private string Words(RowFindingKind kind) => kind switch
+    {
+        RowFindingKind.Faulty => "not usable and left out",
+        RowFindingKind.TooLong => $"longer than sequence_len {options.SequenceLength} and left out (excess_length_strategy: drop)",
+        RowFindingKind.Truncated => $"longer than sequence_len {options.SequenceLength} and cut (excess_length_strategy: truncate)",
+        RowFindingKind.Empty => "empty and left out",
+        RowFindingKind.NothingToLearn => "without an answer to learn and left out",
+        RowFindingKind.CutToNothing => $"left out, since after the cut to sequence_len {options.SequenceLength} nothing of the answer remains",
+        RowFindingKind.DoubleBos => "beginning with the BOS token twice",
+        RowFindingKind.EndNotLearned => "not ending in a learned end token",
+        RowFindingKind.Duplicate => "the same as an earlier one",
+        RowFindingKind.HeldOutIsTrained => "evaluated, but trained on as well",
+        _ => $"more than {ExtremeFactor} times as long as the median row",
+    };
+
+    private static string Advice(RowFindingKind kind) => kind switch
+    {
+        RowFindingKind.DoubleBos => " The tokenizer or the template adds it: take it out of the texts or the format.",
+        RowFindingKind.EndNotLearned => " A model trained on them does not learn to stop: end the answers with the tokenizer's EOS.",
+        RowFindingKind.HeldOutIsTrained => " What is measured on them says nothing: take them out of one of the two.",
+        _ => "",
+    };
+
+    private static string Place(RowFinding finding) => finding.Detail is { } detail ? $"{finding.Source}, {detail}"
+        : finding.Kind is RowFindingKind.TooLong or RowFindingKind.Truncated or RowFindingKind.CutToNothing or RowFindingKind.ExtremelyLong ? $"{finding.Source} with {Count(finding.Tokens)} tokens" : finding.Source.ToString();
+
+    private static string Count(int number) => number.ToString("#,0", CultureInfo.InvariantCulture);
+
+    private static UInt128 Fingerprint(in TokenizedRow row)
+    {
+        Span<byte> hash = stackalloc byte[SHA256.HashSizeInBytes];
+        using var sha = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
+        sha.AppendData(MemoryMarshal.AsBytes(row.Tokens.AsSpan()));
+        sha.AppendData(MemoryMarshal.AsBytes(row.IsSupervised.AsSpan()));
+        sha.GetHashAndReset(hash);
+        return MemoryMarshal.Read<UInt128>(hash);
+    }
+}

@@ -1,0 +1,44 @@
+namespace LoraTrainer.Data.Datasets;
+
+/// <summary>Encodes a stream of rows on several threads, in their order, a batch at a time: neither the file nor its tokens have to fit into memory.</summary>
+public static class EncodedRows
+{
+    private const int RowsPerBatch = 1024;
+
+    /// <param name="rows">In the order they get.</param>
+    /// <param name="encoder">Used from several threads.</param>
+    /// <param name="cancellation">Stops between batches.</param>
+    /// <exception cref="DatasetException">While reading: see <see cref="RowEncoder.Encode"/>.</exception>
+    public static IEnumerable<EncodedRow> Of(IEnumerable<DatasetRow> rows, RowEncoder encoder, CancellationToken cancellation = default)
+    {
+        ArgumentOutOfRangeException.ThrowIfLessThan(encoder.Options.SequenceLength, 2);
+        var parallel = new ParallelOptions { MaxDegreeOfParallelism = Math.Max(1, encoder.Options.Threads), CancellationToken = cancellation };
+        foreach (DatasetRow[] batch in rows.Chunk(RowsPerBatch))
+        {
+            var encoded = new EncodedRow[batch.Length];
+            var refused = new DatasetException?[batch.Length];
+            Parallel.For(0, batch.Length, parallel, i =>
+            {
+                try
+                {
+                    encoded[i] = encoder.Encode(batch[i]);
+                }
+                catch (DatasetException exception)
+                {
+                    refused[i] = exception;
+                }
+            });
+
+            // The first in file order, whichever thread was first.
+            if (Array.Find(refused, exception => exception is not null) is { } first)
+            {
+                throw new DatasetException(first.Message, first);
+            }
+
+            foreach (EncodedRow row in encoded)
+            {
+                yield return row;
+            }
+        }
+    }
+}
