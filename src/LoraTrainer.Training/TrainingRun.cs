@@ -308,6 +308,7 @@ public sealed class TrainingRun
         }
 
         using Device device = session.Device;
+        using TrainingData data = session.Data;
         session.Open();
         bool wasFinished = lease.Previous?.State == LeaseState.Finished;
         try
@@ -525,19 +526,20 @@ public sealed class TrainingRun
         }
 
         phases.Enter(TrainingPhase.Tokenizing);
-        using TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, Directory.Exists(config.OutputDir) ? config.OutputDir : Path.GetTempPath(), observer, stop);
-        using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
-        WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data);
-        pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
-
-        phases.Enter(TrainingPhase.Loading);
-        ReturnGarbage();
-        long baseline = ProcessMemory.ResidentBytes();
-        Device device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
+        TrainingData data = TrainingData.Load(config, tokenizer, shape.VocabSize, selection.Threads, Directory.Exists(config.OutputDir) ? config.OutputDir : Path.GetTempPath(), observer, stop);
+        Device? device = null;
         try
         {
+            using ModelFolder weights = ModelFolder.Open(config.BaseModel);
+            PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
+            MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
+            WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data);
+            pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
+
+            phases.Enter(TrainingPhase.Loading);
+            ReturnGarbage();
+            long baseline = ProcessMemory.ResidentBytes();
+            device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
             TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);
@@ -571,7 +573,8 @@ public sealed class TrainingRun
         }
         catch
         {
-            device.Dispose();
+            device?.Dispose();
+            data.Dispose();
             throw;
         }
     }

@@ -68,7 +68,11 @@ public sealed class TinyTraining : IDisposable
         }
     }
 
-    public void Dispose() => device.Dispose();
+    public void Dispose()
+    {
+        Data.Dispose();
+        device.Dispose();
+    }
 
     public static TemporaryFolder Folder(ModelConfig? shape = null, int rows = 45, int longest = 40)
     {

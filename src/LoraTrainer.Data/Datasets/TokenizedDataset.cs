@@ -17,7 +17,7 @@ public sealed unsafe class TokenizedDataset : IDisposable
 
     private readonly MemoryMappedFile file;
     private readonly MemoryMappedViewAccessor view;
-    private readonly byte* bytes;
+    private byte* bytes;
     private readonly IndexEntry* index;
     private readonly string[] files;
 
@@ -115,6 +115,7 @@ public sealed unsafe class TokenizedDataset : IDisposable
     {
         if (bytes != null)
         {
+            bytes = null;
             view.SafeMemoryMappedViewHandle.ReleasePointer();
         }
 
@@ -124,6 +125,7 @@ public sealed unsafe class TokenizedDataset : IDisposable
 
     private IndexEntry Entry(int row)
     {
+        ObjectDisposedException.ThrowIf(bytes == null, this);
         ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual((uint)row, (uint)RowCount, nameof(row));
         return index[row];
     }

@@ -36,6 +36,44 @@ public class MicroBatchTests
         Assert.Equal([1, 2], batch.Tokens.ToArray());
     }
 
+    /// <summary>Whatever is packed comes out again: every document whole, once, with its own targets.</summary>
+    [Fact]
+    public void Pack_RandomDocuments_LosesDuplicatesAndSplitsNothing()
+    {
+        var random = new Random(3);
+        for (int round = 0; round < 50; round++)
+        {
+            int length = random.Next(2, 40);
+            (int[] Tokens, bool[] Flags)[] documents = [.. Enumerable.Range(0, random.Next(1, 60)).Select(number =>
+            {
+                int[] tokens = [.. Enumerable.Range(0, random.Next(1, length + 1)).Select(place => number * 100 + place)];
+                return (tokens, Array.ConvertAll(tokens, _ => random.Next(2) == 0));
+            })];
+            var seen = new HashSet<int>();
+            var batch = new MicroBatch(length, documents.Length);
+            foreach (int[] bin in BinPacking.BestFitDecreasing([.. documents.Select(document => document.Tokens.Length)], length))
+            {
+                batch.Clear();
+                foreach (int row in bin)
+                {
+                    batch.Add(documents[row].Tokens, documents[row].Flags);
+                }
+
+                ReadOnlySpan<int> offsets = batch.DocumentOffsets.Span;
+                for (int place = 0; place < bin.Length; place++)
+                {
+                    (int[] tokens, bool[] flags) = documents[bin[place]];
+                    Assert.True(seen.Add(bin[place]));
+                    Assert.Equal(tokens, batch.Tokens[offsets[place]..offsets[place + 1]]);
+                    Assert.Equal([.. tokens[1..].Select((token, next) => flags[next + 1] ? token : No), No], batch.Targets[offsets[place]..offsets[place + 1]]);
+                    Assert.Equal(Enumerable.Range(0, tokens.Length), batch.Positions[offsets[place]..offsets[place + 1]].ToArray());
+                }
+            }
+
+            Assert.Equal(documents.Length, seen.Count);
+        }
+    }
+
     [Fact]
     public void Fill_Again_AllocatesNothing()
     {

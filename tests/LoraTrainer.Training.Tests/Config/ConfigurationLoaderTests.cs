@@ -88,7 +88,6 @@ public sealed class ConfigurationLoaderTests
     [InlineData("lr_scheduler: constant\nwarmup_steps: 5", "lr_scheduler: constant has no warm-up, but one is given (tiny.yaml:6). Use constant_with_warmup, or remove the warm-up.")]
     [InlineData("bnb_config_kwargs: {bnb_4bit_use_double_quant: true}", "bnb_config_kwargs is given, but load_in_4bit is not true (tiny.yaml:6). Add load_in_4bit: true, or remove it.")]
     [InlineData("val_set_size: 0.1\ntest_datasets: [{path: a, type: alpaca}]", "val_set_size (tiny.yaml:6) and test_datasets (tiny.yaml:7) both name a held-out set. Keep one.")]
-    [InlineData("test_datasets: [{path: a}]", "test_datasets[0].type is missing (tiny.yaml:6). Say what a row looks like: alpaca, completion, or a block such as {field_instruction: question, field_output: answer}.")]
     [InlineData("test_datasets: [{path: a, type: alpaca, field: b}]", "test_datasets[0].field belongs to type: completion only (tiny.yaml:6). Name the fields in a block under type, or remove it.")]
     [InlineData("interruption: {sources: [aws], file: stop}", "interruption.file (tiny.yaml:6) is given, but interruption.sources (tiny.yaml:6) does not watch it. Add file to the sources, or remove interruption.file.")]
     [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]

@@ -10,6 +10,25 @@ namespace LoraTrainer.Training.Tests.Loop;
 
 public class TrainerTests
 {
+    /// <summary>All rows in one step, each in a sequence of its own or several in one: the loss and the gradients are the same.</summary>
+    [Fact]
+    public void Step_PackedAndUnpacked_GivesTheSameLossAndGradients()
+    {
+        using TemporaryFolder folder = TinyTraining.Folder();
+        (string, object?)[] common = [("lora_dropout", 0), ("num_epochs", 1), ("gradient_accumulation_steps", 1), ("micro_batch_size", 64)];
+        using var single = new TinyTraining(folder.Path, [.. common, ("sample_packing", "false")]);
+        using var packed = new TinyTraining(folder.Path, [.. common, ("sample_packing", "true")]);
+        Assert.Equal((1, 1), (single.Trainer.TotalSteps, packed.Trainer.TotalSteps));
+        Assert.True(packed.Data.Order.BinsOf(0).Count < single.Data.Order.BinsOf(0).Count, "nothing was packed");
+        single.Scatter(1);
+        packed.Scatter(1);
+        StepResult expected = single.Trainer.Step(), actual = packed.Trainer.Step();
+        Assert.Equal((expected.Tokens, expected.SupervisedTokens), (actual.Tokens, actual.SupervisedTokens));
+        Assert.True(Math.Abs(actual.Loss - expected.Loss) <= 1e-6 * expected.Loss, $"loss {actual.Loss}, expected {expected.Loss}");
+        float largest = single.Gradients.Max(Math.Abs), off = single.Gradients.Zip(packed.Gradients, (first, second) => Math.Abs(first - second)).Max();
+        Assert.True(off <= 1e-5 * largest, $"gradients differ by up to {off}, the largest is {largest}");
+    }
+
     [Theory]
     [InlineData(8, 1, 0, false)]
     [InlineData(1, 8, 0, false)]
