@@ -49,6 +49,11 @@ public abstract record DatasetFormat
             return new Alpaca("context", "response");
         }
 
+        if (ConversationFormat.Fits(row))
+        {
+            return new ConversationFormat();
+        }
+
         if (row.Has("segments"))
         {
             return new InputOutput();

@@ -1,3 +1,5 @@
+using System.Text.Json;
+
 namespace LoraTrainer.Data.Datasets;
 
 /// <summary>A row of a data set as its shape gives it, before it is tokens.</summary>
@@ -14,6 +16,12 @@ public abstract record DatasetRow(RowSource Source)
     /// <param name="Source">Where it stands.</param>
     /// <param name="Pieces">In their order.</param>
     public sealed record Segmented(RowSource Source, IReadOnlyList<TextPiece> Pieces) : DatasetRow(Source);
+
+    /// <summary>Messages that a chat template turns into text.</summary>
+    /// <param name="Source">Where it stands.</param>
+    /// <param name="Messages">A list of objects with role and content, and whether each is learned where it says so ("train").</param>
+    /// <param name="Tools">Definitions of functions that the model may call; null: none.</param>
+    public sealed record Conversed(RowSource Source, JsonElement Messages, JsonElement? Tools) : DatasetRow(Source);
 
     /// <summary>A row that cannot be used.</summary>
     /// <param name="Source">Where it stands.</param>

@@ -17,6 +17,8 @@ internal static class ConfigurationKeys
     private static readonly Text Any = new();
     private static readonly Text FieldName = new("field name", "a field name", value => value.Length > 0);
     private static readonly Text PathText = new("path", "a path", value => value.Trim().Length > 0);
+    private static readonly Text ChatTemplateName = new("name", $"tokenizer_default, jinja, tokenizer_default_fallback_NAME, or a NAME of {string.Join(", ", ChatTemplates.BuiltIn)}", ChatTemplates.IsName);
+    private static readonly Choice<EndOfTurnTraining> EndOfTurn = new(("turn", EndOfTurnTraining.Turn), ("all", EndOfTurnTraining.All), ("last", EndOfTurnTraining.Last), ("none", EndOfTurnTraining.None));
     private static readonly Text CollectorAddress = new(
         "http address", "an address such as http://localhost:4318, without user and password (they belong into OTEL_EXPORTER_OTLP_HEADERS)",
         value => IsHttpAddress(value) && new Uri(value).UserInfo.Length == 0);
@@ -41,6 +43,16 @@ internal static class ConfigurationKeys
         Key<DatasetOptions, string>("field", FieldName, c => c.Field, (c, v) => c with { Field = v }, "The field with the text, for `type: completion`.", "text", applies: c => c.Format.Kind == DatasetFormatKind.Completion),
         Key<DatasetOptions, string>("split", new Text("split name", "a split name", value => value.Length > 0), c => c.Split, (c, v) => c with { Split = v }, "The part of the data set; a file is one part, called `train`.", "train"),
         Key<DatasetOptions, DatasetFileType>("ds_type", new Choice<DatasetFileType>(("auto", DatasetFileType.Auto), ("json", DatasetFileType.Json), ("jsonl", DatasetFileType.Json), ("csv", DatasetFileType.Csv), ("text", DatasetFileType.Text), ("parquet", DatasetFileType.Parquet), ("arrow", DatasetFileType.Arrow)), c => c.FileType, (c, v) => c with { FileType = v }, "The file's format, where its extension does not say it; `json` also reads JSON lines.", "json"),
+        Key<DatasetOptions, string?>("field_messages", new OptionalReference<string>(FieldName), c => c.Conversation.FieldMessages, (c, v) => c with { Conversation = c.Conversation with { FieldMessages = v } }, "The field with the list of messages.", "dialogue", defaultText: "`messages` or `conversations`, whichever is there", applies: MayBeChat),
+        Key<DatasetOptions, EquatableList<KeyValuePair<string, string>>>("message_property_mappings", new MapOf<string>(FieldName, "field names"), c => c.Conversation.PropertyMappings, (c, v) => c with { Conversation = c.Conversation with { PropertyMappings = v } }, "The fields of a message: `role` for who speaks, `content` for what is said.", "{role: from, content: value}", defaultText: "`role` and `content`, or `from` and `value`", applies: MayBeChat),
+        Key<DatasetOptions, EquatableList<KeyValuePair<string, EquatableList<string>>>>("roles", new MapOf<EquatableList<string>>(new ListOf<string>(Any, "names"), "lists of names"), c => c.Conversation.Roles, (c, v) => c with { Conversation = c.Conversation with { Roles = v } }, "Names of roles in the data, by the role that they stand for.", "{user: [customer], assistant: [agent]}", defaultText: "human, gpt, observation and the like are known", applies: MayBeChat),
+        Key<DatasetOptions, EquatableList<string>>("roles_to_train", new ListOf<string>(Any, "roles"), c => c.Conversation.RolesToTrain, (c, v) => c with { Conversation = c.Conversation with { RolesToTrain = v } }, "Whose messages are learned.", "[assistant]", applies: MayBeChat),
+        Key<DatasetOptions, EndOfTurnTraining>("train_on_eos", EndOfTurn, c => c.Conversation.TrainOnEos, (c, v) => c with { Conversation = c.Conversation with { TrainOnEos = v } }, "Which tokens that end a turn are learned: those of the turns that are learned, all, that of the last turn, or none, and then the model does not learn to stop.", "turn", applies: MayBeChat),
+        Key<DatasetOptions, string?>("message_field_training", new OptionalReference<string>(FieldName), c => c.Conversation.FieldTraining, (c, v) => c with { Conversation = c.Conversation with { FieldTraining = v } }, "The field of a message that says whether it is learned: true, false, 0 or 1.", "train", defaultText: "`train`, `training`, `weight` or `loss_weight`, where there is one", applies: MayBeChat),
+        Key<DatasetOptions, string>("field_tools", FieldName, c => c.Conversation.FieldTools, (c, v) => c with { Conversation = c.Conversation with { FieldTools = v } }, "The field of a row with definitions of functions: a list, or its JSON as a text.", "tools", applies: MayBeChat),
+        Key<DatasetOptions, bool>("drop_system_message", Truth, c => c.Conversation.DropsSystem, (c, v) => c with { Conversation = c.Conversation with { DropsSystem = v } }, "Leave out messages of the system.", "true", applies: MayBeChat),
+        Key<DatasetOptions, string?>("chat_template", new OptionalReference<string>(ChatTemplateName), c => c.Conversation.Template, (c, v) => c with { Conversation = c.Conversation with { Template = v } }, "The chat template of this data set.", "chatml", defaultText: "that of the run", applies: MayBeChat),
+        Key<DatasetOptions, string?>("chat_template_jinja", new OptionalReference<string>(Any), c => c.Conversation.TemplateJinja, (c, v) => c with { Conversation = c.Conversation with { TemplateJinja = v } }, "With `chat_template: jinja`: the template itself, or a file with it.", "templates/mine.jinja", defaultText: "none", applies: MayBeChat),
         Key<DatasetOptions, double>("weight", Positive, c => c.Weight, (c, v) => c with { Weight = v }, "How often each row is seen in an epoch, where data sets are mixed: 2 is twice, 0.5 a half of the rows, chosen by the seed.", "0.5"))
     { Foreign = ForeignKeys.OfDatasets };
 
@@ -145,6 +157,9 @@ internal static class ConfigurationKeys
         Key("sequence_len", new WholeNumber(8, 1 << 20), c => c.Data.SequenceLen, (c, v) => c with { Data = c.Data with { SequenceLen = (int)v } }, "The longest sequence, in tokens.", "1024", "Typical: 512, 2048, 4096."),
         Key("sample_packing", Truth, c => c.Data.SamplePacking, (c, v) => c with { Data = c.Data with { SamplePacking = v } }, "Fill each sequence with several rows, which do not see each other.", "true"),
         Key("excess_length_strategy", new Choice<ExcessLength>(("drop", ExcessLength.Drop), ("truncate", ExcessLength.Truncate), ("raise", ExcessLength.Raise)), c => c.Data.ExcessLength, (c, v) => c with { Data = c.Data with { ExcessLength = v } }, "What becomes of rows longer than `sequence_len`: left out or cut, both counted and reported, or an error.", "truncate"),
+        Key("mask_history", Truth, c => c.Data.MaskHistory, (c, v) => c with { Data = c.Data with { MaskHistory = v } }, "Of a conversation learn only the last answer.", "true"),
+        Key("chat_template", ChatTemplateName, c => c.Data.ChatTemplate, (c, v) => c with { Data = c.Data with { ChatTemplate = v } }, "What puts chat messages into words: `tokenizer_default` is the model's own, `tokenizer_default_fallback_NAME` the one of that name where the model has none, `jinja` that of `chat_template_jinja`; or the name of a template of the program (docs/data.md).", "tokenizer_default"),
+        Key("chat_template_jinja", new OptionalReference<string>(Any), c => c.Data.ChatTemplateJinja, (c, v) => c with { Data = c.Data with { ChatTemplateJinja = v } }, "With `chat_template: jinja`: the template itself, or a file with it.", "templates/mine.jinja", defaultText: "none", applies: c => c.Data.ChatTemplateJinja is not null),
         Key("train_on_inputs", Truth, c => c.Data.TrainOnInputs, (c, v) => c with { Data = c.Data with { TrainOnInputs = v } }, "Learn to write the prompts too, not only the answers.", "false"),
         Key("micro_batch_size", new WholeNumber(1, 65536), c => c.Batch.MicroBatchSize, (c, v) => c with { Batch = c.Batch with { MicroBatchSize = (int)v } }, "Sequences computed at once.", "2", "Typical: 1, 2, 4, 8."),
         Key("gradient_accumulation_steps", new WholeNumber(1, 65536), c => c.Batch.GradientAccumulationSteps, (c, v) => c with { Batch = c.Batch with { GradientAccumulationSteps = (int)v } }, "Micro-batches in one step; the result is that of one large batch.", "8", "Typical: 1, 4, 8, 16."),
@@ -197,6 +212,8 @@ internal static class ConfigurationKeys
 
     private static IEnumerable<(string Path, ConfigurationKey Key)> Walk(string path, ConfigurationKey key) =>
         key.InnerKeys.SelectMany(inner => Walk($"{path}{inner.Prefix}{inner.Key.Name}", inner.Key)).Prepend((path, key));
+
+    private static bool MayBeChat(DatasetOptions dataset) => dataset.Format.Kind is DatasetFormatKind.ChatTemplate or DatasetFormatKind.Auto;
 
     private static bool HasAdapter(TrainingConfig config) => config.Adapter.Kind != AdapterKind.None;
 

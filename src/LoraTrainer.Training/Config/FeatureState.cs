@@ -19,8 +19,6 @@ internal static class FeatureState
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
         ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
-        ("datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
-        ("test_datasets[].type", Is("chat_template"), "A data set of chat messages", "Use alpaca, completion, or a block with field_instruction and field_output."),
         ("datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
         ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
         ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),

@@ -240,13 +240,13 @@ public sealed record DataOptions
     /// <summary>The held-out set, for loss and exact match.</summary>
     public EquatableList<DatasetOptions> TestDatasets { get; init; } = [];
 
-    /// <summary>Below 1: the share of the rows held out; 1 or more: their number; 0: none.</summary>
     /// <summary>Texts that become one token each.</summary>
     public EquatableList<string> Tokens { get; init; } = [];
 
     /// <summary>With added tokens the number of rows is a multiple of 32.</summary>
     public bool ResizesTo32x { get; init; }
 
+    /// <summary>Below 1: the share of the rows held out; 1 or more: their number; 0: none.</summary>
     public double ValSetSize { get; init; }
 
     public int SequenceLen { get; init; } = 2048;
@@ -258,6 +258,15 @@ public sealed record DataOptions
 
     /// <summary>Learn to write the prompts too.</summary>
     public bool TrainOnInputs { get; init; }
+
+    /// <summary>Of a conversation only the last answer is learned.</summary>
+    public bool MaskHistory { get; init; }
+
+    /// <summary>tokenizer_default, tokenizer_default_fallback_NAME, jinja, or the name of a template of the program.</summary>
+    public string ChatTemplate { get; init; } = "tokenizer_default_fallback_chatml";
+
+    /// <summary>With <see cref="ChatTemplate"/> jinja: its text, or the file that holds it.</summary>
+    public string? ChatTemplateJinja { get; init; }
 }
 
 public enum DatasetFormatKind
@@ -296,8 +305,52 @@ public sealed record DatasetOptions
 
     public DatasetFileType FileType { get; init; } = DatasetFileType.Auto;
 
+    /// <summary>For rows of chat messages.</summary>
+    public ConversationOptions Conversation { get; init; } = new();
+
     /// <summary>How often each row is seen in an epoch: 2 is twice, 0.5 a random half of the rows.</summary>
     public double Weight { get; init; } = 1;
+}
+
+/// <summary>Which tokens that end a turn are learned.</summary>
+public enum EndOfTurnTraining
+{
+    Turn,
+    All,
+    Last,
+    None,
+}
+
+/// <summary>How chat messages are read, and what of them is learned. Null: as the rows themselves suggest.</summary>
+public sealed record ConversationOptions
+{
+    /// <summary>The field with the list of messages.</summary>
+    public string? FieldMessages { get; init; }
+
+    /// <summary>Of the keys role and content to the fields of a message.</summary>
+    public EquatableList<KeyValuePair<string, string>> PropertyMappings { get; init; } = [];
+
+    /// <summary>Of roles to the names that stand for them.</summary>
+    public EquatableList<KeyValuePair<string, EquatableList<string>>> Roles { get; init; } = [];
+
+    public EquatableList<string> RolesToTrain { get; init; } = ["assistant"];
+
+    public EndOfTurnTraining TrainOnEos { get; init; } = EndOfTurnTraining.Turn;
+
+    /// <summary>The field of a message that says whether it is learned.</summary>
+    public string? FieldTraining { get; init; }
+
+    public string FieldTools { get; init; } = "tools";
+
+    public string FieldSystem { get; init; } = "system";
+
+    public bool DropsSystem { get; init; }
+
+    /// <summary>The chat template of this data set; null: that of the run.</summary>
+    public string? Template { get; init; }
+
+    /// <summary>With <see cref="Template"/> jinja: its text, or the file that holds it.</summary>
+    public string? TemplateJinja { get; init; }
 }
 
 /// <summary>How a row becomes a prompt and an answer.</summary>

@@ -322,7 +322,8 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
         ("alpaca", DatasetFormatKind.Alpaca),
         ("completion", DatasetFormatKind.Completion),
         ("input_output", DatasetFormatKind.InputOutput),
-        ("chat_template", DatasetFormatKind.ChatTemplate));
+        ("chat_template", DatasetFormatKind.ChatTemplate),
+        ("sharegpt", DatasetFormatKind.ChatTemplate));
 
     public override string TypeText => "alpaca, completion, or a block with the keys below";
 
