@@ -385,6 +385,13 @@ internal static class Filters
 
         int precision = Math.Clamp(bound.Number(0, 0), -15, 15);
         double scale = Math.Pow(10, precision);
+        if (value is BigInteger whole && (bound.TextOrNone(1)?.Value ?? "common") == "common")
+        {
+            // A half goes to the even side.
+            BigInteger unit = BigInteger.Pow(10, Math.Max(0, -precision)), rest = ((whole % unit) + unit) % unit, down = whole - rest;
+            return 2 * rest > unit || (2 * rest == unit && !(down / unit).IsEven) ? down + unit : down;
+        }
+
         return (bound.TextOrNone(1)?.Value ?? "common") switch
         {
             "common" => precision >= 0 ? Math.Round(number, precision, MidpointRounding.ToEven) : Math.Round(number * scale, MidpointRounding.ToEven) / scale,

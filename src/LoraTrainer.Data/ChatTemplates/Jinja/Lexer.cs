@@ -382,6 +382,13 @@ internal sealed class Lexer
         at = end + 1;
     }
 
+    /// <summary>Python escapes what is beyond ASCII before it looks for escapes, so that a backslash before such a character escapes the backslash of that.</summary>
+    private static string Escaped(ReadOnlySpan<char> text, ref int i)
+    {
+        int scalar = i + 1 < text.Length && char.IsSurrogatePair(text[i], text[i + 1]) ? char.ConvertToUtf32(text[i], text[++i]) : text[i];
+        return string.Create(CultureInfo.InvariantCulture, $"\\{(scalar < 0x100 ? $"x{scalar:x2}" : scalar < 0x10000 ? $"u{scalar:x4}" : $"U{scalar:x8}")}");
+    }
+
     private static string Unescape(ReadOnlySpan<char> text, int line)
     {
         if (!text.Contains('\\'))
@@ -442,6 +449,7 @@ internal sealed class Lexer
                 'r' => "\r",
                 't' => "\t",
                 'v' => "\v",
+                >= '\u0080' => Escaped(text, ref i),
                 'N' => throw new JinjaException("'\\N{...}' is not supported; write the character itself", line),
                 _ => $"\\{c}",
             });

@@ -276,8 +276,7 @@ internal static class Methods
                 int start = separator is null ? Skip(cutEnd, -1, isSpace: false) : PythonText.FindLast(value, separator.Value, cutEnd, budget);
                 if (parts.Count == limit || start < 0 || (separator is null && start == 0))
                 {
-                    int first = separator is null && parts.Count == limit ? Skip(0, 1, isSpace: true) : separator is null ? start : 0;
-                    Add(first, cutEnd);
+                    Add(0, cutEnd);
                     break;
                 }
 

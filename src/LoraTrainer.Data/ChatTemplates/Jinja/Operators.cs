@@ -416,7 +416,9 @@ internal static class Operators
                 break;
             case Text text:
                 source = Joined(source, text);
+                to.Append(text.IsSafe ? "Markup(" : "");
                 PythonText.Quote(text.Value, to);
+                to.Append(text.IsSafe ? ")" : "");
                 break;
             case Undefined:
                 to.Append("Undefined");

@@ -121,7 +121,13 @@ internal sealed class Parser
                 hasGeneration = true;
                 return new GenerationStatement(tag.Line, Apart("generation", "endgeneration"));
             case "print":
-                return new PrintStatement(tag.Line, Tuple());
+                var parts = new List<Expression> { Expression() };
+                while (Skip(TokenKind.Operator, ","))
+                {
+                    parts.Add(Expression());
+                }
+
+                return new PrintStatement(tag.Line, parts.Count == 1 ? parts[0] : new ConcatExpression(tag.Line, parts));
             case "break" when loops > 0:
                 return new BreakStatement(tag.Line);
             case "continue" when loops > 0:

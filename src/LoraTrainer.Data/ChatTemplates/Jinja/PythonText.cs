@@ -150,23 +150,24 @@ internal static class PythonText
             return double.IsNaN(number) ? "nan" : number > 0 ? "inf" : "-inf";
         }
 
-        string digits = number.ToString("E16", CultureInfo.InvariantCulture);
-        string shortest = number.ToString("R", CultureInfo.InvariantCulture);
-        int exponent = int.Parse(digits.AsSpan(digits.IndexOf('E', StringComparison.Ordinal) + 1), NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture);
         if (number == 0)
         {
             return double.IsNegative(number) ? "-0.0" : "0.0";
         }
 
-        // The digits alone, without sign, point and exponent.
-        int end = shortest.IndexOf('E', StringComparison.Ordinal);
-        string plain = new([.. (end < 0 ? shortest : shortest[..end]).Where(char.IsAsciiDigit)]);
-        plain = plain.Trim('0');
+        // Digits without sign, point and zeros around them, and the power of ten of the first.
+        string shortest = Math.Abs(number).ToString("R", CultureInfo.InvariantCulture);
+        int mark = shortest.IndexOf('E', StringComparison.Ordinal);
+        string mantissa = mark < 0 ? shortest : shortest[..mark];
+        int point = mantissa.IndexOf('.', StringComparison.Ordinal) is var found && found < 0 ? mantissa.Length : found;
+        int first = mantissa.AsSpan().IndexOfAnyInRange('1', '9');
+        int exponent = (first < point ? point - first - 1 : point - first) + (mark < 0 ? 0 : int.Parse(shortest.AsSpan(mark + 1), NumberStyles.AllowLeadingSign, CultureInfo.InvariantCulture));
+        string plain = mantissa.Replace(".", "", StringComparison.Ordinal).Trim('0');
         string sign = number < 0 ? "-" : "";
         if (exponent is < -4 or >= 16)
         {
-            string point = plain.Length > 1 ? $"{plain[0]}.{plain[1..]}" : plain;
-            return string.Create(CultureInfo.InvariantCulture, $"{sign}{point}e{(exponent < 0 ? '-' : '+')}{Math.Abs(exponent):00}");
+            string digits = plain.Length > 1 ? $"{plain[0]}.{plain[1..]}" : plain;
+            return string.Create(CultureInfo.InvariantCulture, $"{sign}{digits}e{(exponent < 0 ? '-' : '+')}{Math.Abs(exponent):00}");
         }
 
         if (exponent < 0)
