@@ -43,14 +43,18 @@ internal sealed class AddedTokenMatcher
     public readonly record struct Piece(int Start, int End, AddedToken? Token);
 
     /// <summary>Adds the pieces of <paramref name="text"/>. Without <paramref name="takeSpecial"/> special tokens written in it are text, as untrusted text has to be read.</summary>
-    public void Split(ReadOnlySpan<char> text, bool takeSpecial, List<Piece> pieces)
+    /// <param name="text">Raw or normalized.</param>
+    /// <param name="takeSpecial">Whether special tokens count at all.</param>
+    /// <param name="pieces">Get the pieces.</param>
+    /// <param name="mayTake">Whether a special token counts that stands from the first place to before the second; null: each does.</param>
+    public void Split(ReadOnlySpan<char> text, bool takeSpecial, List<Piece> pieces, Func<int, int, bool>? mayTake = null)
     {
         int done = 0;
         for (int at = 0; Find(text, at, out int start, out AddedToken? token);)
         {
             int end = start + token!.Text.Length;
             at = end;
-            if ((token.Special && !takeSpecial) || (token.SingleWord && (TouchesWordBefore(text, start) || TouchesWordAfter(text, end))))
+            if ((token.Special && !(takeSpecial && mayTake?.Invoke(start, end) is not false)) || (token.SingleWord && (TouchesWordBefore(text, start) || TouchesWordAfter(text, end))))
             {
                 continue;
             }

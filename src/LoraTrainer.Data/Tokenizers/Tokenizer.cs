@@ -184,43 +184,98 @@ public sealed class Tokenizer
 
     private string? TextOf(int id) => (uint)id < (uint)texts.Length ? texts[id] : null;
 
+    /// <summary>
+    /// Text to ids, with where in the text each piece is: an added token, or what stands between two. Special tokens count only where <paramref name="isTrusted"/>
+    /// says so of all their characters.
+    /// </summary>
+    /// <param name="text">Without lone surrogates.</param>
+    /// <param name="isTrusted">Whether nobody but the program wrote the characters from the first place to before the second.</param>
+    /// <exception cref="TokenizerFormatException">A special token is looked for in normalized text only, and text that is not trusted has it too: they cannot be told apart.</exception>
+    internal List<EncodedPiece> EncodeInPieces(string text, Func<int, int, bool> isTrusted)
+    {
+        if (!scratches.TryTake(out Scratch? scratch))
+        {
+            scratch = new Scratch();
+        }
+
+        var pieces = new List<AddedTokenMatcher.Piece>();
+        rawMatcher.Split(text, takeSpecial: true, pieces, isTrusted);
+        var encoded = new List<EncodedPiece>(pieces.Count);
+        foreach (AddedTokenMatcher.Piece piece in pieces)
+        {
+            scratch.Ids.Clear();
+            EncodePiece(text, piece, piece.Token is null && TakesNormalizedTokens(text, piece, isTrusted), scratch);
+            encoded.Add(new EncodedPiece(piece.Start, piece.End, piece.Token, [.. scratch.Ids]));
+        }
+
+        scratches.Add(scratch);
+        return encoded;
+    }
+
+    /// <summary>Whether special tokens of the normalized text may count in a piece.</summary>
+    private bool TakesNormalizedTokens(string text, AddedTokenMatcher.Piece piece, Func<int, int, bool> isTrusted)
+    {
+        if (!hasNormalizedTokens || isTrusted(piece.Start, piece.End))
+        {
+            return true;
+        }
+
+        foreach (AddedToken token in definition.AddedTokens)
+        {
+            for (int at = piece.Start; token is { Normalized: true, Special: true } && at < piece.End && (at = text.IndexOf(token.Content, at, piece.End - at, StringComparison.Ordinal)) >= 0; at++)
+            {
+                if (!isTrusted(at, at + token.Content.Length))
+                {
+                    throw new TokenizerFormatException(SourcePath, $"the text of a message has the special token '{token.Content}', which this tokenizer finds after normalization only; it cannot be told from the template's own. Remove it from the data");
+                }
+            }
+        }
+
+        return true;
+    }
+
     private void EncodeText(ReadOnlySpan<char> text, bool takeSpecialTokens, Scratch scratch)
     {
         scratch.RawPieces.Clear();
         rawMatcher.Split(text, takeSpecialTokens, scratch.RawPieces);
         foreach (AddedTokenMatcher.Piece piece in scratch.RawPieces)
         {
-            if (piece.Token is { } token)
-            {
-                scratch.Ids.Add(token.Id);
-                continue;
-            }
+            EncodePiece(text, piece, takeSpecialTokens, scratch);
+        }
+    }
 
-            bool atTextStart = piece.Start == 0;
-            ReadOnlySpan<char> normalized = text[piece.Start..piece.End];
-            if (definition.Normalizer is { } normalizer)
-            {
-                normalized = normalizer.Apply(normalized.ToString(), ref atTextStart);
-            }
+    private void EncodePiece(ReadOnlySpan<char> text, AddedTokenMatcher.Piece piece, bool takeSpecialTokens, Scratch scratch)
+    {
+        if (piece.Token is { } token)
+        {
+            scratch.Ids.Add(token.Id);
+            return;
+        }
 
-            if (!hasNormalizedTokens)
-            {
-                EncodeWords(normalized, atTextStart, scratch);
-                continue;
-            }
+        bool atTextStart = piece.Start == 0;
+        ReadOnlySpan<char> normalized = text[piece.Start..piece.End];
+        if (definition.Normalizer is { } normalizer)
+        {
+            normalized = normalizer.Apply(normalized.ToString(), ref atTextStart);
+        }
 
-            scratch.NormalizedPieces.Clear();
-            normalizedMatcher.Split(normalized, takeSpecialTokens, scratch.NormalizedPieces);
-            foreach (AddedTokenMatcher.Piece part in scratch.NormalizedPieces)
+        if (!hasNormalizedTokens)
+        {
+            EncodeWords(normalized, atTextStart, scratch);
+            return;
+        }
+
+        scratch.NormalizedPieces.Clear();
+        normalizedMatcher.Split(normalized, takeSpecialTokens, scratch.NormalizedPieces);
+        foreach (AddedTokenMatcher.Piece part in scratch.NormalizedPieces)
+        {
+            if (part.Token is { } found)
             {
-                if (part.Token is { } found)
-                {
-                    scratch.Ids.Add(found.Id);
-                }
-                else
-                {
-                    EncodeWords(normalized[part.Start..part.End], atTextStart && part.Start == 0, scratch);
-                }
+                scratch.Ids.Add(found.Id);
+            }
+            else
+            {
+                EncodeWords(normalized[part.Start..part.End], atTextStart && part.Start == 0, scratch);
             }
         }
     }
