@@ -43,6 +43,19 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
         return element.EnumerateObject();
     }
 
+    /// <summary>The name of one of the members.</summary>
+    public string NameOf(JsonProperty member)
+    {
+        try
+        {
+            return member.Name;
+        }
+        catch (InvalidOperationException exception)
+        {
+            throw Error("a name is not valid Unicode (a surrogate without its partner)", exception);
+        }
+    }
+
     public List<JsonPart> Items()
     {
         Expect(JsonValueKind.Array);
@@ -93,7 +106,7 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
     public double Fraction()
     {
         Expect(JsonValueKind.Number);
-        return element.GetDouble();
+        return element.TryGetDouble(out double value) && double.IsFinite(value) ? value : throw Error($"expected a number, found {element.GetRawText()}");
     }
 
     private void Expect(JsonValueKind kind)

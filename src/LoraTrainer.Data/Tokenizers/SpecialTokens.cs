@@ -14,6 +14,9 @@ public sealed record SpecialTokens
 
     public string? Unknown { get; init; }
 
+    /// <summary>These, and those of <paramref name="others"/> where these do not say.</summary>
+    internal SpecialTokens Or(SpecialTokens others) => new() { Bos = Bos ?? others.Bos, Eos = Eos ?? others.Eos, Pad = Pad ?? others.Pad, Unknown = Unknown ?? others.Unknown };
+
     /// <summary>From tokenizer_config.json; what it does not name, from special_tokens_map.json.</summary>
     internal static SpecialTokens Read(string folder)
     {
