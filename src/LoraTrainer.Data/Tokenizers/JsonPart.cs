@@ -28,9 +28,10 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
     {
         foreach (JsonProperty member in Members())
         {
-            if (!names.Contains(member.Name))
+            string name = NameOf(member);
+            if (!names.Contains(name))
             {
-                throw Error($"the key '{member.Name}' is not supported; known here: {string.Join(", ", names!)}");
+                throw Error($"the key '{name}' is not supported; known here: {string.Join(", ", names!)}");
             }
         }
 

@@ -168,34 +168,32 @@ internal static class TokenizerFiles
         tokens[token.Content] = token;
     }
 
-    private static JsonNode? Parse(string path)
+    private static JsonNode? Parse(string path) => File.Exists(path) ? JsonNode.Parse(WithoutMark(ReadAll(path)).Span) : null;
+
+    /// <summary>A JSON file; null where there is none.</summary>
+    public static JsonDocument? ReadJson(string path) => File.Exists(path) ? ParseJson(path, ReadAll(path)) : null;
+
+    /// <exception cref="TokenizerFormatException">It is not JSON.</exception>
+    public static JsonDocument ParseJson(string path, byte[] bytes)
     {
-        if (!File.Exists(path))
+        // The parser itself looks at texts only when they are asked for.
+        if (!System.Text.Unicode.Utf8.IsValid(bytes))
         {
-            return null;
+            throw new TokenizerFormatException(path, "not valid JSON: it is not UTF-8");
         }
 
-        byte[] bytes = ReadAll(path);
-        return JsonNode.Parse(bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsSpan(3) : bytes);
-    }
-
-    private static JsonDocument? ReadJson(string path)
-    {
-        if (!File.Exists(path))
-        {
-            return null;
-        }
-
-        byte[] bytes = ReadAll(path);
         try
         {
-            return JsonDocument.Parse(bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes);
+            return JsonDocument.Parse(WithoutMark(bytes));
         }
         catch (JsonException exception)
         {
             throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
         }
     }
+
+    /// <summary>Some editors put a byte order mark first.</summary>
+    private static ReadOnlyMemory<byte> WithoutMark(byte[] bytes) => bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes;
 
     private static byte[] ReadAll(string path)
     {

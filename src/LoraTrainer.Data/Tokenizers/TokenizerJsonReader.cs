@@ -1,5 +1,4 @@
 using System.Text.Json;
-using LoraTrainer.Storage;
 using LoraTrainer.Data.Tokenizers.Unicode;
 
 namespace LoraTrainer.Data.Tokenizers;
@@ -22,16 +21,8 @@ internal static class TokenizerJsonReader
     /// <param name="bytes">Its content.</param>
     public static TokenizerDefinition Read(string path, byte[] bytes)
     {
-        ReadOnlyMemory<byte> json = bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes;
-        try
-        {
-            using JsonDocument document = JsonDocument.Parse(json, new JsonDocumentOptions { MaxDepth = 64 });
-            return ReadRoot(new JsonPart(path, "", document.RootElement));
-        }
-        catch (JsonException exception)
-        {
-            throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
-        }
+        using JsonDocument document = TokenizerFiles.ParseJson(path, bytes);
+        return ReadRoot(new JsonPart(path, "", document.RootElement));
     }
 
     private static TokenizerDefinition ReadRoot(JsonPart root)
@@ -133,7 +124,7 @@ internal static class TokenizerJsonReader
 
     private static UnigramModel<double> ReadUnigram(JsonPart model, Dictionary<string, int> vocabulary)
     {
-        int unknown = model["unk_id"].Number();
+        int? unknown = model["unk_id"].IsNull ? null : model["unk_id"].Number();
         if (unknown >= vocabulary.Count)
         {
             throw model["unk_id"].Error($"{unknown} is not in the vocabulary of {vocabulary.Count} pieces");
@@ -146,7 +137,7 @@ internal static class TokenizerJsonReader
             pieces.Add((pair[0].Text(), pieces.Count, pair[1].Fraction()));
         }
 
-        return new UnigramModel<double>(pieces, pieces.Min(piece => piece.Item3), unknown, model["byte_fallback"].Flag(absent: false) ? ByteTokens.IdsIn(vocabulary) : null, looksUpUnknown: true);
+        return new UnigramModel<double>(pieces, pieces.Select(piece => piece.Item3).DefaultIfEmpty(0).Min(), unknown, model["byte_fallback"].Flag(absent: false) ? ByteTokens.IdsIn(vocabulary) : null, looksUpUnknown: true);
     }
 
     private static TokenModel ReadModel(JsonPart model, Dictionary<string, int> vocabulary)

@@ -90,28 +90,31 @@ internal sealed class UnigramModel<T> : TokenModel
 
     private readonly PieceTrie trie;
     private readonly UnigramLattice<T> lattice;
+
+    /// <summary>Negative where the vocabulary has no unknown token.</summary>
     private readonly int unknownId;
+
     private readonly int[]? byteIds;
     private readonly bool looksUpUnknown;
 
-    /// <param name="pieces">What a text may be cut into. Ids count from 0 and are all below that of <paramref name="unknownId"/> or the number of pieces.</param>
+    /// <param name="pieces">What a text may be cut into. Ids count from 0.</param>
     /// <param name="worst">The smallest score of an ordinary piece.</param>
-    /// <param name="unknownId">Of what has no piece; one for each unbroken run of it.</param>
+    /// <param name="unknownId">Of what has no piece; one for each unbroken run of it. Null: a text with such characters is refused.</param>
     /// <param name="byteIds">The ids of the 256 bytes (-1: there is none), where unknown characters are written in bytes; else null.</param>
     /// <param name="looksUpUnknown">Whether a run of unknown characters that is a piece itself is that piece, as tokenizer.json has it.</param>
-    public UnigramModel(IReadOnlyList<(string Text, int Id, T Score)> pieces, T worst, int unknownId, int[]? byteIds, bool looksUpUnknown)
+    public UnigramModel(IReadOnlyList<(string Text, int Id, T Score)> pieces, T worst, int? unknownId, int[]? byteIds, bool looksUpUnknown)
     {
-        this.unknownId = unknownId;
+        this.unknownId = unknownId ?? -1;
         this.byteIds = byteIds;
         this.looksUpUnknown = looksUpUnknown;
         trie = new PieceTrie([.. pieces.Select(piece => (piece.Text, piece.Id))]);
-        var scores = new T[Math.Max(unknownId, pieces.Select(piece => piece.Id).DefaultIfEmpty(0).Max()) + 1];
+        var scores = new T[Math.Max(this.unknownId, pieces.Select(piece => piece.Id).DefaultIfEmpty(0).Max()) + 1];
         foreach ((_, int id, T score) in pieces)
         {
             scores[id] = score;
         }
 
-        lattice = new UnigramLattice<T>(trie, scores, unknownId, worst - T.CreateChecked(UnknownPenalty));
+        lattice = new UnigramLattice<T>(trie, scores, this.unknownId, worst - T.CreateChecked(UnknownPenalty));
     }
 
     public override void Encode(ReadOnlySpan<char> word, Scratch scratch, List<int> destination)
@@ -149,6 +152,11 @@ internal sealed class UnigramModel<T> : TokenModel
 
     private void AddUnknown(ReadOnlySpan<char> run, List<int> destination)
     {
+        if (unknownId < 0)
+        {
+            throw new FormatException($"no piece of its vocabulary is '{run[..Math.Min(run.Length, 20)]}', and it has no unk_id");
+        }
+
         if (looksUpUnknown && trie.Longest(run, out int length) is >= 0 and var whole && length == run.Length)
         {
             destination.Add(whole);
