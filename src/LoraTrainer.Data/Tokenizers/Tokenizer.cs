@@ -99,7 +99,7 @@ public sealed class Tokenizer
     /// <param name="tokens">Not empty each.</param>
     public Tokenizer WithTokens(IReadOnlyList<string> tokens)
     {
-        IReadOnlyList<(string Content, int Id)> more = Unknown(tokens);
+        List<(string Content, int Id)> more = Unknown(tokens);
         return more.Count == 0 ? this
             : TokenizerFiles.IsJson(SourcePath) ? new Tokenizer(SourcePath, TokenizerJsonReader.Read(SourcePath, TokenizerFiles.WithTokens(SourcePath, more).Content), SpecialTokens)
             : new Tokenizer(SourcePath, TokenizerFiles.With(definition, more), SpecialTokens);

@@ -135,7 +135,7 @@ internal static class TokenizerFiles
         };
     }
 
-    public static bool IsJson(string file) => Path.GetExtension(file).Equals(".json", StringComparison.OrdinalIgnoreCase);
+    public static bool IsJson(string file) => !Path.GetExtension(file).Equals(".model", StringComparison.OrdinalIgnoreCase);
 
     /// <summary>More tokens of a definition; what <see cref="WithTokens"/> writes reads as this.</summary>
     public static TokenizerDefinition With(TokenizerDefinition definition, IReadOnlyList<(string Content, int Id)> tokens) => definition with

@@ -204,6 +204,23 @@ public class TokenizerTests
         Assert.Equal(expected, actual);
     }
 
+    /// <summary>Words seen before cost no memory: what is left is the result, and a few strings per text.</summary>
+    [Fact]
+    public void Encode_KnownWords_AllocatesLittleBesideTheResult()
+    {
+        Tokenizer tokenizer = Tokenizer.Load(Fixtures.Golden("tokenizers/llama3_style"));
+        string text = string.Concat(Enumerable.Range(0, 2000).Select(i => $" word{i % 50} it's 12345, café\n"));
+        for (int i = 0; i < 3; i++)
+        {
+            tokenizer.Encode(text, addSpecialTokens: true);
+        }
+
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        int[] ids = tokenizer.Encode(text, addSpecialTokens: true);
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 4 * ids.Length, (4 * ids.Length) + 1024);
+        Assert.True(ids.Length > 10_000);
+    }
+
     [Fact]
     public void StreamingDecoder_SplitCharacter_IsHeldUntilComplete()
     {
