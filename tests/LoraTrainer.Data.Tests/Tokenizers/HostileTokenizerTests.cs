@@ -112,10 +112,10 @@ public class HostileTokenizerTests(ITestOutputHelper output)
     [Fact]
     public void Encode_NestedUnusedPieces_AreTakenApart()
     {
-        SentencePieceWriter model = new SentencePieceWriter().Piece("<unk>", 0, PieceKind.Unknown).Piece("a", -1).Piece("b", -2);
+        SentencePieceWriter model = new SentencePieceWriter().Piece("<unk>", 0, (int)PieceKind.Unknown).Piece("a", -1).Piece("b", -2);
         for (int length = 2; length <= 256; length++)
         {
-            model.Piece("b" + new string('a', length - 1), -length, PieceKind.Unused);
+            model.Piece("b" + new string('a', length - 1), -length, (int)PieceKind.Unused);
         }
 
         Tokenizer tokenizer = LoadModel(model.Message(2, trainer => trainer.Number(3, 2)).Message(3, normalizer => normalizer.Number(3, 0)));
@@ -154,8 +154,8 @@ public class HostileTokenizerTests(ITestOutputHelper output)
     }
 
     private static SentencePieceWriter Model(int type) => new SentencePieceWriter()
-        .Piece("<unk>", 0, PieceKind.Unknown).Piece("<s>", 0, PieceKind.Control).Piece("</s>", 0, PieceKind.Control).Bytes()
-        .Piece("ab", -1).Piece("▁ab", -2).Piece("▁▁", -3).Piece("bc", -4, PieceKind.Unused).Piece("▁", -5).Piece("a", -6).Piece("b", -7).Piece("aa", -8).Piece("<u>", 0, PieceKind.UserDefined)
+        .Piece("<unk>", 0, (int)PieceKind.Unknown).Piece("<s>", 0, (int)PieceKind.Control).Piece("</s>", 0, (int)PieceKind.Control).Bytes()
+        .Piece("ab", -1).Piece("▁ab", -2).Piece("▁▁", -3).Piece("bc", -4, (int)PieceKind.Unused).Piece("▁", -5).Piece("a", -6).Piece("b", -7).Piece("aa", -8).Piece("<u>", 0, (int)PieceKind.UserDefined)
         .Message(2, trainer => trainer.Number(3, type).Number(35, 1))
         .Message(3, normalizer => normalizer.Number(3, 1).Number(4, 0).Number(5, 1));
 

@@ -157,17 +157,17 @@ public sealed class ModelFileTests : IDisposable
         { "text", Encoding.UTF8.GetBytes("hello"), "field 13 at byte 2 has the wire type 4" },
         { "cut", Bpe().ToArray()[..^1], "field 3 has 6 bytes from byte 4515 on; only 5 are left" },
         { "no unknown", new SentencePieceWriter().Piece("a").ToArray(), "none of its 1 pieces is of the kind 'unknown'" },
-        { "two unknowns", new SentencePieceWriter().Piece("a", 0, PieceKind.Unknown).Piece("b", 0, PieceKind.Unknown).ToArray(), "the pieces 0 and 1 are both of the kind 'unknown'" },
-        { "twice", new SentencePieceWriter().Piece("a", 0, PieceKind.Unknown).Piece("b").Piece("b").ToArray(), "the pieces 1 and 2 are both 'b'" },
+        { "two unknowns", new SentencePieceWriter().Piece("a", 0, (int)PieceKind.Unknown).Piece("b", 0, (int)PieceKind.Unknown).ToArray(), "the pieces 0 and 1 are both of the kind 'unknown'" },
+        { "twice", new SentencePieceWriter().Piece("a", 0, (int)PieceKind.Unknown).Piece("b").Piece("b").ToArray(), "the pieces 1 and 2 are both 'b'" },
         { "empty piece", new SentencePieceWriter().Piece("").ToArray(), "piece 0 has 0 characters; expected 1 to 256" },
         { "long piece", new SentencePieceWriter().Piece(new string('a', 257)).ToArray(), "piece 0 has 257 characters; expected 1 to 256" },
-        { "kind", new SentencePieceWriter().Piece("a", 0, (PieceKind)7).ToArray(), "piece 0 is of kind 7; expected 1 to 6" },
+        { "kind", new SentencePieceWriter().Piece("a", 0, 7).ToArray(), "piece 0 is of kind 7; expected 1 to 6" },
         { "score", new SentencePieceWriter().Piece("a", float.NaN).ToArray(), "is not a finite number" },
         { "not UTF-8", new SentencePieceWriter().Message(1, piece => piece.Blob(1, [0xFF])).ToArray(), "is not valid UTF-8" },
-        { "word model", new SentencePieceWriter().Piece("<unk>", 0, PieceKind.Unknown).Message(2, trainer => trainer.Number(3, 3)).ToArray(), "its model_type is 3; supported: 1 (unigram) and 2 (BPE)" },
-        { "bytes", new SentencePieceWriter().Piece("<unk>", 0, PieceKind.Unknown).Message(2, trainer => trainer.Number(35, 1)).ToArray(), "it writes unknown characters in bytes but has no piece <0x00> of the kind 'byte'" },
-        { "map", new SentencePieceWriter().Piece("<unk>", 0, PieceKind.Unknown).Message(3, normalizer => normalizer.Blob(2, [1, 0, 0, 0])).ToArray(), "the character map's trie has 1 bytes; expected a multiple of 4 from 4 to 0" },
-        { "denormalizer", new SentencePieceWriter().Piece("<unk>", 0, PieceKind.Unknown).Message(5, normalizer => normalizer.Blob(2, [0])).ToArray(), "it has a map of characters for decoding (denormalizer_spec), which is not supported" },
+        { "word model", new SentencePieceWriter().Piece("<unk>", 0, (int)PieceKind.Unknown).Message(2, trainer => trainer.Number(3, 3)).ToArray(), "its model_type is 3; supported: 1 (unigram) and 2 (BPE)" },
+        { "bytes", new SentencePieceWriter().Piece("<unk>", 0, (int)PieceKind.Unknown).Message(2, trainer => trainer.Number(35, 1)).ToArray(), "it writes unknown characters in bytes but has no piece <0x00> of the kind 'byte'" },
+        { "map", new SentencePieceWriter().Piece("<unk>", 0, (int)PieceKind.Unknown).Message(3, normalizer => normalizer.Blob(2, [1, 0, 0, 0])).ToArray(), "the character map's trie has 1 bytes; expected a multiple of 4 from 4 to 0" },
+        { "denormalizer", new SentencePieceWriter().Piece("<unk>", 0, (int)PieceKind.Unknown).Message(5, normalizer => normalizer.Blob(2, [0])).ToArray(), "it has a map of characters for decoding (denormalizer_spec), which is not supported" },
         { "group", [0x0B], "has the wire type 3; expected 0, 1, 2 or 5" },
         { "wire type", new SentencePieceWriter().Number(1, 7).ToArray(), "has the wire type 0; expected bytes" },
         { "length", [0x0A, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01], "field 1 has 18446744073709551615 bytes" },
@@ -243,7 +243,7 @@ public sealed class ModelFileTests : IDisposable
     private const int PieceCount = 3 + 256 + 8;
 
     private static SentencePieceWriter Bpe() => new SentencePieceWriter()
-        .Piece("<unk>", 0, PieceKind.Unknown).Piece("<s>", 0, PieceKind.Control).Piece("</s>", 0, PieceKind.Control).Bytes()
+        .Piece("<unk>", 0, (int)PieceKind.Unknown).Piece("<s>", 0, (int)PieceKind.Control).Piece("</s>", 0, (int)PieceKind.Control).Bytes()
         .Piece("ab", -1).Piece("▁ab", -2).Piece("▁▁", -3).Piece("bc", -4).Piece("▁", -5).Piece("a", -6).Piece("b", -7).Piece("c", -8)
         .Message(2, trainer => trainer.Number(3, 2).Number(35, 1))
         .Message(3, normalizer => normalizer.Number(3, 1).Number(4, 0).Number(5, 1));

@@ -1,25 +1,29 @@
 using System.Buffers.Binary;
+using System.Globalization;
 using System.Text;
-using LoraTrainer.Data.Tokenizers;
 
-namespace LoraTrainer.Data.Tests.Tokenizers;
+namespace LoraTrainer.TestSupport;
 
 /// <summary>Makes the bytes of a SentencePiece model.</summary>
-internal sealed class SentencePieceWriter
+public sealed class SentencePieceWriter
 {
     private readonly List<byte> bytes = [];
 
     public byte[] ToArray() => [.. bytes];
 
-    public SentencePieceWriter Piece(string text, float score = 0, PieceKind kind = PieceKind.Normal)
-        => Message(1, piece => piece.Text(1, text).Single(2, score).Number(3, (int)kind));
+    /// <summary>A piece.</summary>
+    /// <param name="text">Its text, a space written as U+2581.</param>
+    /// <param name="score">Of two, the one with the higher score goes first.</param>
+    /// <param name="kind">1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.</param>
+    public SentencePieceWriter Piece(string text, float score = 0, int kind = 1)
+        => Message(1, piece => piece.Text(1, text).Real(2, score).Number(3, kind));
 
     /// <summary>The 256 bytes.</summary>
     public SentencePieceWriter Bytes()
     {
         for (int b = 0; b < 256; b++)
         {
-            Piece($"<0x{b:X2}>", 0, PieceKind.Byte);
+            Piece(string.Create(CultureInfo.InvariantCulture, $"<0x{b:X2}>"), 0, kind: 6);
         }
 
         return this;
@@ -49,7 +53,7 @@ internal sealed class SentencePieceWriter
         return this;
     }
 
-    public SentencePieceWriter Single(int field, float value)
+    public SentencePieceWriter Real(int field, float value)
     {
         Varint(((ulong)field << 3) | 5);
         Span<byte> four = stackalloc byte[4];
