@@ -303,7 +303,8 @@ public sealed class RunFolder
         CopyTokenizer(config.BaseModel, folder);
         if (config.Data.Tokens.Count > 0)
         {
-            AtomicFile.WriteAllBytes(Path.Combine(folder, "tokenizer.json"), Tokenizer.Load(config.BaseModel).JsonWithTokens(config.Data.Tokens));
+            (string name, byte[] content) = Tokenizer.Load(config.BaseModel).FileWithTokens(config.Data.Tokens);
+            AtomicFile.WriteAllBytes(Path.Combine(folder, name), content);
         }
 
         return weights;

@@ -179,7 +179,7 @@ internal sealed class Session
     /// <summary>Rows that were trained for some tokens must not become those of others.</summary>
     private void RefuseOtherTokens(string folder)
     {
-        if (!File.Exists(Path.Combine(folder, "tokenizer.json")))
+        if (!Tokenizer.IsIn(folder))
         {
             return;
         }

@@ -21,6 +21,7 @@ var report = new BenchmarkReport(args.FirstOrDefault(argument => argument != "--
 bool complete = GemmBenchmarks.Run(report);
 StepBenchmarks.Run(report);
 MemoryBenchmarks.Run(report);
+TokenizerBenchmarks.Run(report);
 RunBenchmarks.Run(report);
 CheckpointBenchmarks.Run(report);
 QuantizedCacheBenchmarks.Run(report);

@@ -93,6 +93,18 @@ public sealed class AdapterMethodTests : IDisposable
         Assert.Contains("embed_tokens and lm_head would not be trained. Write lora_modules_to_save: [embed_tokens, lm_head].", refused.Error, StringComparison.Ordinal);
     }
 
+    /// <summary>A base as SentencePiece's models are published: no tokenizer.json.</summary>
+    [Fact]
+    public async Task TokenizerModel_IsTrainedWith_AndKeptWithItsNewTokens()
+    {
+        File.Delete(run.PathOf("base/tokenizer.json"));
+        await File.WriteAllBytesAsync(run.PathOf("base/tokenizer.model"), TinyRun.SentencePieceModel(), TestContext.Current.CancellationToken);
+        await EndsAsync(0, "train", "tiny.yaml", "--set", "tokens=['q=']", "--set", "lora_modules_to_save=[embed_tokens, lm_head]");
+        Assert.Equal("{\"q=\":31}", (await File.ReadAllTextAsync(run.PathOf("out/added_tokens.json"), TestContext.Current.CancellationToken)).ReplaceLineEndings("").Replace(" ", "", StringComparison.Ordinal));
+        Assert.True(File.Exists(run.PathOf("out/tokenizer.model")));
+        await EndsAsync(0, "generate", "out", "--prompt", "abq=", "--max-new-tokens", "4");
+    }
+
     [Theory]
     [InlineData("peft_init_lora_weights=olora", "peft_use_dora=true", "Keep one of the two.")]
     [InlineData("lora_modules_to_save=[lm_haed]", "seed=1", "lora_modules_to_save: 'lm_haed' matches no module of the model. Did you mean lm_head?")]

@@ -61,7 +61,7 @@ public sealed class VerbTests
         Assert.True(planned.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt64() > 0);
         Assert.True(planned.RootElement.GetProperty("flops_per_token").GetDouble() > 0);
         Assert.Equal(JsonValueKind.Null, planned.RootElement.GetProperty("tokens").ValueKind);
-        Assert.Contains("shape has no tokenizer.json", plan.Error, StringComparison.Ordinal);
+        Assert.Contains("shape has no tokenizer.json or tokenizer.model", plan.Error, StringComparison.Ordinal);
     }
 
     [Fact]

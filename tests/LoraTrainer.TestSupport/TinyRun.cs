@@ -69,6 +69,18 @@ public static class TinyRun
         File.WriteAllText(Path.Combine(folder, "tokenizer_config.json"), """{"bos_token":"<s>","eos_token":"</s>","tokenizer_class":"PreTrainedTokenizerFast"}""");
     }
 
+    /// <summary>The letters that the rows have, as a tokenizer.model of SentencePiece: an unknown piece, <c>&lt;s&gt;</c>, <c>&lt;/s&gt;</c>, a to z, = and U+2581.</summary>
+    public static byte[] SentencePieceModel()
+    {
+        SentencePieceWriter model = new SentencePieceWriter().Piece("<unk>", kind: 2).Piece("<s>", kind: 3).Piece("</s>", kind: 3);
+        foreach (char letter in "abcdefghijklmnopqrstuvwxyz=\u2581")
+        {
+            model.Piece(letter.ToString(), -1);
+        }
+
+        return model.Message(2, trainer => trainer.Number(3, 2)).Message(3, normalizer => normalizer.Number(4, 0)).ToArray();
+    }
+
     /// <summary>Writes rows in alpaca's form whose lengths differ between a few and about <paramref name="longest"/> letters.</summary>
     public static void WriteData(string path, int rows, int longest = 40, int seed = 2)
     {

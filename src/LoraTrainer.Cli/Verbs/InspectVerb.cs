@@ -325,9 +325,9 @@ internal static class InspectVerb
 
     private static string Tokenizing(string path, ModelConfig config)
     {
-        if (!File.Exists(Path.Combine(path, "tokenizer.json")))
+        if (!Tokenizer.IsIn(path))
         {
-            return "none (no tokenizer.json)";
+            return "none (no tokenizer.json or tokenizer.model)";
         }
 
         Tokenizer tokenizer = Tokenizer.Load(path);

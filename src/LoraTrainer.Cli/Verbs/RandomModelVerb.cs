@@ -1,4 +1,5 @@
 using System.CommandLine;
+using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training;
@@ -35,9 +36,9 @@ internal static class RandomModelVerb
             throw new TrainingSetupException($"{output} is not empty, and nothing is overwritten. Choose another folder.");
         }
 
-        if (tokenizer is not null && !File.Exists(Path.Combine(tokenizer, "tokenizer.json")))
+        if (tokenizer is not null && !Tokenizer.IsIn(tokenizer))
         {
-            throw new TrainingSetupException($"{tokenizer} has no tokenizer.json. Give a folder that has one, or leave --tokenizer out.");
+            throw new TrainingSetupException($"{tokenizer} has no tokenizer.json or tokenizer.model. Give a folder that has one, or leave --tokenizer out.");
         }
 
         Directory.CreateDirectory(output);

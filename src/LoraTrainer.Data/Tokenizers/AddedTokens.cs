@@ -17,26 +17,18 @@ internal sealed record AddedToken(int Id, string Content, string Text, bool Sing
 /// <summary>Finds added tokens in a text: leftmost, longest first, without overlap.</summary>
 internal sealed class AddedTokenMatcher
 {
-    private readonly Dictionary<string, AddedToken> tokens = new(StringComparer.Ordinal);
-    private readonly Dictionary<string, AddedToken>.AlternateLookup<ReadOnlySpan<char>> lookup;
+    /// <summary>At each place of a text the longest token is walked to, so its length counts.</summary>
+    public const int LongestToken = 1024;
+
+    private readonly AddedToken[] tokens;
+    private readonly PieceTrie trie;
     private readonly SearchValues<char> firstChars;
-    private readonly Dictionary<char, int[]> lengthsByFirstChar;
 
     public AddedTokenMatcher(IEnumerable<AddedToken> all, bool normalized)
     {
-        foreach (AddedToken token in all)
-        {
-            if (token.Normalized == normalized && token.Text.Length > 0)
-            {
-                tokens.TryAdd(token.Text, token);
-            }
-        }
-
-        lookup = tokens.GetAlternateLookup<ReadOnlySpan<char>>();
-        firstChars = SearchValues.Create([.. tokens.Keys.Select(text => text[0]).Distinct()]);
-        lengthsByFirstChar = tokens.Keys.GroupBy(text => text[0]).ToDictionary(
-            group => group.Key,
-            group => group.Select(text => text.Length).Distinct().OrderDescending().ToArray());
+        tokens = [.. all.Where(token => token.Normalized == normalized && token.Text.Length > 0)];
+        trie = new PieceTrie([.. tokens.Select((token, index) => (token.Text, index))]);
+        firstChars = SearchValues.Create([.. tokens.Select(token => token.Text[0]).Distinct()]);
     }
 
     /// <summary>A stretch of text, or the added token found there.</summary>
@@ -49,7 +41,7 @@ internal sealed class AddedTokenMatcher
     /// <param name="mayTake">Whether a special token counts that stands from the first place to before the second; null: each does.</param>
     public void Split(ReadOnlySpan<char> text, bool takeSpecial, List<Piece> pieces, Func<int, int, bool>? mayTake = null)
     {
-        int done = 0;
+        int done = 0, whiteUntil = 0;
         for (int at = 0; Find(text, at, out int start, out AddedToken? token);)
         {
             int end = start + token!.Text.Length;
@@ -68,9 +60,16 @@ internal sealed class AddedTokenMatcher
                 }
             }
 
-            while (token.StripRight && end < text.Length && UnicodeTables.IsWhiteSpace(text[end]))
+            if (token.StripRight)
             {
-                end++;
+                // Tokens of white space that swallow what follows them find the same run again.
+                end = Math.Max(end, whiteUntil);
+                while (end < text.Length && UnicodeTables.IsWhiteSpace(text[end]))
+                {
+                    end++;
+                }
+
+                whiteUntil = end;
             }
 
             if (start > done)
@@ -104,12 +103,10 @@ internal sealed class AddedTokenMatcher
             }
 
             start += skip;
-            foreach (int length in lengthsByFirstChar[text[start]])
+            if (trie.Longest(text[start..], out _) is >= 0 and var found)
             {
-                if (length <= text.Length - start && lookup.TryGetValue(text.Slice(start, length), out token))
-                {
-                    return true;
-                }
+                token = tokens[found];
+                return true;
             }
         }
     }

@@ -1,4 +1,3 @@
-using System.Globalization;
 using System.Text;
 
 namespace LoraTrainer.Data.Tokenizers;
@@ -8,14 +7,45 @@ internal abstract record Decoder
 {
     public abstract List<string> Apply(List<string> tokens);
 
+    private static int Length(List<string> tokens)
+    {
+        long length = 0;
+        foreach (string token in tokens)
+        {
+            length += token.Length;
+        }
+
+        return (int)Math.Min(length, int.MaxValue);
+    }
+
     public sealed record Sequence(IReadOnlyList<Decoder> Steps) : Decoder
     {
-        public override List<string> Apply(List<string> tokens) => Steps.Aggregate(tokens, (current, step) => step.Apply(current));
+        public override List<string> Apply(List<string> tokens)
+        {
+            int original = Length(tokens);
+            foreach (Decoder step in Steps)
+            {
+                tokens = step.Apply(tokens);
+                Normalizer.CheckGrowth(Length(tokens), original);
+            }
+
+            return tokens;
+        }
     }
 
     public sealed record Replace(TextPattern Pattern, string Content) : Decoder
     {
-        public override List<string> Apply(List<string> tokens) => tokens.ConvertAll(token => Pattern.Replace(token, Content));
+        public override List<string> Apply(List<string> tokens)
+        {
+            int original = Length(tokens);
+            long total = 0;
+            return tokens.ConvertAll(token =>
+            {
+                string replaced = Pattern.Replace(token, Content);
+                Normalizer.CheckGrowth(total += replaced.Length, original);
+                return replaced;
+            });
+        }
     }
 
     public sealed record Fuse : Decoder
@@ -54,7 +84,7 @@ internal abstract record Decoder
             var run = new List<byte>();
             foreach (string token in tokens)
             {
-                if (ByteOf(token) is { } value)
+                if (ByteTokens.ByteOf(token) is { } value)
                 {
                     run.Add(value);
                     continue;
@@ -77,12 +107,6 @@ internal abstract record Decoder
                 }
             }
         }
-
-        private static byte? ByteOf(string token)
-            => token.Length == 6 && token.StartsWith("<0x", StringComparison.Ordinal) && token[5] == '>'
-                && byte.TryParse(token.AsSpan(token[3] == '+' ? 4 : 3, token[3] == '+' ? 1 : 2), NumberStyles.AllowHexSpecifier, CultureInfo.InvariantCulture, out byte value)
-                ? value
-                : null;
     }
 
     /// <summary>The byte-level alphabet back to bytes over the whole list, then UTF-8 with U+FFFD per maximal invalid part.</summary>
@@ -97,6 +121,59 @@ internal abstract record Decoder
             }
 
             return [Encoding.UTF8.GetString(System.Runtime.InteropServices.CollectionsMarshal.AsSpan(bytes))];
+        }
+    }
+
+    /// <summary>SentencePiece's own. Byte pieces are bytes, with one U+FFFD per byte that is part of no character.</summary>
+    /// <param name="Unknown">The piece of what has none.</param>
+    /// <param name="UnknownSurface">What it is written as.</param>
+    /// <param name="Bytes">The pieces that are bytes.</param>
+    /// <param name="DropsFirstSpace">Whether a space at the very beginning is taken off.</param>
+    /// <param name="DropsAllFirstSpaces">Whether that goes on as long as there is no text.</param>
+    public sealed record SentencePiece(string Unknown, string UnknownSurface, HashSet<string> Bytes, bool DropsFirstSpace, bool DropsAllFirstSpaces) : Decoder
+    {
+        public override List<string> Apply(List<string> tokens)
+        {
+            var text = new StringBuilder();
+            var run = new List<byte>();
+            bool atStart = DropsFirstSpace;
+            foreach (string token in tokens)
+            {
+                if (Bytes.Contains(token) && ByteTokens.ByteOf(token) is { } value)
+                {
+                    run.Add(value);
+                    continue;
+                }
+
+                Flush();
+                atStart &= text.Length == 0;
+                if (token == Unknown)
+                {
+                    text.Append(UnknownSurface);
+                    continue;
+                }
+
+                bool drops = atStart && token.StartsWith(SafeCuts.Space);
+                atStart &= !drops || DropsAllFirstSpaces;
+                text.Append(token, drops ? 1 : 0, token.Length - (drops ? 1 : 0)).Replace(SafeCuts.Space, ' ', text.Length - token.Length + (drops ? 1 : 0), token.Length - (drops ? 1 : 0));
+            }
+
+            Flush();
+            return [text.ToString()];
+
+            void Flush()
+            {
+                ReadOnlySpan<byte> bytes = System.Runtime.InteropServices.CollectionsMarshal.AsSpan(run);
+                Span<char> units = stackalloc char[2];
+                while (!bytes.IsEmpty)
+                {
+                    bool isCharacter = Rune.DecodeFromUtf8(bytes, out Rune rune, out int length) == System.Buffers.OperationStatus.Done;
+                    text.Append(units[..rune.EncodeToUtf16(units)]);
+                    bytes = bytes[(isCharacter ? length : 1)..];
+                }
+
+                run.Clear();
+            }
         }
     }
 

@@ -28,9 +28,10 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
     {
         foreach (JsonProperty member in Members())
         {
-            if (!names.Contains(member.Name))
+            string name = NameOf(member);
+            if (!names.Contains(name))
             {
-                throw Error($"the key '{member.Name}' is not supported; known here: {string.Join(", ", names!)}");
+                throw Error($"the key '{name}' is not supported; known here: {string.Join(", ", names!)}");
             }
         }
 
@@ -41,6 +42,19 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
     {
         Expect(JsonValueKind.Object);
         return element.EnumerateObject();
+    }
+
+    /// <summary>The name of one of the members.</summary>
+    public string NameOf(JsonProperty member)
+    {
+        try
+        {
+            return member.Name;
+        }
+        catch (InvalidOperationException exception)
+        {
+            throw Error("a name is not valid Unicode (a surrogate without its partner)", exception);
+        }
     }
 
     public List<JsonPart> Items()
@@ -93,7 +107,7 @@ internal readonly struct JsonPart(string file, string place, JsonElement element
     public double Fraction()
     {
         Expect(JsonValueKind.Number);
-        return element.GetDouble();
+        return element.TryGetDouble(out double value) && double.IsFinite(value) ? value : throw Error($"expected a number, found {element.GetRawText()}");
     }
 
     private void Expect(JsonValueKind kind)

@@ -25,7 +25,7 @@ internal sealed class PreTokenizedText
     private readonly SplitPattern.Scratch scratch = new();
     private readonly List<(int Start, int End, bool IsMatch)> pieces = [];
     private char[] text = new char[256], spareText = new char[256];
-    private int length;
+    private int length, originalLength;
     private List<(int Start, int End)> ranges = [], spareRanges = [];
 
     /// <summary>Whether the first character is the first of the whole text.</summary>
@@ -38,13 +38,14 @@ internal sealed class PreTokenizedText
     public void Set(ReadOnlySpan<char> piece, bool atTextStart)
     {
         AtTextStart = atTextStart;
-        length = piece.Length;
+        length = originalLength = piece.Length;
         if (text.Length < length)
         {
             text = new char[length + (length / 2)];
         }
 
         piece.CopyTo(text);
+        scratch.Refill(length);
         ranges.Clear();
         if (length > 0)
         {
@@ -108,6 +109,7 @@ internal sealed class PreTokenizedText
         }
 
         length = written;
+        Normalizer.CheckGrowth(length, originalLength);
         (text, spareText) = (spareText, text);
         (ranges, spareRanges) = (spareRanges, ranges);
 

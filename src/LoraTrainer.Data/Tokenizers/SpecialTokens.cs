@@ -1,5 +1,4 @@
 using System.Text.Json;
-using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Tokenizers;
 
@@ -14,6 +13,9 @@ public sealed record SpecialTokens
 
     public string? Unknown { get; init; }
 
+    /// <summary>These, and those of <paramref name="others"/> where these do not say.</summary>
+    internal SpecialTokens Or(SpecialTokens others) => new() { Bos = Bos ?? others.Bos, Eos = Eos ?? others.Eos, Pad = Pad ?? others.Pad, Unknown = Unknown ?? others.Unknown };
+
     /// <summary>From tokenizer_config.json; what it does not name, from special_tokens_map.json.</summary>
     internal static SpecialTokens Read(string folder)
     {
@@ -24,21 +26,13 @@ public sealed record SpecialTokens
             foreach (string name in (ReadOnlySpan<string>)["tokenizer_config.json", "special_tokens_map.json"])
             {
                 string path = Path.Combine(folder, name);
-                if (!File.Exists(path))
+                if (TokenizerFiles.ReadJson(path) is not { } file)
                 {
                     continue;
                 }
 
-                try
-                {
-                    files.Add(JsonDocument.Parse(File.ReadAllBytes(path)));
-                }
-                catch (JsonException exception)
-                {
-                    throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
-                }
-
-                roots.Add(new JsonPart(path, "", files[^1].RootElement));
+                files.Add(file);
+                roots.Add(new JsonPart(path, "", file.RootElement));
             }
 
             return new SpecialTokens { Bos = Find("bos_token"), Eos = Find("eos_token"), Pad = Find("pad_token"), Unknown = Find("unk_token") };

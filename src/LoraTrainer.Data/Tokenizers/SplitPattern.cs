@@ -48,7 +48,24 @@ internal sealed class SplitPattern
     /// <summary>Memory that matching reuses; one per thread.</summary>
     public sealed class Scratch
     {
+        /// <summary>Patterns of real tokenizers take a few dozen steps per character; one that takes many more is a trap.</summary>
+        private const int StepsPerCharacter = 500, AlwaysAllowed = 1 << 20;
+
         internal (int Instruction, int Position, int Floor)[] Stack = new (int, int, int)[64];
+
+        private long stepsLeft = AlwaysAllowed;
+
+        /// <summary>Allows the steps for another text.</summary>
+        public void Refill(int length) => stepsLeft = AlwaysAllowed + ((long)StepsPerCharacter * length);
+
+        internal void Take(int steps)
+        {
+            stepsLeft -= steps;
+            if (stepsLeft < 0)
+            {
+                throw new FormatException("its pattern tries too many ways to match this text; such a pattern is taken for damaged");
+            }
+        }
     }
 
     /// <exception cref="FormatException">The pattern uses something that is not supported; the message names it.</exception>
@@ -138,6 +155,7 @@ internal sealed class SplitPattern
                         }
                     }
 
+                    scratch.Take(count);
                     if (count < instruction.Min)
                     {
                         failed = true;
@@ -196,6 +214,7 @@ internal sealed class SplitPattern
 
             if (failed)
             {
+                scratch.Take(1);
                 if (depth == stackBase)
                 {
                     return -1;

@@ -42,15 +42,12 @@ public sealed class StreamingDecoder
     {
         int common = shown.AsSpan().CommonPrefixLength(text);
         string added = text[common..];
-        if (added.Length > 0)
+        shown = text;
+        if (added.AsSpan().ContainsAnyExcept(' '))
         {
-            // The tokens shown now stay as context, so that a space at their border is decoded as inside a text.
+            // The tokens shown now stay as context, so that a space at their border is decoded as inside a text. Spaces alone would not do: some decoders drop all that a text begins with.
             window.RemoveRange(0, shownTokens);
             shown = Decode();
-        }
-        else
-        {
-            shown = text;
         }
 
         shownTokens = window.Count;

@@ -1,20 +1,15 @@
 using System.Collections.Concurrent;
-using System.Text.Encodings.Web;
-using System.Text.Json;
-using System.Text.Json.Nodes;
 using LoraTrainer.Data.Tokenizers.Unicode;
 
 namespace LoraTrainer.Data.Tokenizers;
 
 /// <summary>
-/// Text to token ids and back, as the tokenizers library does it from the same tokenizer.json:
+/// Text to token ids and back, as the libraries do it from the same files (tokenizers from tokenizer.json, SentencePiece and tiktoken from tokenizer.model):
 /// added tokens -> normalizer -> pre-tokenizer -> model -> post-processor, and the decoder on the way back.
 /// Immutable; may be used from several threads at once.
 /// </summary>
 public sealed class Tokenizer
 {
-    private static readonly JsonSerializerOptions FileOptions = new() { WriteIndented = true, Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping };
-
     private readonly TokenizerDefinition definition;
     private readonly AddedTokenMatcher rawMatcher, normalizedMatcher;
     private readonly bool hasNormalizedTokens;
@@ -27,7 +22,7 @@ public sealed class Tokenizer
     {
         this.definition = definition;
         SourcePath = path;
-        SpecialTokens = specialTokens;
+        SpecialTokens = specialTokens = specialTokens.Or(definition.Roles);
         rawMatcher = new AddedTokenMatcher(definition.AddedTokens, normalized: false);
         normalizedMatcher = new AddedTokenMatcher(definition.AddedTokens, normalized: true);
         hasNormalizedTokens = definition.AddedTokens.Any(token => token.Normalized);
@@ -55,7 +50,7 @@ public sealed class Tokenizer
     {
         public readonly List<AddedTokenMatcher.Piece> RawPieces = [], NormalizedPieces = [];
         public readonly PreTokenizedText Text = new();
-        public readonly BpeModel.Scratch Model = new();
+        public readonly TokenModel.Scratch Model = new();
         public readonly List<int> Ids = [];
     }
 
@@ -84,51 +79,44 @@ public sealed class Tokenizer
     public IReadOnlyList<string> Notices => definition.Notices;
 
     /// <summary>Reads a tokenizer.</summary>
-    /// <param name="path">A tokenizer.json file or the folder that has one.</param>
+    /// <param name="path">A folder, of which tokenizer.json is taken where it has one, else tokenizer.model; or one of these files.</param>
     /// <exception cref="TokenizerFormatException">The file is damaged or uses something that is not supported.</exception>
     public static Tokenizer Load(string path)
     {
-        string file = Directory.Exists(path) ? Path.Combine(path, "tokenizer.json") : path;
+        string file = Directory.Exists(path) ? TokenizerFiles.Find(path) ?? Path.Combine(path, TokenizerFiles.Json) : path;
         if (!File.Exists(file))
         {
-            string other = Path.Combine(path, "tokenizer.model");
-            throw new TokenizerFormatException(file, File.Exists(other)
-                ? $"there is only {other}; SentencePiece and tiktoken files are not supported yet, convert it to tokenizer.json"
-                : "no such file; expected a tokenizer.json");
+            throw new TokenizerFormatException(file, $"no such file; expected a {TokenizerFiles.Json}, or a {TokenizerFiles.Model} of SentencePiece or tiktoken");
         }
 
-        return new Tokenizer(file, TokenizerJsonReader.Read(file, File.ReadAllBytes(file)), SpecialTokens.Read(Path.GetDirectoryName(Path.GetFullPath(file))!));
+        return new Tokenizer(file, TokenizerFiles.Read(file), SpecialTokens.Read(Path.GetDirectoryName(Path.GetFullPath(file))!));
     }
+
+    /// <summary>Whether <see cref="Load"/> finds a file in a folder.</summary>
+    public static bool IsIn(string folder) => TokenizerFiles.Find(folder) is not null;
 
     /// <summary>The same tokenizer with more tokens: each is one id wherever it stands in a text. What the vocabulary has already is left as it is.</summary>
     /// <param name="tokens">Not empty each.</param>
-    public Tokenizer WithTokens(IReadOnlyList<string> tokens) =>
-        tokens.All(ids.ContainsKey) ? this : new Tokenizer(SourcePath, TokenizerJsonReader.Read(SourcePath, JsonWithTokens(tokens)), SpecialTokens);
-
-    /// <summary>The file this was read from with more tokens, which take the ids after the largest.</summary>
-    /// <param name="tokens">Not empty each.</param>
-    public byte[] JsonWithTokens(IReadOnlyList<string> tokens)
+    public Tokenizer WithTokens(IReadOnlyList<string> tokens)
     {
-        byte[] bytes = File.ReadAllBytes(SourcePath);
-        JsonNode root = JsonNode.Parse(bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsSpan(3) : bytes)!;
-        JsonArray added = root["added_tokens"] as JsonArray ?? [];
-        root["added_tokens"] = added.Parent is null ? added : root["added_tokens"];
-        int next = VocabularySize;
-        foreach (string token in tokens.Where(token => !ids.ContainsKey(token)).Distinct(StringComparer.Ordinal))
-        {
-            added.Add(new JsonObject
-            {
-                ["id"] = next++, ["content"] = token, ["single_word"] = false, ["lstrip"] = false, ["rstrip"] = false, ["normalized"] = false, ["special"] = false,
-            });
-        }
-
-        return JsonSerializer.SerializeToUtf8Bytes(root, FileOptions);
+        List<(string Content, int Id)> more = Unknown(tokens);
+        return more.Count == 0 ? this
+            : TokenizerFiles.IsJson(SourcePath) ? new Tokenizer(SourcePath, TokenizerJsonReader.Read(SourcePath, TokenizerFiles.WithTokens(SourcePath, more).Content), SpecialTokens)
+            : new Tokenizer(SourcePath, TokenizerFiles.With(definition, more), SpecialTokens);
     }
+
+    /// <summary>The file that has to be written beside the others, or in place of one, so that a folder's tokenizer has these tokens too.</summary>
+    /// <param name="tokens">Not empty each; those that are not known take the ids after the largest.</param>
+    public (string Name, byte[] Content) FileWithTokens(IReadOnlyList<string> tokens) => TokenizerFiles.WithTokens(SourcePath, Unknown(tokens));
+
+    private List<(string Content, int Id)> Unknown(IReadOnlyList<string> tokens)
+        => [.. tokens.Where(token => !ids.ContainsKey(token)).Distinct(StringComparer.Ordinal).Select((token, index) => (token, VocabularySize + index))];
 
     /// <summary>Text to ids.</summary>
     /// <param name="text">A surrogate without its partner is read as U+FFFD.</param>
     /// <param name="addSpecialTokens">Whether the post-processor's tokens (BOS and the like) are put around the text.</param>
     /// <param name="takeSpecialTokens">Whether special tokens written out in the text are taken as such; false for text that must not forge them.</param>
+    /// <exception cref="TokenizerFormatException">The tokenizer's file turned out to be damaged: it grows the text without bounds, or its pattern does not come to an end.</exception>
     public int[] Encode(ReadOnlySpan<char> text, bool addSpecialTokens, bool takeSpecialTokens = true)
     {
         if (!scratches.TryTake(out Scratch? scratch))
@@ -147,7 +135,15 @@ public sealed class Tokenizer
             text = UnicodeTables.ReplaceLoneSurrogates(text);
         }
 
-        EncodeText(text, takeSpecialTokens, scratch);
+        try
+        {
+            EncodeText(text, takeSpecialTokens, scratch);
+        }
+        catch (FormatException exception) when (exception is not TokenizerFormatException)
+        {
+            throw new TokenizerFormatException(SourcePath, exception.Message, exception);
+        }
+
         if (addSpecialTokens)
         {
             scratch.Ids.AddRange(definition.Suffix);
@@ -164,13 +160,30 @@ public sealed class Tokenizer
         var parts = new List<string>(tokens.Length);
         foreach (int id in tokens)
         {
-            if (TextOf(id) is { } text && !(skipSpecialTokens && specialContents.Contains(text)))
+            if (TextOf(id) is not { } text)
+            {
+                continue;
+            }
+
+            if (!skipSpecialTokens || !specialContents.Contains(text))
             {
                 parts.Add(text);
             }
+            else if (definition.Decoder is Decoder.SentencePiece)
+            {
+                // A control piece has no text but keeps the bytes on its two sides apart.
+                parts.Add("");
+            }
         }
 
-        return definition.Decoder is { } decoder ? string.Concat(decoder.Apply(parts)) : string.Join(' ', parts);
+        try
+        {
+            return definition.Decoder is { } decoder ? string.Concat(decoder.Apply(parts)) : string.Join(' ', parts);
+        }
+        catch (FormatException exception) when (exception is not TokenizerFormatException)
+        {
+            throw new TokenizerFormatException(SourcePath, exception.Message, exception);
+        }
     }
 
     /// <summary>The vocabulary's spelling of a token; null for an id that is not in it.</summary>

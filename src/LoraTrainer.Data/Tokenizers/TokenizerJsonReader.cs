@@ -1,33 +1,7 @@
 using System.Text.Json;
-using LoraTrainer.Storage;
 using LoraTrainer.Data.Tokenizers.Unicode;
 
 namespace LoraTrainer.Data.Tokenizers;
-
-/// <summary>Everything a tokenizer.json file says, in the form the pipeline runs.</summary>
-internal sealed record TokenizerDefinition
-{
-    public required BpeModel Model { get; init; }
-
-    public required Dictionary<string, int> Vocabulary { get; init; }
-
-    public required IReadOnlyList<AddedToken> AddedTokens { get; init; }
-
-    public Normalizer? Normalizer { get; init; }
-
-    public PreTokenizer? PreTokenizer { get; init; }
-
-    public Decoder? Decoder { get; init; }
-
-    /// <summary>Ids put before a single sequence.</summary>
-    public required IReadOnlyList<int> Prefix { get; init; }
-
-    /// <summary>Ids put after it.</summary>
-    public required IReadOnlyList<int> Suffix { get; init; }
-
-    /// <summary>What is odd in the file without being wrong; one sentence each.</summary>
-    public required IReadOnlyList<string> Notices { get; init; }
-}
 
 /// <summary>
 /// Reads tokenizer.json (version 1.0). Truncation and padding stored in it are ignored: they are settings of a call, and training has its own.
@@ -37,20 +11,18 @@ internal static class TokenizerJsonReader
 {
     private const int LargestId = (1 << 24) - 1;
 
+    /// <summary>Of the steps of a normalizer, a pre-tokenizer or a decoder, so that no file makes a text go through thousands.</summary>
+    private const int MostSteps = 64;
+
+    /// <summary>Around one text.</summary>
+    private const int MostTemplateTokens = 64;
+
     /// <param name="path">Names the file in messages.</param>
     /// <param name="bytes">Its content.</param>
     public static TokenizerDefinition Read(string path, byte[] bytes)
     {
-        ReadOnlyMemory<byte> json = bytes.AsSpan().StartsWith("\uFEFF"u8) ? bytes.AsMemory(3) : bytes;
-        try
-        {
-            using JsonDocument document = JsonDocument.Parse(json, new JsonDocumentOptions { MaxDepth = 64 });
-            return ReadRoot(new JsonPart(path, "", document.RootElement));
-        }
-        catch (JsonException exception)
-        {
-            throw new TokenizerFormatException(path, $"not valid JSON: {JsonProblem.Reason(exception)}", exception);
-        }
+        using JsonDocument document = TokenizerFiles.ParseJson(path, bytes);
+        return ReadRoot(new JsonPart(path, "", document.RootElement));
     }
 
     private static TokenizerDefinition ReadRoot(JsonPart root)
@@ -62,7 +34,7 @@ internal static class TokenizerJsonReader
         }
 
         Dictionary<string, int> vocabulary = ReadVocabulary(root["model"]);
-        BpeModel model = ReadModel(root["model"], vocabulary);
+        TokenModel model = ReadModel(root["model"], vocabulary);
         Normalizer? normalizer = root["normalizer"].IsNull ? null : ReadNormalizer(root["normalizer"]);
         var notices = new List<string>();
         List<AddedToken> added = root["added_tokens"].IsNull ? [] : ReadAddedTokens(root["added_tokens"], vocabulary, normalizer, notices);
@@ -71,6 +43,10 @@ internal static class TokenizerJsonReader
         if (!root["post_processor"].IsNull)
         {
             ReadPostProcessor(root["post_processor"], known, prefix, suffix);
+            if (prefix.Count + suffix.Count > MostTemplateTokens)
+            {
+                throw root["post_processor"].Error($"it puts {prefix.Count + suffix.Count} tokens around a text; at most {MostTemplateTokens} are supported");
+            }
         }
 
         return new TokenizerDefinition
@@ -94,9 +70,9 @@ internal static class TokenizerJsonReader
             throw model.Error("missing; expected an object with vocab and merges");
         }
 
-        if (model["type"].TextOrNull() is { } type && type != "BPE")
+        if (IsUnigram(model))
         {
-            throw model.Error($"the model type '{type}' is not supported; supported: BPE");
+            return ReadUnigramVocabulary(model);
         }
 
         model.Only("type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges");
@@ -109,26 +85,68 @@ internal static class TokenizerJsonReader
                 throw table.Error($"the id of '{entry.Name}' is {entry.Value.GetRawText()}; expected a whole number from 0 to {LargestId}");
             }
 
-            vocabulary[NameOf(table, entry)] = id;
+            vocabulary[table.NameOf(entry)] = id;
         }
 
         return vocabulary;
     }
 
-    private static string NameOf(JsonPart table, JsonProperty entry)
+    /// <summary>The two models that are read; a file without a type is BPE, as the oldest ones are.</summary>
+    private static bool IsUnigram(JsonPart model) => model["type"].TextOrNull() switch
     {
-        try
+        null or "BPE" => false,
+        "Unigram" => true,
+        { } type => throw model.Error($"the model type '{type}' is not supported; supported: BPE, Unigram"),
+    };
+
+    private static Dictionary<string, int> ReadUnigramVocabulary(JsonPart model)
+    {
+        model.Only("type", "unk_id", "vocab", "byte_fallback");
+        var vocabulary = new Dictionary<string, int>(StringComparer.Ordinal);
+        List<JsonPart> pieces = model["vocab"].Items();
+        for (int id = 0; id < pieces.Count; id++)
         {
-            return entry.Name;
+            List<JsonPart> pair = pieces[id].Items();
+            if (pair.Count != 2 || pair[0].Text().Length == 0)
+            {
+                throw pieces[id].Error("expected a piece that is not empty, and its score");
+            }
+
+            // Of equal pieces the library takes the last one's id, but any one's score; that no file has.
+            if (!vocabulary.TryAdd(pair[0].Text(), id))
+            {
+                throw pieces[id].Error($"the piece '{pair[0].Text()}' again; it is piece {vocabulary[pair[0].Text()]} already");
+            }
         }
-        catch (InvalidOperationException exception)
-        {
-            throw table.Error("a token is not valid Unicode (a surrogate without its partner)", exception);
-        }
+
+        return vocabulary;
     }
 
-    private static BpeModel ReadModel(JsonPart model, Dictionary<string, int> vocabulary)
+    private static UnigramModel<double> ReadUnigram(JsonPart model, Dictionary<string, int> vocabulary)
     {
+        int? unknown = model["unk_id"].IsNull ? null : model["unk_id"].Number();
+        if (unknown >= vocabulary.Count)
+        {
+            throw model["unk_id"].Error($"{unknown} is not in the vocabulary of {vocabulary.Count} pieces");
+        }
+
+        var pieces = new List<(string, int, double)>(vocabulary.Count);
+        foreach (JsonPart item in model["vocab"].Items())
+        {
+            List<JsonPart> pair = item.Items();
+            pieces.Add((pair[0].Text(), pieces.Count, pair[1].Fraction()));
+        }
+
+        return new UnigramModel<double>(pieces, pieces.Select(piece => piece.Item3).DefaultIfEmpty(0).Min(), unknown, model["byte_fallback"].Flag(absent: false) ? ByteTokens.IdsIn(vocabulary) : null, looksUpUnknown: true);
+    }
+
+    private static TokenModel ReadModel(JsonPart model, Dictionary<string, int> vocabulary)
+    {
+        if (IsUnigram(model))
+        {
+            return ReadUnigram(model, vocabulary);
+        }
+
         JsonPart dropout = model["dropout"];
         if (!dropout.IsNull && (dropout.Kind != JsonValueKind.Number || dropout.Fraction() != 0))
         {
@@ -203,11 +221,16 @@ internal static class TokenizerJsonReader
 
             seen.Add(content, id);
             next = Math.Max(next, id + 1);
+            if (content.Length > AddedTokenMatcher.LongestToken)
+            {
+                throw item["content"].Error($"it has {content.Length} characters; at most {AddedTokenMatcher.LongestToken} are supported");
+            }
+
             bool normalized = item["normalized"].Flag(absent: true);
             tokens.Add(new AddedToken(
                 id,
                 content,
-                normalized && normalizer is not null ? normalizer.Apply(content) : content,
+                normalized && normalizer is not null ? Normalized(item["content"], normalizer) : content,
                 item["single_word"].Flag(absent: false),
                 item["lstrip"].Flag(absent: false),
                 item["rstrip"].Flag(absent: false),
@@ -218,13 +241,42 @@ internal static class TokenizerJsonReader
         return tokens;
     }
 
+    private static string Normalized(JsonPart content, Normalizer normalizer)
+    {
+        try
+        {
+            return normalizer.Apply(content.Text());
+        }
+        catch (FormatException exception) when (exception is not TokenizerFormatException)
+        {
+            throw content.Error($"the normalizer cannot be applied to it: {exception.Message}", exception);
+        }
+    }
+
+    /// <summary>The steps of a Sequence, those of Sequences in it among them.</summary>
+    private static List<T> ReadSteps<T>(JsonPart part, string name, Func<JsonPart, T> read, Func<T, IReadOnlyList<T>?> stepsOf)
+    {
+        var steps = new List<T>();
+        foreach (JsonPart item in part.Only("type", name)[name].Items())
+        {
+            T step = read(item);
+            steps.AddRange(stepsOf(step) ?? [step]);
+            if (steps.Count > MostSteps)
+            {
+                throw part.Error($"it has more than {MostSteps} steps");
+            }
+        }
+
+        return steps;
+    }
+
     private static Normalizer ReadNormalizer(JsonPart part)
     {
         string type = part["type"].Text();
         switch (type)
         {
             case "Sequence":
-                return new Normalizer.Sequence(part.Only("type", "normalizers")["normalizers"].Items().ConvertAll(ReadNormalizer));
+                return new Normalizer.Sequence(ReadSteps(part, "normalizers", ReadNormalizer, step => (step as Normalizer.Sequence)?.Steps));
             case "NFC":
                 part.Only("type");
                 return new Normalizer.Form(NormalForm.C);
@@ -254,8 +306,35 @@ internal static class TokenizerJsonReader
             case "ByteLevel":
                 part.Only("type");
                 return new Normalizer.ByteLevel();
+            case "Precompiled":
+                return new Normalizer.Precompiled(ReadCharacterMap(part.Only("type", "precompiled_charsmap")["precompiled_charsmap"]));
+            case "Nmt":
+                part.Only("type");
+                return new Normalizer.Nmt();
+            case "BertNormalizer":
+                part.Only("type", "clean_text", "handle_chinese_chars", "strip_accents", "lowercase");
+                bool lowercases = part["lowercase"].Flag(absent: true);
+                return new Normalizer.Bert(part["clean_text"].Flag(absent: true), part["handle_chinese_chars"].Flag(absent: true), part["strip_accents"].Flag(absent: lowercases), lowercases);
             default:
-                throw part.Error($"the normalizer '{type}' is not supported; supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, ByteLevel");
+                throw part.Error($"the normalizer '{type}' is not supported; supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, ByteLevel, Precompiled, Nmt, BertNormalizer");
+        }
+    }
+
+    private static CharacterMap ReadCharacterMap(JsonPart part)
+    {
+        byte[] bytes = new byte[part.Text().Length];
+        if (!Convert.TryFromBase64String(part.Text(), bytes, out int length))
+        {
+            throw part.Error("expected base64");
+        }
+
+        try
+        {
+            return CharacterMap.Parse(bytes.AsSpan(0, length));
+        }
+        catch (FormatException exception)
+        {
+            throw part.Error(exception.Message, exception);
         }
     }
 
@@ -308,7 +387,7 @@ internal static class TokenizerJsonReader
         switch (type)
         {
             case "Sequence":
-                return new PreTokenizer.Sequence(part.Only("type", "pretokenizers")["pretokenizers"].Items().ConvertAll(ReadPreTokenizer));
+                return new PreTokenizer.Sequence(ReadSteps(part, "pretokenizers", ReadPreTokenizer, step => (step as PreTokenizer.Sequence)?.Steps));
             case "ByteLevel":
                 part.Only("type", "add_prefix_space", "trim_offsets", "use_regex");
                 return new PreTokenizer.ByteLevel(part["add_prefix_space"].Flag(absent: true), part["use_regex"].Flag(absent: true));
@@ -440,6 +519,11 @@ internal static class TokenizerJsonReader
             {
                 (passedText ? suffix : before).Add(Known(id, known));
             }
+
+            if (before.Count + suffix.Count > MostTemplateTokens)
+            {
+                throw part["single"].Error($"it puts more than {MostTemplateTokens} tokens around a text");
+            }
         }
 
         if (!passedText)
@@ -456,7 +540,7 @@ internal static class TokenizerJsonReader
         switch (type)
         {
             case "Sequence":
-                return new Decoder.Sequence(part.Only("type", "decoders")["decoders"].Items().ConvertAll(ReadDecoder));
+                return new Decoder.Sequence(ReadSteps(part, "decoders", ReadDecoder, step => (step as Decoder.Sequence)?.Steps));
             case "ByteLevel":
                 part.Only("type", "add_prefix_space", "trim_offsets", "use_regex");
                 return new Decoder.ByteLevel();

@@ -177,7 +177,7 @@ public sealed partial record ConfigurationDraft
     private (int Length, string Why) Length(List<SourceRow> rows, RowFormat? format)
     {
         const string usual = "longer rows are left out; memory grows with it";
-        if (rows.Count == 0 || format is null || !File.Exists(Path.Combine(BaseModel, "tokenizer.json")) || !File.Exists(Path.Combine(BaseModel, "config.json")))
+        if (rows.Count == 0 || format is null || !Tokenizer.IsIn(BaseModel) || !File.Exists(Path.Combine(BaseModel, "config.json")))
         {
             return (LongestGuess, usual);
         }

@@ -195,7 +195,7 @@ public sealed class TextModel : IDisposable
 
     /// <summary>The base's tokenizer; a run's own copy where it has one.</summary>
     public static Tokenizer LoadTokenizer(TextModelSource source) =>
-        Tokenizer.Load(source.AdapterFolder is { } adapter && File.Exists(Path.Combine(adapter, "tokenizer.json")) ? adapter : source.BaseFolder);
+        Tokenizer.Load(source.AdapterFolder is { } adapter && Tokenizer.IsIn(adapter) ? adapter : source.BaseFolder);
 
     public void Dispose() => loaded.Dispose();
 }

@@ -2,6 +2,7 @@ using System.Globalization;
 using System.Text;
 using System.Text.Json;
 using System.Text.Json.Nodes;
+using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
@@ -167,7 +168,7 @@ public sealed class ModelMerge : IDisposable
             RequireSpace(output, OutputBytes + SmallFilesBytes, new DriveInfo(Path.GetFullPath(output)).AvailableFreeSpace);
             IReadOnlyList<string> files = WriteWeights(staging.Path, progress, cancellation);
             RunFolder.CopyTokenizer(folder.Path, staging.Path);
-            if (File.Exists(Path.Combine(adapter.Path, "tokenizer.json")))
+            if (Tokenizer.IsIn(adapter.Path))
             {
                 // Training may have added tokens to it.
                 RunFolder.CopyTokenizer(adapter.Path, staging.Path);

@@ -66,7 +66,7 @@ public sealed class RunInputs : IDisposable
         ModelFolder.RequireFolder(config.BaseModel);
         var notices = new List<string>();
         long start = Stopwatch.GetTimestamp();
-        Tokenizer? tokenizer = File.Exists(Path.Combine(config.BaseModel, "tokenizer.json")) ? Vocabulary.TokenizerOf(config) : null;
+        Tokenizer? tokenizer = Tokenizer.IsIn(config.BaseModel) ? Vocabulary.TokenizerOf(config) : null;
         ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
         config = TrainedModel.WithBase(config, shape);
         TrainingData? data = LoadData(config, shape, tokenizer, observer, notices, cancellation);
@@ -128,7 +128,7 @@ public sealed class RunInputs : IDisposable
     {
         if (tokenizer is null)
         {
-            notices.Add($"{config.BaseModel} has no tokenizer.json: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");
+            notices.Add($"{config.BaseModel} has no tokenizer.json or tokenizer.model: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");
             return null;
         }
 

@@ -46,8 +46,10 @@ public class TokenizerTests
 
     [Theory]
     [InlineData("\"1.0\"", "\"2.0\"", "version: expected \"1.0\", found \"2.0\"")]
-    [InlineData("\"BPE\"", "\"Unigram\"", "model: the model type 'Unigram' is not supported; supported: BPE")]
-    [InlineData("\"normalizer\":null", "\"normalizer\":{\"type\":\"Precompiled\"}", "normalizer: the normalizer 'Precompiled' is not supported; supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, ByteLevel")]
+    [InlineData("\"BPE\"", "\"WordLevel\"", "model: the model type 'WordLevel' is not supported; supported: BPE, Unigram")]
+    [InlineData("\"normalizer\":null", "\"normalizer\":{\"type\":\"Twist\"}", "normalizer: the normalizer 'Twist' is not supported; supported: Sequence, NFC, NFD, NFKC, NFKD, Lowercase, StripAccents, Strip, Prepend, Replace, ByteLevel, Precompiled, Nmt, BertNormalizer")]
+    [InlineData("\"normalizer\":null", "\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAAAA==\"}", "normalizer.precompiled_charsmap: the character map's trie has 0 bytes; expected a multiple of 4 from 4 to 0")]
+    [InlineData("\"normalizer\":null", "\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"?\"}", "normalizer.precompiled_charsmap: expected base64")]
     [InlineData("\"normalizer\":null", "\"normalizer\":{\"type\":\"NFC\",\"twist\":1}", "normalizer: the key 'twist' is not supported; known here: type")]
     [InlineData("\"normalizer\":null", "\"normalizer\":[]", "normalizer: expected Object, found Array")]
     [InlineData("\"pre_tokenizer\":null", "\"pre_tokenizer\":{\"type\":\"UnicodeScripts\"}", "pre_tokenizer: the pre-tokenizer 'UnicodeScripts' is not supported; supported: Sequence, ByteLevel, Split, Metaspace, Digits, Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit, BertPreTokenizer")]
@@ -62,7 +64,7 @@ public class TokenizerTests
     [InlineData("\"l l\"", "\"l l l\"", "model.merges[0]: expected two tokens with one space between, found 'l l l'")]
     [InlineData("\"l l\"", "[\"l\"]", "model.merges[0]: expected two tokens, found 1")]
     [InlineData("\"l l\"", "7", "model.merges[0]: expected String, found Number")]
-    [InlineData("\"h\":0", "\"\\ud800\":0", "model.vocab: a token is not valid Unicode (a surrogate without its partner)")]
+    [InlineData("\"h\":0", "\"\\ud800\":0", "model.vocab: a name is not valid Unicode (a surrogate without its partner)")]
     [InlineData("\"merges\"", "\"marges\"", "model: the key 'marges' is not supported; known here: type, dropout, unk_token, continuing_subword_prefix, end_of_word_suffix, fuse_unk, byte_fallback, ignore_merges, vocab, merges")]
     [InlineData("\"dropout\":null", "\"unk_token\":\"?\"", "model: unk_token '?' is not in the vocabulary")]
     public void Load_WrongFile_SaysWhereAndWhat(string part, string replacement, string problem)
@@ -126,7 +128,7 @@ public class TokenizerTests
 
         Dictionary<(string, string), int> ranks = merges.Select((pair, rank) => (pair, rank)).ToDictionary(item => item.pair, item => item.rank);
         var model = new BpeModel(vocabulary, merges, new BpeOptions());
-        var scratch = new BpeModel.Scratch();
+        var scratch = new TokenModel.Scratch();
         int merged = 0;
         foreach (int length in new[] { 30, 39, 40, 41, 42, 60, 127, 128, 129, 500, 3000 })
         {
@@ -170,12 +172,12 @@ public class TokenizerTests
     {
         var vocabulary = new Dictionary<string, int> { ["a"] = 0, ["b"] = 1, ["aa"] = 2, ["aaaa"] = 3, ["ab"] = 4 };
         var model = new BpeModel(vocabulary, [("a", "a"), ("aa", "aa"), ("a", "b")], new BpeOptions());
-        var scratch = new BpeModel.Scratch();
+        var scratch = new TokenModel.Scratch();
         var ids = new List<int>();
         const int length = 300_001;
         model.Encode(new string('a', length) + "b", scratch, ids);
         Assert.Equal(Enumerable.Repeat(3, length / 4).Append(4), ids);
-        Assert.InRange(scratch.Candidates, length, 3 * length);
+        Assert.InRange(scratch.Merging.Candidates, length, 3 * length);
     }
 
     /// <summary>A run of white space, which every alternative of the pattern tries, is not searched again from each of its characters: this would take hours.</summary>
@@ -200,6 +202,23 @@ public class TokenizerTests
         int[][] actual = new int[texts.Length][];
         Parallel.For(0, texts.Length, i => actual[i] = tokenizer.Encode(texts[i], addSpecialTokens: true));
         Assert.Equal(expected, actual);
+    }
+
+    /// <summary>Words seen before cost no memory: what is left is the result, and a few strings per text.</summary>
+    [Fact]
+    public void Encode_KnownWords_AllocatesLittleBesideTheResult()
+    {
+        Tokenizer tokenizer = Tokenizer.Load(Fixtures.Golden("tokenizers/llama3_style"));
+        string text = string.Concat(Enumerable.Range(0, 2000).Select(i => $" word{i % 50} it's 12345, café\n"));
+        for (int i = 0; i < 3; i++)
+        {
+            tokenizer.Encode(text, addSpecialTokens: true);
+        }
+
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        int[] ids = tokenizer.Encode(text, addSpecialTokens: true);
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 4 * ids.Length, (4 * ids.Length) + 1024);
+        Assert.True(ids.Length > 10_000);
     }
 
     [Fact]
