@@ -27,6 +27,10 @@ public abstract record DatasetFormat
         {
             return new DatasetRow.Faulty(row.Source, reason);
         }
+        catch (InvalidOperationException)
+        {
+            return new DatasetRow.Faulty(row.Source, "a text in it is not valid Unicode (a surrogate without its partner)");
+        }
     }
 
     /// <summary>The format that the fields of a row suggest; used where the config names none. Fields that it does not need are ignored.</summary>

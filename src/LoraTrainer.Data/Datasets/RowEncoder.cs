@@ -1,3 +1,4 @@
+using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Tokenizers;
 
 namespace LoraTrainer.Data.Datasets;
@@ -31,6 +32,18 @@ public sealed record TokenizationOptions
     public int Threads { get; init; } = 1;
 }
 
+/// <summary>How conversations become tokens.</summary>
+/// <param name="Encoder">The template with the tokenizer.</param>
+/// <param name="Options">What is scored.</param>
+public sealed record ConversationEncoding(ChatEncoder Encoder, ChatEncodingOptions Options);
+
+/// <summary>What a model is asked, and what it should answer.</summary>
+/// <param name="Prompt">The text given.</param>
+/// <param name="Completion">The text expected.</param>
+/// <param name="PromptTokens">The text given as tokens.</param>
+/// <param name="Stop">The token that ends the answer, where it is another than the tokenizer's EOS; null otherwise.</param>
+public readonly record struct RowQuestion(string Prompt, string Completion, int[] PromptTokens, int? Stop);
+
 /// <summary>A row after encoding: what is kept of it, and what is worth telling.</summary>
 /// <param name="Row">The tokens that are used; default where none are.</param>
 /// <param name="Finding">The first thing worth telling, or null.</param>
@@ -46,11 +59,13 @@ public readonly record struct EncodedRow(TokenizedRow Row, RowFinding? Finding, 
 /// same ids; the joined text encoded at once can give other ids at the border. The completion gets no BOS of its own. EOS is appended unless the completion
 /// already ends in it, and is scored: it is what teaches the model to stop. Prefix and prompt are not scored unless TrainOnInputs says so. All this as
 /// axolotl's InstructionPromptTokenizingStrategy has it, except that a tokenizer which puts an EOS after every text does not get one into the prompt.
-/// Segments: each encoded apart, nothing added (axolotl's input_output). May be used from several threads at once.
+/// Segments: each encoded apart, nothing added (axolotl's input_output). Conversations: as their chat template has them. May be used from several threads
+/// at once.
 /// </summary>
 /// <param name="tokenizer">Of the base model.</param>
 /// <param name="options">Lengths and masks.</param>
-public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
+/// <param name="conversations">How conversations become tokens; asked for when the first one comes. Null: there are none.</param>
+public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options, Lazy<ConversationEncoding>? conversations = null)
 {
     public Tokenizer Tokenizer => tokenizer;
 
@@ -70,7 +85,18 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
                 return Dropped(RowFindingKind.Empty, 0);
         }
 
-        TokenizedRow whole = EncodeWhole(row);
+        EncodedChat? chat = null;
+        TokenizedRow whole;
+        try
+        {
+            chat = row is DatasetRow.Conversed conversed ? EncodeChat(conversed) : null;
+            whole = chat is null ? EncodeWhole(row) : new TokenizedRow(chat.Tokens, chat.IsSupervised, row.Source);
+        }
+        catch (DatasetException exception) when (exception.Reason is { } reason)
+        {
+            return Dropped(RowFindingKind.Faulty, 0, reason);
+        }
+
         int length = whole.Tokens.Length;
         if (row is DatasetRow.Answered { Completion.Length: 0 } || whole.TargetCount == 0)
         {
@@ -96,7 +122,13 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
             return Kept(whole, RowFindingKind.DoubleBos, length);
         }
 
-        return EndIsLearned(whole) ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
+        if (chat?.MissingMessages.Count > 0)
+        {
+            return Kept(whole, RowFindingKind.MessageNotShown, length);
+        }
+
+        bool endIsLearned = chat is null ? EndIsLearned(whole) : conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.None or EndOfTurnTraining.Last || !chat.TurnsWithoutEnd.Any();
+        return endIsLearned ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
 
         EncodedRow Dropped(RowFindingKind kind, int tokens, string? detail = null) => new(default, new RowFinding(kind, row.Source, tokens, detail), row.Source);
         EncodedRow Kept(TokenizedRow kept, RowFindingKind kind, int tokens) => new(kept, new RowFinding(kind, row.Source, tokens), row.Source);
@@ -108,18 +140,19 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
     {
         DatasetRow.Answered answered => EncodeAnswered(answered),
         DatasetRow.Segmented segmented => EncodeSegmented(segmented),
+        DatasetRow.Conversed conversed when EncodeChat(conversed) is var chat => new TokenizedRow(chat.Tokens, chat.IsSupervised, row.Source),
         DatasetRow.Faulty faulty => throw new DatasetException($"{row.Source}: {faulty.Reason}"),
         _ => throw new NotSupportedException($"There is no encoding for {row.GetType().Name}."),
     };
 
-    /// <summary>What a model is asked and should answer: the text given, the text expected, and the tokens given.</summary>
+    /// <summary>What a model is asked and should answer; of a conversation that is the last answer. Null where nothing is asked or answered.</summary>
     /// <exception cref="DatasetException">The row is faulty.</exception>
-    public (string Prompt, string Completion, int[] PromptTokens) Question(DatasetRow row)
+    public RowQuestion? Question(DatasetRow row)
     {
         switch (row)
         {
             case DatasetRow.Answered answered:
-                return (answered.Prompt, answered.Completion, [.. tokenizer.PrefixIds, .. tokenizer.Encode(answered.Prompt, addSpecialTokens: false)]);
+                return new RowQuestion(answered.Prompt, answered.Completion, [.. tokenizer.PrefixIds, .. tokenizer.Encode(answered.Prompt, addSpecialTokens: false)], null);
             case DatasetRow.Segmented segmented:
                 int last = segmented.Pieces.Count - 1;
                 while (last > 0 && !segmented.Pieces[last].IsSupervised)
@@ -128,7 +161,9 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
                 }
 
                 int[] given = [.. segmented.Pieces.Take(last).SelectMany(piece => tokenizer.Encode(piece.Text, addSpecialTokens: false))];
-                return (string.Concat(segmented.Pieces.Take(last).Select(piece => piece.Text)), segmented.Pieces[last].Text, given);
+                return new RowQuestion(string.Concat(segmented.Pieces.Take(last).Select(piece => piece.Text)), segmented.Pieces[last].Text, given, null);
+            case DatasetRow.Conversed conversed:
+                return QuestionOf(conversed);
             case DatasetRow.Faulty faulty:
                 throw new DatasetException($"{row.Source}: {faulty.Reason}");
             default:
@@ -167,6 +202,57 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options)
 
         return new TokenizedRow([.. tokens], [.. supervised], row.Source);
     }
+
+    private EncodedChat EncodeChat(DatasetRow.Conversed row)
+    {
+        ConversationEncoding how = Conversations(row);
+        try
+        {
+            return how.Encoder.Encode(Messages(row), OptionsFor(row, how));
+        }
+        catch (ChatTemplateException exception)
+        {
+            throw new DatasetException(row.Source, exception.Message, exception);
+        }
+    }
+
+    private RowQuestion? QuestionOf(DatasetRow.Conversed row)
+    {
+        ConversationEncoding how = Conversations(row);
+        ChatMessages messages = Messages(row);
+        int last = messages.Count - 1;
+        while (last >= 0 && !how.Options.RolesToTrain.Contains(messages.Role(last)))
+        {
+            last--;
+        }
+
+        if (last <= 0)
+        {
+            return null;
+        }
+
+        try
+        {
+            ChatEncodingOptions options = OptionsFor(row, how);
+            (string prompt, int[] tokens) = how.Encoder.EncodePrompt(messages.First(last), options.Template);
+            EncodedChat whole = how.Encoder.Encode(messages.First(last + 1), options);
+            int? end = whole.Turns.Count > 0 && whole.Turns[^1].EndOfTurn is { } place ? whole.Tokens[place] : null;
+
+            // Only a special token can be told from what an answer may hold.
+            return new RowQuestion(prompt, messages.TextOf(last), tokens, end is { } token && tokenizer.Decode([token], skipSpecialTokens: true).Length == 0 ? end : null);
+        }
+        catch (ChatTemplateException exception)
+        {
+            throw new DatasetException(row.Source, exception.Message, exception);
+        }
+    }
+
+    private ConversationEncoding Conversations(DatasetRow.Conversed row) => conversations?.Value ?? throw new DatasetException($"{row.Source}: messages of a chat need a chat template, and none is set.");
+
+    private static ChatMessages Messages(DatasetRow.Conversed row) => ChatMessages.FromJson(row.Messages, "the conversation");
+
+    private ChatEncodingOptions OptionsFor(DatasetRow.Conversed row, ConversationEncoding how) =>
+        how.Options with { TrainOnInputs = options.TrainOnInputs, Template = how.Options.Template with { Tools = row.Tools } };
 
     /// <summary>Whether the last scored token ends an answer.</summary>
     private bool EndIsLearned(in TokenizedRow row)

@@ -27,6 +27,9 @@ public enum RowFindingKind
     /// <summary>What is learned does not end in a token that ends an answer, so the model would not learn to stop.</summary>
     EndNotLearned,
 
+    /// <summary>Messages say something of which the chat template shows nothing.</summary>
+    MessageNotShown,
+
     /// <summary>The same tokens and scores as an earlier row's.</summary>
     Duplicate,
 

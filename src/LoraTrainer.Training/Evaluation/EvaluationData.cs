@@ -35,30 +35,32 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     public static EvaluationData Load(
         TrainingConfig config, string? file, Data.Datasets.DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
     {
-        (List<DatasetRow> rows, string[] files) = file is null ? HeldOut(config, tokenizer, notice) : (ReadFile(config, file, format), [file]);
+        var data = new ConfiguredData(config, tokenizer, 1, notice);
+        (List<(DatasetRow Row, RowEncoder Encoder)> rows, string[] files) = file is null ? HeldOut(config, data) : (ReadFile(data, file, format), [file]);
         if (limit > 0 && limit < rows.Count)
         {
             rows = seed is { } number ? Chosen(rows, limit, number) : rows[..limit];
         }
 
-        DatasetRow.Faulty[] faulty = [.. rows.OfType<DatasetRow.Faulty>()];
-        if (faulty.Length > 0)
+        int given = rows.Count;
+        rows.RemoveAll(item => item.Row is DatasetRow.Answered { Completion.Length: 0 });
+        if (rows.Count < given)
         {
-            notice($"{(faulty.Length == 1 ? "1 row cannot be used and is" : $"{faulty.Length} rows cannot be used and are")} left out: {faulty[0].Source}, {faulty[0].Reason}{(faulty.Length > 1 ? ", ..." : "")}.");
+            notice(given - rows.Count == 1 ? "1 row has no answer and is left out." : $"{given - rows.Count} rows have no answer and are left out.");
         }
 
-        rows.RemoveAll(row => row is DatasetRow.Faulty);
-        int empty = rows.RemoveAll(row => row is DatasetRow.Answered { Completion.Length: 0 });
-        if (empty > 0)
+        (HeldOutRow? Row, RowSource Source)[] usable = [.. rows.Select(item => (HeldOutRow.From(item.Row, item.Encoder), item.Row.Source))];
+        RowSource[] unusable = [.. usable.Where(item => item.Row is null).Select(item => item.Source)];
+        if (unusable.Length > 0)
         {
-            notice(empty == 1 ? "1 row has no answer and is left out." : $"{empty} rows have no answer and are left out.");
+            notice($"{(unusable.Length == 1 ? "1 row cannot be used and is" : $"{unusable.Length} rows cannot be used and are")} left out: {unusable[0]}{(unusable.Length > 1 ? ", ..." : ".")} lora-trainer audit says why.");
         }
 
-        var encoder = new RowEncoder(tokenizer, ConfiguredData.OptionsOf(config));
-        (HeldOutRow Row, RowSource Source)[] encoded = [.. rows.Select(row => (HeldOutRow.From(row, encoder), row.Source)).Where(item => item.Item1.Tokens.Length <= config.Data.SequenceLen)];
-        if (encoded.Length < rows.Count)
+        (HeldOutRow Row, RowSource Source)[] encoded = [.. usable.Where(item => item.Row?.Tokens.Length <= config.Data.SequenceLen).Select(item => (item.Row!, item.Source))];
+        int tooLong = usable.Length - unusable.Length - encoded.Length;
+        if (tooLong > 0)
         {
-            notice($"{rows.Count - encoded.Length} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
+            notice($"{tooLong} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
         }
 
         return encoded.Length > 0
@@ -67,26 +69,19 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     }
 
     /// <summary>The same rows as in training: the seed chose them.</summary>
-    private static (List<DatasetRow> Rows, string[] Files) HeldOut(TrainingConfig config, Tokenizer tokenizer, Action<string> notice)
-    {
-        if (config.Data.TestDatasets.Count == 0 && config.Data.ValSetSize == 0)
-        {
-            throw new TrainingSetupException("There is nothing to evaluate on: the configuration holds nothing out (test_datasets, val_set_size). Give a file with --data.");
-        }
+    private static (List<(DatasetRow Row, RowEncoder Encoder)> Rows, string[] Files) HeldOut(TrainingConfig config, ConfiguredData data) =>
+        config.Data.TestDatasets.Count == 0 && config.Data.ValSetSize == 0
+            ? throw new TrainingSetupException("There is nothing to evaluate on: the configuration holds nothing out (test_datasets, val_set_size). Give a file with --data.")
+            : ([.. data.HeldOutRows()], [.. config.Data.TestDatasets.Concat(config.Data.ValSetSize > 0 ? config.Data.Datasets : []).Select(dataset => dataset.Path)]);
 
-        var data = new ConfiguredData(config, tokenizer, 1, notice);
-        return ([.. data.HeldOutRows()], [.. config.Data.TestDatasets.Concat(config.Data.ValSetSize > 0 ? config.Data.Datasets : []).Select(dataset => dataset.Path)]);
-    }
-
-    private static List<DatasetRow> ReadFile(TrainingConfig config, string file, Data.Datasets.DatasetFormat? format)
+    private static List<(DatasetRow Row, RowEncoder Encoder)> ReadFile(ConfiguredData data, string file, Data.Datasets.DatasetFormat? format)
     {
-        DatasetOptions? model = config.Data.TestDatasets.Concat(config.Data.Datasets).FirstOrDefault();
-        List<DatasetRow> rows = [.. ConfiguredData.Read(file, format ?? (model is null ? null : ConfiguredData.FormatOf(model)))];
+        List<(DatasetRow Row, RowEncoder Encoder)> rows = [.. data.RowsOf(file, format)];
         return rows.Count > 0 ? rows : throw new DatasetException($"{file}: the file has no rows");
     }
 
     /// <summary>Rows drawn without repetition, in the order of the file.</summary>
-    private static List<DatasetRow> Chosen(List<DatasetRow> rows, int limit, ulong seed)
+    private static List<(DatasetRow Row, RowEncoder Encoder)> Chosen(List<(DatasetRow Row, RowEncoder Encoder)> rows, int limit, ulong seed)
     {
         int[] order = [.. Enumerable.Range(0, rows.Count)];
         new CounterRandom(seed, RandomStreams.Split, 0).Shuffle(order);

@@ -120,7 +120,7 @@ public sealed class Evaluator
 
     private double ExactMatch(ITrainingObserver observer, CancellationToken cancellation)
     {
-        IEnumerable<int> stop = tokenizer.EosId is { } eos ? model.Config.EosTokenIds.Append(eos) : model.Config.EosTokenIds;
+        IEnumerable<int> stop = (tokenizer.EosId is { } eos ? model.Config.EosTokenIds.Append(eos) : model.Config.EosTokenIds).Concat(rows.Where(row => row.Stop is not null).Select(row => row.Stop!.Value));
         var generator = new TextGenerator(model, stop);
         int matches = 0;
         observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Evaluating, Message = "held-out answers", Fraction = 0 });

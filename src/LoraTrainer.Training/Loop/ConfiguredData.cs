@@ -1,3 +1,4 @@
+using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
@@ -16,9 +17,11 @@ public sealed class ConfiguredData
 
     private readonly TrainingConfig config;
     private readonly Action<string> notice;
-    private readonly RowEncoder encoder;
-    private readonly RowFormat?[] formats, heldOutFormats;
-    private readonly List<DatasetRow> heldOut = [];
+    private readonly Tokenizer tokenizer;
+    private readonly TokenizationOptions options;
+    private readonly Source[] trained, tested;
+    private readonly List<(DatasetRow Row, RowEncoder Encoder)> heldOut = [];
+    private readonly List<(AuditSeverity Severity, string Code, string Message)> notes = [];
     private int position;
 
     /// <param name="config">Data sets, lengths, masks.</param>
@@ -29,9 +32,10 @@ public sealed class ConfiguredData
     {
         this.config = config;
         this.notice = notice;
-        encoder = new RowEncoder(tokenizer, OptionsOf(config, threads));
-        formats = [.. config.Data.Datasets.Select(FormatOf)];
-        heldOutFormats = [.. config.Data.TestDatasets.Select(FormatOf)];
+        options = OptionsOf(config, threads);
+        this.tokenizer = tokenizer;
+        trained = [.. config.Data.Datasets.Select(SourceOf)];
+        tested = [.. config.Data.TestDatasets.Select(SourceOf)];
     }
 
     /// <summary>How the config wants rows to be encoded.</summary>
@@ -56,15 +60,14 @@ public sealed class ConfiguredData
     public TokenizedDataset Tokenize(string folder, Action<int>? progress, CancellationToken cancellation)
     {
         using var writer = TokenizedDatasetWriter.Temporary(folder);
-        var audit = new DatasetAudit(encoder.Options);
-        Read(audit, (row, repeats) =>
+        AuditReport report = Read(null, (row, repeats) =>
         {
             for (int i = 0; i < repeats; i++)
             {
                 writer.Add(row);
             }
         }, progress, cancellation);
-        return writer.Finish(audit.Finish());
+        return writer.Finish(report);
     }
 
     /// <summary>Looks at all rows and keeps none.</summary>
@@ -72,28 +75,23 @@ public sealed class ConfiguredData
     /// <param name="progress">Is told the rows read so far.</param>
     /// <param name="cancellation">Stops the reading.</param>
     /// <exception cref="DatasetException">A file is not as expected.</exception>
-    public AuditReport Audit(Action<RowFinding>? listener, Action<int>? progress, CancellationToken cancellation)
-    {
-        var audit = new DatasetAudit(encoder.Options, listener);
-        Read(audit, (_, _) => { }, progress, cancellation);
-        return audit.Finish();
-    }
+    public AuditReport Audit(Action<RowFinding>? listener, Action<int>? progress, CancellationToken cancellation) => Read(listener, (_, _) => { }, progress, cancellation);
 
-    /// <summary>The held-out rows that were met while the others were read, tokens and texts; at most eval_max_samples.</summary>
+    /// <summary>The held-out rows that were met while the others were read, tokens and texts, those left out that cannot be used; at most eval_max_samples.</summary>
     public IReadOnlyList<HeldOutRow> EncodeHeldOut()
     {
         int limit = config.Evaluation.MaxSamples > 0 ? Math.Min(config.Evaluation.MaxSamples, heldOut.Count) : heldOut.Count;
-        return [.. heldOut.Take(limit).Where(IsAnswerable).Select(row => HeldOutRow.From(row, encoder))];
+        return [.. heldOut.Take(limit).Select(item => HeldOutRow.From(item.Row, item.Encoder)).OfType<HeldOutRow>()];
     }
 
-    /// <summary>The rows that are held out, faulty ones included: those of test_datasets, then those that val_set_size takes.</summary>
-    public IReadOnlyList<DatasetRow> HeldOutRows()
+    /// <summary>The rows that are held out, faulty ones included, with what encodes them: those of test_datasets, then those that val_set_size takes.</summary>
+    public IReadOnlyList<(DatasetRow Row, RowEncoder Encoder)> HeldOutRows()
     {
         HashSet<int> chosen = Begin();
         if (chosen.Count > 0)
         {
             // Walking over the others puts these aside.
-            foreach (DatasetRow _ in Enumerable.Range(0, formats.Length).SelectMany(index => Trained(index, chosen)))
+            foreach (DatasetRow _ in trained.SelectMany(source => Trained(source, chosen)))
             {
             }
         }
@@ -101,18 +99,18 @@ public sealed class ConfiguredData
         return heldOut;
     }
 
-    /// <summary>All rows of the data sets, faulty ones included, in the order of their files.</summary>
+    /// <summary>All rows of the data sets, faulty ones included, in the order of their files, with what encodes them.</summary>
     /// <param name="ofHeldOut">Those of test_datasets instead.</param>
-    public IEnumerable<DatasetRow> AllRows(bool ofHeldOut) => Enumerable.Range(0, (ofHeldOut ? heldOutFormats : formats).Length).SelectMany(index => Rows(ofHeldOut, index));
+    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> AllRows(bool ofHeldOut) => (ofHeldOut ? tested : trained).SelectMany(source => Rows(source).Select(row => (row, source.Encoder)));
 
-    /// <summary>Rows of one file, in a format or in that which its first row suggests.</summary>
-    public static IEnumerable<DatasetRow> Read(string path, RowFormat? format)
+    /// <summary>Rows of another file than the config's data sets, with what encodes them.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="format">Of its rows; null: as the first held-out or training set, and without one as the first row suggests.</param>
+    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, RowFormat? format)
     {
-        foreach (SourceRow row in RowReader.Read(path))
-        {
-            format ??= RowFormat.Recognize(row);
-            yield return format.ConvertOrFault(row);
-        }
+        Source source = SourceOf((tested.Concat(trained).FirstOrDefault()?.Dataset ?? new DatasetOptions()) with { Path = path });
+        source.Format = format ?? source.Format;
+        return Rows(source).Select(row => (row, source.Encoder));
     }
 
     /// <summary>The format that a data set's block names; null: its rows have to tell.</summary>
@@ -122,6 +120,7 @@ public sealed class ConfiguredData
         DatasetFormatKind.Completion => new RowFormat.RawText(dataset.Field),
         DatasetFormatKind.Alpaca => new RowFormat.Alpaca(),
         DatasetFormatKind.InputOutput => new RowFormat.InputOutput(),
+        DatasetFormatKind.ChatTemplate => ConversationsOf(dataset.Conversation),
         DatasetFormatKind.Custom when dataset.Format.Custom is { } custom => new RowFormat.Custom
         {
             SystemPrompt = custom.SystemPrompt,
@@ -136,16 +135,75 @@ public sealed class ConfiguredData
         _ => throw new TrainingSetupException($"The data set format {dataset.Format.Kind} is not supported yet. Use alpaca, completion or a custom block."),
     };
 
-    private void Read(DatasetAudit audit, Action<TokenizedRow, int> use, Action<int>? progress, CancellationToken cancellation)
+    private static ConversationFormat ConversationsOf(ConversationOptions given) => new()
     {
+        FieldMessages = given.FieldMessages,
+        FieldRole = given.PropertyMappings.FirstOrDefault(pair => pair.Key == "role").Value,
+        FieldContent = given.PropertyMappings.FirstOrDefault(pair => pair.Key == "content").Value,
+        FieldTraining = given.FieldTraining,
+        FieldTools = given.FieldTools,
+        FieldSystem = given.FieldSystem,
+        DropsSystem = given.DropsSystem,
+        Roles = given.Roles.ToDictionary(pair => pair.Key, pair => (IReadOnlyList<string>)[.. pair.Value]),
+    };
+
+    private Source SourceOf(DatasetOptions dataset) =>
+        new(dataset, new RowEncoder(tokenizer, options, new Lazy<ConversationEncoding>(() => ConversationsOf(dataset)))) { Format = FormatOf(dataset) };
+
+    /// <summary>The template that a data set's conversations go through, and what of them is learned.</summary>
+    private ConversationEncoding ConversationsOf(DatasetOptions dataset)
+    {
+        ConversationOptions given = dataset.Conversation;
+        string name = given.Template ?? config.Data.ChatTemplate;
+        string? jinja = given.Template is null ? config.Data.ChatTemplateJinja : given.TemplateJinja;
+        ChatTemplate template;
+        if (name == ChatTemplates.Own)
+        {
+            template = jinja is null ? throw new TrainingSetupException("chat_template: jinja needs chat_template_jinja, the template or a file with it.")
+                : File.Exists(jinja) ? ChatTemplate.Parse(jinja, File.ReadAllText(jinja)) : ChatTemplate.Parse("chat_template_jinja", jinja);
+        }
+        else if (name == ChatTemplates.OfModel || ChatTemplates.Fallback(name) is not null)
+        {
+            ChatTemplate? own = Directory.Exists(config.BaseModel) ? ChatTemplate.OfModel(config.BaseModel) : null;
+            if (own is null && ChatTemplates.Fallback(name) is { } other)
+            {
+                own = ChatTemplate.BuiltIn(other);
+                notes.Add((AuditSeverity.Warning, "template_fallback",
+                    $"{config.BaseModel} has no chat template; {dataset.Path} goes through {other}. Whatever runs the model later must do the same: set chat_template to say so."));
+            }
+
+            template = own ?? throw new TrainingSetupException($"{config.BaseModel} has no chat template, and chat_template is {name}. Name one, for example chat_template: chatml.");
+        }
+        else
+        {
+            template = ChatTemplate.BuiltIn(name);
+        }
+
+        return new ConversationEncoding(new ChatEncoder(template, tokenizer), new ChatEncodingOptions
+        {
+            RolesToTrain = given.RolesToTrain.ToHashSet(StringComparer.Ordinal),
+            LastTurnOnly = config.Data.MaskHistory,
+            TrainOnEndOfTurn = given.TrainOnEos switch
+            {
+                Config.EndOfTurnTraining.All => Data.ChatTemplates.EndOfTurnTraining.All,
+                Config.EndOfTurnTraining.Last => Data.ChatTemplates.EndOfTurnTraining.Last,
+                Config.EndOfTurnTraining.None => Data.ChatTemplates.EndOfTurnTraining.None,
+                _ => Data.ChatTemplates.EndOfTurnTraining.Turn,
+            },
+        });
+    }
+
+    private AuditReport Read(Action<RowFinding>? listener, Action<TokenizedRow, int> use, Action<int>? progress, CancellationToken cancellation)
+    {
+        var audit = new DatasetAudit(options, listener);
         HashSet<int> chosen = Begin();
         int read = 0;
-        for (int index = 0; index < formats.Length; index++)
+        for (int index = 0; index < trained.Length; index++)
         {
-            double weight = config.Data.Datasets[index].Weight;
+            double weight = trained[index].Dataset.Weight;
             var lottery = new CounterRandom((ulong)config.Seed, RandomStreams.Mixture, (uint)index);
             ulong number = 0;
-            foreach (EncodedRow row in EncodedRows.Of(Trained(index, chosen), encoder, cancellation))
+            foreach (EncodedRow row in EncodedRows.Of(Trained(trained[index], chosen), trained[index].Encoder, cancellation))
             {
                 audit.Add(row);
                 bool hasExtra = lottery.Uniform(number++) < weight % 1;
@@ -162,10 +220,17 @@ public sealed class ConfiguredData
         }
 
         progress?.Invoke(read);
-        foreach (EncodedRow row in EncodedRows.Of(heldOut, encoder, cancellation))
+        foreach ((DatasetRow row, RowEncoder encoder) in heldOut)
         {
-            audit.AddHeldOut(row);
+            audit.AddHeldOut(encoder.Encode(row));
         }
+
+        foreach ((AuditSeverity severity, string code, string message) in notes)
+        {
+            audit.Note(severity, code, message);
+        }
+
+        return audit.Finish();
     }
 
     /// <summary>Starts a pass over the data sets: what test_datasets holds, and which rows val_set_size takes, chosen by the seed.</summary>
@@ -193,13 +258,13 @@ public sealed class ConfiguredData
     }
 
     /// <summary>The rows of one data set that are trained on; those that are held out are put aside. Data sets have to be walked through in their order.</summary>
-    private IEnumerable<DatasetRow> Trained(int index, HashSet<int> chosen)
+    private IEnumerable<DatasetRow> Trained(Source source, HashSet<int> chosen)
     {
-        foreach (DatasetRow row in Rows(ofHeldOut: false, index))
+        foreach (DatasetRow row in Rows(source))
         {
             if (chosen.Contains(position++))
             {
-                heldOut.Add(row);
+                heldOut.Add((row, source.Encoder));
             }
             else
             {
@@ -208,21 +273,29 @@ public sealed class ConfiguredData
         }
     }
 
-    private IEnumerable<DatasetRow> Rows(bool ofHeldOut, int index)
+    private IEnumerable<DatasetRow> Rows(Source source)
     {
-        DatasetOptions dataset = (ofHeldOut ? config.Data.TestDatasets : config.Data.Datasets)[index];
-        RowFormat?[] known = ofHeldOut ? heldOutFormats : formats;
-        foreach (SourceRow row in RowReader.Read(dataset.Path))
+        foreach (SourceRow row in RowReader.Read(source.Dataset.Path))
         {
-            if (known[index] is null)
+            if (source.Format is null)
             {
-                known[index] = RowFormat.Recognize(row);
-                notice($"{dataset.Path}: its rows look like {known[index]!.Name}, and are used so. Set type in the data set's block if they are something else.");
+                RowFormat found = RowFormat.Recognize(row);
+                source.Format = found is ConversationFormat ? ConversationsOf(source.Dataset.Conversation) : found;
+                notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. Set type in the data set's block if they are something else.");
             }
 
-            yield return known[index]!.ConvertOrFault(row);
+            yield return source.Format.ConvertOrFault(row);
         }
     }
 
-    private static bool IsAnswerable(DatasetRow row) => row is DatasetRow.Answered { Completion.Length: > 0 } or DatasetRow.Segmented;
+    /// <summary>A data set of the config.</summary>
+    private sealed class Source(DatasetOptions dataset, RowEncoder encoder)
+    {
+        public DatasetOptions Dataset => dataset;
+
+        public RowEncoder Encoder => encoder;
+
+        /// <summary>Null until the first row has told.</summary>
+        public RowFormat? Format { get; set; }
+    }
 }

@@ -25,35 +25,35 @@ public sealed record InspectedRow(RowSource Source, string Prompt, string Comple
     {
         EquatableList<DatasetOptions> datasets = heldOut ? config.Data.TestDatasets : config.Data.Datasets;
         int seen = 0;
-        foreach (DatasetRow row in new ConfiguredData(config, tokenizer, 1, _ => { }).AllRows(heldOut))
+        foreach ((DatasetRow row, RowEncoder encoder) in new ConfiguredData(config, tokenizer, 1, _ => { }).AllRows(heldOut))
         {
             if (++seen == number)
             {
-                return Of(row, config, tokenizer);
+                return Of(row, config, encoder);
             }
         }
 
         throw new TrainingSetupException($"--row must be 1..{seen}, the rows of {string.Join(", ", datasets.Select(dataset => dataset.Path).DefaultIfEmpty("no data set"))}; got {number}.");
     }
 
-    private static InspectedRow Of(DatasetRow row, TrainingConfig config, Tokenizer tokenizer)
+    private static InspectedRow Of(DatasetRow row, TrainingConfig config, RowEncoder encoder)
     {
-        var encoder = new RowEncoder(tokenizer, ConfiguredData.OptionsOf(config));
         int length = config.Data.SequenceLen;
-        if (row is DatasetRow.Faulty faulty)
+        EncodedRow used = encoder.Encode(row);
+        if (used.Finding is { Kind: RowFindingKind.Faulty, Detail: var reason })
         {
-            return new InspectedRow(row.Source, "", "", new TokenizedRow([], [], row.Source), $"It cannot be used and is left out: {faulty.Reason}.");
+            return new InspectedRow(row.Source, "", "", new TokenizedRow([], [], row.Source), $"It cannot be used and is left out: {reason}.");
         }
 
         TokenizedRow whole = encoder.EncodeWhole(row);
-        EncodedRow used = encoder.Encode(row);
-        (string prompt, string completion, _) = encoder.Question(row);
-        return new InspectedRow(row.Source, prompt, completion, used.IsKept ? used.Row : whole, used.Finding?.Kind switch
+        RowQuestion question = encoder.Question(row) ?? new RowQuestion("", "", [], null);
+        return new InspectedRow(row.Source, question.Prompt, question.Completion, used.IsKept ? used.Row : whole, used.Finding?.Kind switch
         {
             RowFindingKind.Empty or RowFindingKind.NothingToLearn => "It has no answer to learn and is left out.",
             RowFindingKind.TooLong => $"It is longer than sequence_len {length} and is left out.",
             RowFindingKind.Truncated => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) are kept.",
             RowFindingKind.CutToNothing => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) would be kept; none of its answer is among them, so it is left out.",
+            RowFindingKind.MessageNotShown => "The chat template does not show all of its messages.",
             RowFindingKind.DoubleBos => "It begins with the BOS token twice.",
             RowFindingKind.EndNotLearned => "It does not end in a learned end token, so it does not teach the model to stop.",
             _ => null,

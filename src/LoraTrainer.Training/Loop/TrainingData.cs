@@ -91,10 +91,19 @@ public sealed class TrainingData : IDisposable
 /// <param name="IsSupervised">Which tokens count for the loss.</param>
 public sealed record HeldOutRow(string Prompt, string Completion, int[] PromptTokens, int[] Tokens, bool[] IsSupervised)
 {
-    internal static HeldOutRow From(DatasetRow row, RowEncoder encoder)
+    /// <summary>A token that ends the answer besides the model's own; null: there is none.</summary>
+    public int? Stop { get; init; }
+
+    /// <summary>Null where the row cannot be used, or asks nothing.</summary>
+    internal static HeldOutRow? From(DatasetRow row, RowEncoder encoder)
     {
+        EncodedRow used = encoder.Encode(row);
+        if (used.Finding is { Kind: RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn } || encoder.Question(row) is not { } question)
+        {
+            return null;
+        }
+
         TokenizedRow encoded = encoder.EncodeWhole(row);
-        (string prompt, string completion, int[] promptTokens) = encoder.Question(row);
-        return new HeldOutRow(prompt, completion, promptTokens, encoded.Tokens, encoded.IsSupervised);
+        return new HeldOutRow(question.Prompt, question.Completion, question.PromptTokens, encoded.Tokens, encoded.IsSupervised) { Stop = question.Stop };
     }
 }

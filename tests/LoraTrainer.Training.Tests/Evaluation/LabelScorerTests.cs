@@ -118,6 +118,6 @@ public sealed class LabelScorerTests : IDisposable
     {
         var encoder = new RowEncoder(tokenizer, new TokenizationOptions { SequenceLength = 512 });
         DatasetRow[] read = [.. rows.Select((row, index) => new DatasetRow.Answered(new RowSource("rows.jsonl", index + 1, index + 1), row.Prompt, row.Answer))];
-        return new EvaluationData([.. read.Select(row => HeldOutRow.From(row, encoder))], [.. read.Select(row => row.Source)], ["rows.jsonl"]);
+        return new EvaluationData([.. read.Select(row => HeldOutRow.From(row, encoder)!)], [.. read.Select(row => row.Source)], ["rows.jsonl"]);
     }
 }
