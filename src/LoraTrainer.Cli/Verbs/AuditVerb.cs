@@ -40,6 +40,11 @@ internal static class AuditVerb
         ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
         terminal.Remarks(result);
         TrainingConfig config = result.Require();
+        if (File.Exists(list))
+        {
+            throw new TrainingSetupException($"{list} is there already; give --list another name, or remove it.");
+        }
+
         Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         long start = Stopwatch.GetTimestamp();
         using StreamWriter? all = list is null ? null : new StreamWriter(new FileStream(list, FileMode.CreateNew, FileAccess.Write));

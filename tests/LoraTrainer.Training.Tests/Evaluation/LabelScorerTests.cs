@@ -85,7 +85,9 @@ public sealed class LabelScorerTests : IDisposable
         var notices = new List<string>();
         EvaluationData all = Load(0, null);
         Assert.Equal((19, "p0", "c0"), (all.Rows.Count, all.Rows[0].Prompt, all.Rows[0].Completion));
-        Assert.Equal(["1 row has no answer and is left out."], notices);
+        Assert.Equal(2, notices.Count);
+        Assert.EndsWith("pairs.jsonl: its rows look like prompt and completion (fields prompt, completion), and are used so. Set type in the data set's block if they are something else.", notices[0], StringComparison.Ordinal);
+        Assert.Equal("1 row has no answer and is left out.", notices[1]);
         Assert.Equal(["p0", "p1", "p2"], Load(3, null).Rows.Select(row => row.Prompt));
         string[] drawn = [.. Load(8, 1).Rows.Select(row => row.Prompt)];
         Assert.Equal(drawn, Load(8, 1).Rows.Select(row => row.Prompt));
