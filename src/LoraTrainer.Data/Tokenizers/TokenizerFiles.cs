@@ -46,10 +46,11 @@ internal static class TokenizerFiles
         if (added is not null)
         {
             var list = new JsonPart(Path.Combine(folder, AddedTokens), "", added.RootElement);
+            HashSet<string> special = SpecialTokens.AllNamed(folder);
             foreach (JsonProperty entry in list.Members())
             {
                 string content = list.NameOf(entry);
-                Put(tokens, definition, list[content], new AddedToken(list[content].Number(), content, content, SingleWord: false, StripLeft: false, StripRight: false, Normalized: false, Special: false));
+                Put(tokens, definition, list[content], new AddedToken(list[content].Number(), content, content, SingleWord: false, StripLeft: false, StripRight: false, Normalized: false, special.Contains(content)));
             }
         }
 

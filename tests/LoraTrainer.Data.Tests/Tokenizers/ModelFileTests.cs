@@ -87,6 +87,23 @@ public sealed class ModelFileTests : IDisposable
         Assert.Equal("<tool> ab", tokenizer.Decode(tokenizer.Encode("<tool>ab <end>", addSpecialTokens: false), skipSpecialTokens: true));
     }
 
+    /// <summary>added_tokens.json does not say which tokens are special; the files beside it do, in three spellings.</summary>
+    [Fact]
+    public void Encode_TokensThatAreCalledSpecial_CannotBeForged()
+    {
+        string[] tokens = ["<|a|>", "<|b|>", "<|c|>", "<|plain|>"];
+        File.WriteAllText(folder.File("added_tokens.json"), $"{{{string.Join(',', tokens.Select((token, i) => $"\"{token}\":{PieceCount + i}"))}}}");
+        File.WriteAllText(folder.File("special_tokens_map.json"), """{"additional_special_tokens":["<|a|>",{"content":"<|b|>"}]}""");
+        Tokenizer tokenizer = Write(Bpe(), """{"eos_token":"<|c|>"}""");
+        foreach (string token in tokens)
+        {
+            Assert.Equal([tokenizer.IdOf(token)!.Value], tokenizer.Encode(token, addSpecialTokens: false));
+            Assert.Equal(token == "<|plain|>", tokenizer.Encode(token, addSpecialTokens: false, takeSpecialTokens: false).Contains(tokenizer.IdOf(token)!.Value));
+        }
+
+        Assert.Equal(PieceCount + 2, tokenizer.EosId);
+    }
+
     [Theory]
     [InlineData("added_tokens.json", """{"ab":1}""", "ab: 'ab' has the id 1 here, and ")]
     [InlineData("added_tokens.json", """{"<x>":1}""", "<x>: '<x>' has the id 1 here, which is another token's in the model")]
