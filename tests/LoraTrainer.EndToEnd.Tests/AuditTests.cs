@@ -11,7 +11,7 @@ public sealed class AuditTests
     public async Task Audit_OfGoodAndDubiousRows()
     {
         using var folder = new TinyFolder();
-        using (JsonDocument good = JsonDocument.Parse((await folder.SucceedsAsync("audit", "tiny.yaml", "--json")).Output))
+        using (JsonDocument good = JsonDocument.Parse((await folder.SucceedsAsync("audit", "tiny.yaml", "--set", "val_set_size=0", "--json")).Output))
         {
             JsonElement root = good.RootElement;
             Assert.Equal((43, 43, 0, 0), (Number(root, "rows"), Number(root, "kept"), Number(root, "dropped"), Number(root, "truncated")));
@@ -21,13 +21,13 @@ public sealed class AuditTests
         File.WriteAllLines(folder.PathOf("train.jsonl"),
         [
             """{"instruction":"ab","output":"cd"}""",
-            """{"instruction":"ab","output":"""",
+            "{\"instruction\":\"ab\",\"output\":\"\"}",
             """{"instruction":"ab"}""",
             """{"instruction":"ab","output":"cd"}""",
             """{"instruction":"ab","output":"a very long answer"}""",
             "{not json",
         ]);
-        string[] arguments = ["audit", "tiny.yaml", "--set", "sequence_len=12"];
+        string[] arguments = ["audit", "tiny.yaml", "--set", "val_set_size=0", "--set", "sequence_len=12"];
         Ending words = await folder.SucceedsAsync([.. arguments, "--list", "findings.jsonl"]);
         Assert.Contains("rows:          6: 2 kept, 4 left out", words.Output, StringComparison.Ordinal);
         Assert.Contains("warning: 1 of 6 rows is the same as an earlier one: train.jsonl:4 (row 4).", words.Error, StringComparison.Ordinal);
@@ -49,7 +49,7 @@ public sealed class AuditTests
     {
         using var folder = new TinyFolder();
         File.WriteAllLines(folder.PathOf("train.jsonl"), ["""{"segments":[{"label":false,"text":"ab"},{"label":true,"text":"cd"}]}"""]);
-        Ending ending = await folder.RunAsync(["train", "tiny.yaml", "--set", "datasets.0.type=input_output"]);
+        Ending ending = await folder.RunAsync(["train", "tiny.yaml", "--set", "datasets.0.type=input_output", "--set", "val_set_size=0"]);
         Assert.Equal(2, ending.ExitCode);
         Assert.Contains("1 of 1 rows is not ending in a learned end token: train.jsonl:1 (row 1).", ending.Error, StringComparison.Ordinal);
         Assert.False(File.Exists(folder.PathOf("out/adapter_model.safetensors")));
@@ -63,7 +63,7 @@ public sealed class AuditTests
         File.WriteAllText(folder.PathOf("base/chat_template.jinja"), "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}");
         File.WriteAllLines(folder.PathOf("train.jsonl"), Enumerable.Range(0, 12).Select(i => $$"""{"conversations":[{"from":"human","value":"q{{i}}"},{"from":"gpt","value":"no","train":false},{"from":"human","value":"r"},{"from":"gpt","value":"yes"}]}"""));
         Ending row = await folder.SucceedsAsync("inspect", "tiny.yaml", "--row", "1", "--set", "datasets.0.type=chat_template");
-        Assert.Equal("train.jsonl:1 (row 1): 19 tokens, 4 of them supervised\n\nignored     │u│:│q│0│a│:│n│o│</s>│u│:│r│a│:│\nsupervised  │y│e│s│</s>│\n", row.Output);
+        Assert.Equal("train.jsonl:1 (row 1): 18 tokens, 4 of them supervised\n\nignored     │u│:│q│0│a│:│n│o│</s>│u│:│r│a│:│\nsupervised  │y│e│s│</s>│\n", row.Output);
         Ending trained = await folder.SucceedsAsync("train", "tiny.yaml", "--set", "datasets=[{path: train.jsonl}]", "--set", "val_set_size=2", "--set", "max_steps=2");
         Assert.Contains("its rows look like messages of a chat", trained.Output + trained.Error, StringComparison.Ordinal);
         using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json")));
@@ -87,7 +87,7 @@ public sealed class AuditTests
     public async Task Audit_OfRealData_KeepsEveryRow(string name, int rows)
     {
         string path = Fixtures.RequireData(name), config = Fixtures.RequireData("finlora/axolotl_example_config.yml");
-        string[] settings = ["--set", "base_model=" + Path.Combine(Fixtures.RepositoryRoot, "quickstart", "base"), "--set", $"datasets=[{{path: {path}}}]", "--set", "val_set_size=0", "--json"];
+        string[] settings = ["--set", "base_model=" + Path.Combine(Fixtures.RepositoryRoot, "quickstart", "base"), "--set", $"datasets=[{{path: {path}}}]", "--set", "val_set_size=0", "--set", "sequence_len=65536", "--json"];
         Ending ending = await Ending.RunAsync(Path.GetTempPath(), ["audit", config, .. settings]);
         Assert.True(ending.ExitCode == 0, ending.ToString());
         using JsonDocument report = JsonDocument.Parse(ending.Output);

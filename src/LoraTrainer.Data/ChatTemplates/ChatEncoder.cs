@@ -12,6 +12,8 @@ namespace LoraTrainer.Data.ChatTemplates;
 /// <param name="tokenizer">Of the model.</param>
 public sealed class ChatEncoder(ChatTemplate template, Tokenizer tokenizer)
 {
+    public ChatTemplate Template => template;
+
     /// <summary>The text and the tokens that the model continues with its answer.</summary>
     /// <exception cref="ChatTemplateException">The template refuses the messages, or fails on them.</exception>
     public (string Text, int[] Tokens) EncodePrompt(ChatMessages messages, ChatTemplateOptions options)

@@ -87,6 +87,43 @@ public sealed record ConversationFormat : DatasetFormat
             : new DatasetRow.Conversed(row.Source, messages, Tools(row));
     }
 
+    /// <summary>The messages for a template that knows no calls of functions: a message that only calls says its calls as JSON.</summary>
+    internal static JsonElement WithCallsAsText(JsonElement messages)
+    {
+        if (!messages.EnumerateArray().Any(IsCall))
+        {
+            return messages;
+        }
+
+        using var bytes = new MemoryStream();
+        using (var json = new Utf8JsonWriter(bytes))
+        {
+            json.WriteStartArray();
+            foreach (JsonElement message in messages.EnumerateArray())
+            {
+                json.WriteStartObject();
+                foreach (JsonProperty member in message.EnumerateObject().Where(member => !IsCall(message) || member.Name is not ("tool_calls" or "content")))
+                {
+                    member.WriteTo(json);
+                }
+
+                if (IsCall(message))
+                {
+                    json.WriteString("content", string.Join("\n", message.GetProperty("tool_calls").EnumerateArray().Select(call => (call.TryGetProperty("function", out JsonElement function) ? function : call).GetRawText())));
+                }
+
+                json.WriteEndObject();
+            }
+
+            json.WriteEndArray();
+        }
+
+        return JsonElement.Parse(bytes.ToArray());
+
+        static bool IsCall(JsonElement message) => message.TryGetProperty("tool_calls", out JsonElement calls) && calls.ValueKind == JsonValueKind.Array && calls.GetArrayLength() > 0
+            && (!message.TryGetProperty("content", out JsonElement content) || content.ValueKind == JsonValueKind.Null || (content.ValueKind == JsonValueKind.String && content.GetString()!.Length == 0));
+    }
+
     private void Write(Utf8JsonWriter json, JsonElement message, RowSource source, int number)
     {
         if (message.ValueKind != JsonValueKind.Object)

@@ -143,6 +143,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         RowFindingKind.CutToNothing => "cut_to_nothing",
         RowFindingKind.DoubleBos => "double_bos",
         RowFindingKind.EndNotLearned => "end_not_learned",
+        RowFindingKind.EndIsText => "end_is_text",
         RowFindingKind.MessageNotShown => "message_not_shown",
         RowFindingKind.Duplicate => "duplicate",
         RowFindingKind.HeldOutIsTrained => "held_out_is_trained",
@@ -160,6 +161,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         RowFindingKind.CutToNothing => $"left out, since after the cut to sequence_len {options.SequenceLength} nothing of the answer remains",
         RowFindingKind.DoubleBos => "beginning with the BOS token twice",
         RowFindingKind.EndNotLearned => "not ending in a learned end token",
+        RowFindingKind.EndIsText => "ending in a text that the tokenizer does not know as one token",
         RowFindingKind.MessageNotShown => "with messages that the chat template does not show",
         RowFindingKind.Duplicate => "the same as an earlier one",
         RowFindingKind.HeldOutIsTrained => "evaluated, but trained on as well",
@@ -170,6 +172,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     {
         RowFindingKind.DoubleBos => " The tokenizer or the template adds it: take it out of the texts or the format.",
         RowFindingKind.EndNotLearned => " A model trained on them does not learn to stop: end the answers with the tokenizer's EOS.",
+        RowFindingKind.EndIsText => " It is learned, but what generates must look for that text to stop: make it a token (tokens), or name a chat_template of the model.",
         RowFindingKind.HeldOutIsTrained => " What is measured on them says nothing: take them out of one of the two.",
         _ => "",
     };

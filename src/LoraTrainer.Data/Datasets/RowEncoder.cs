@@ -42,7 +42,11 @@ public sealed record ConversationEncoding(ChatEncoder Encoder, ChatEncodingOptio
 /// <param name="Completion">The text expected.</param>
 /// <param name="PromptTokens">The text given as tokens.</param>
 /// <param name="Stop">The token that ends the answer, where it is another than the tokenizer's EOS; null otherwise.</param>
-public readonly record struct RowQuestion(string Prompt, string Completion, int[] PromptTokens, int? Stop);
+public readonly record struct RowQuestion(string Prompt, string Completion, int[] PromptTokens, int? Stop)
+{
+    /// <summary>A text that ends the answer, where no token does; empty otherwise.</summary>
+    public string StopText { get; init; } = "";
+}
 
 /// <summary>A row after encoding: what is kept of it, and what is worth telling.</summary>
 /// <param name="Row">The tokens that are used; default where none are.</param>
@@ -127,8 +131,18 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
             return Kept(whole, RowFindingKind.MessageNotShown, length);
         }
 
-        bool endIsLearned = chat is null ? EndIsLearned(whole) : conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.None or EndOfTurnTraining.Last || !chat.TurnsWithoutEnd.Any();
-        return endIsLearned ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
+        if (chat is not null && conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.None or EndOfTurnTraining.Last)
+        {
+            return new EncodedRow(whole, null, row.Source);
+        }
+
+        if (chat is not null && chat.TurnsWithoutEnd.Any())
+        {
+            bool endsInText = chat.Turns.Where(turn => turn is { IsTrained: true, EndOfTurn: null }).All(turn => ClosingText(chat, turn, Messages((DatasetRow.Conversed)row)).Length > 0);
+            return Kept(whole, endsInText ? RowFindingKind.EndIsText : RowFindingKind.EndNotLearned, length);
+        }
+
+        return chat is not null || EndIsLearned(whole) ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
 
         EncodedRow Dropped(RowFindingKind kind, int tokens, string? detail = null) => new(default, new RowFinding(kind, row.Source, tokens, detail), row.Source);
         EncodedRow Kept(TokenizedRow kept, RowFindingKind kind, int tokens) => new(kept, new RowFinding(kind, row.Source, tokens), row.Source);
@@ -236,10 +250,12 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
             ChatEncodingOptions options = OptionsFor(row, how);
             (string prompt, int[] tokens) = how.Encoder.EncodePrompt(messages.First(last), options.Template);
             EncodedChat whole = how.Encoder.Encode(messages.First(last + 1), options);
-            int? end = whole.Turns.Count > 0 && whole.Turns[^1].EndOfTurn is { } place ? whole.Tokens[place] : null;
+            EncodedTurn? turn = whole.Turns.Count > 0 ? whole.Turns[^1] : null;
+            int? end = turn?.EndOfTurn is { } place ? whole.Tokens[place] : null;
 
             // Only a special token can be told from what an answer may hold.
-            return new RowQuestion(prompt, messages.TextOf(last), tokens, end is { } token && tokenizer.Decode([token], skipSpecialTokens: true).Length == 0 ? end : null);
+            int? stop = end is { } token && tokenizer.Decode([token], skipSpecialTokens: true).Length == 0 ? end : null;
+            return new RowQuestion(prompt, messages.TextOf(last), tokens, stop) { StopText = turn is { EndOfTurn: null } open ? ClosingText(whole, open, messages) : "" };
         }
         catch (ChatTemplateException exception)
         {
@@ -247,9 +263,18 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
         }
     }
 
+    /// <summary>What the template puts behind what a message says, as text.</summary>
+    private string ClosingText(EncodedChat chat, EncodedTurn turn, ChatMessages messages)
+    {
+        string said = tokenizer.Decode(chat.Tokens.AsSpan(turn.Start..turn.End), skipSpecialTokens: true), content = messages.TextOf(turn.Message);
+        int at = said.LastIndexOf(content, StringComparison.Ordinal);
+        return at < 0 ? "" : said[(at + content.Length)..].Trim();
+    }
+
     private ConversationEncoding Conversations(DatasetRow.Conversed row) => conversations?.Value ?? throw new DatasetException($"{row.Source}: messages of a chat need a chat template, and none is set.");
 
-    private static ChatMessages Messages(DatasetRow.Conversed row) => ChatMessages.FromJson(row.Messages, "the conversation");
+    private ChatMessages Messages(DatasetRow.Conversed row) => ChatMessages.FromJson(
+        Conversations(row).Encoder.Template.Source.Contains("tool_calls", StringComparison.Ordinal) ? row.Messages : ConversationFormat.WithCallsAsText(row.Messages), "the conversation");
 
     private ChatEncodingOptions OptionsFor(DatasetRow.Conversed row, ConversationEncoding how) =>
         how.Options with { TrainOnInputs = options.TrainOnInputs, Template = how.Options.Template with { Tools = row.Tools } };

@@ -27,6 +27,9 @@ public enum RowFindingKind
     /// <summary>What is learned does not end in a token that ends an answer, so the model would not learn to stop.</summary>
     EndNotLearned,
 
+    /// <summary>A turn ends in a text that is learned, but that is not a token, so what generates has to look for it.</summary>
+    EndIsText,
+
     /// <summary>Messages say something of which the chat template shows nothing.</summary>
     MessageNotShown,
 

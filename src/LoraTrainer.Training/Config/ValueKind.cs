@@ -319,6 +319,7 @@ internal sealed class RecordOf<T>(T initial, params ConfigurationKey<T>[] keys) 
 internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKind<DatasetFormat>
 {
     private static readonly Choice<DatasetFormatKind> Words = new(
+        ("auto", DatasetFormatKind.Auto),
         ("alpaca", DatasetFormatKind.Alpaca),
         ("completion", DatasetFormatKind.Completion),
         ("input_output", DatasetFormatKind.InputOutput),

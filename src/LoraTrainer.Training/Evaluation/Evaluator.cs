@@ -130,6 +130,8 @@ public sealed class Evaluator
             HeldOutRow row = rows[i];
             List<int> tokens = generator.Generate(row.PromptTokens, new SamplingOptions { MaxNewTokens = maxNewTokens }, cancellation: cancellation);
             string answer = tokenizer.Decode(CollectionsMarshal.AsSpan(tokens), skipSpecialTokens: true);
+            int end = row.StopText.Length > 0 ? answer.IndexOf(row.StopText, StringComparison.Ordinal) : -1;
+            answer = end < 0 ? answer : answer[..end];
             matches += answer.Trim() == row.Completion.Trim() ? 1 : 0;
             if (i < Samples)
             {

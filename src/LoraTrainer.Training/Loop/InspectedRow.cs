@@ -53,6 +53,7 @@ public sealed record InspectedRow(RowSource Source, string Prompt, string Comple
             RowFindingKind.TooLong => $"It is longer than sequence_len {length} and is left out.",
             RowFindingKind.Truncated => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) are kept.",
             RowFindingKind.CutToNothing => $"Of its {whole.Tokens.Length} tokens the first {length} (sequence_len) would be kept; none of its answer is among them, so it is left out.",
+            RowFindingKind.EndIsText => "Its turns end in a text that the tokenizer does not know as one token; what generates must look for that text to stop.",
             RowFindingKind.MessageNotShown => "The chat template does not show all of its messages.",
             RowFindingKind.DoubleBos => "It begins with the BOS token twice.",
             RowFindingKind.EndNotLearned => "It does not end in a learned end token, so it does not teach the model to stop.",

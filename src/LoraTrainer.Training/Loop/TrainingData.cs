@@ -94,6 +94,9 @@ public sealed record HeldOutRow(string Prompt, string Completion, int[] PromptTo
     /// <summary>A token that ends the answer besides the model's own; null: there is none.</summary>
     public int? Stop { get; init; }
 
+    /// <summary>A text that ends the answer, where no token does; empty otherwise.</summary>
+    public string StopText { get; init; } = "";
+
     /// <summary>Null where the row cannot be used, or asks nothing.</summary>
     internal static HeldOutRow? From(DatasetRow row, RowEncoder encoder)
     {
@@ -104,6 +107,6 @@ public sealed record HeldOutRow(string Prompt, string Completion, int[] PromptTo
         }
 
         TokenizedRow encoded = encoder.EncodeWhole(row);
-        return new HeldOutRow(question.Prompt, question.Completion, question.PromptTokens, encoded.Tokens, encoded.IsSupervised) { Stop = question.Stop };
+        return new HeldOutRow(question.Prompt, question.Completion, question.PromptTokens, encoded.Tokens, encoded.IsSupervised) { Stop = question.Stop, StopText = question.StopText };
     }
 }
