@@ -326,7 +326,7 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
         ("chat_template", DatasetFormatKind.ChatTemplate),
         ("sharegpt", DatasetFormatKind.ChatTemplate));
 
-    public override string TypeText => "alpaca, completion, or a block with the keys below";
+    public override string TypeText => "auto, alpaca, completion, input_output, chat_template, or a block with the keys below";
 
     public override IEnumerable<(string Prefix, ConfigurationKey Key)> InnerKeys => block.InnerKeys;
 
@@ -346,7 +346,7 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
             return true;
         }
 
-        issues.MustBe(path, node, "alpaca, completion, or a block such as {field_instruction: question, field_output: answer, format: \"{instruction}\"}", hint);
+        issues.MustBe(path, node, "auto, alpaca, completion, input_output, chat_template, or a block such as {field_instruction: question, field_output: answer, format: \"{instruction}\"}", hint);
         return false;
     }
 
