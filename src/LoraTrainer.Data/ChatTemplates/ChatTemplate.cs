@@ -90,6 +90,9 @@ public sealed class ChatTemplate
     /// <summary>Whether it says itself what the model is to say.</summary>
     public bool MarksAnswers => tree.HasGeneration;
 
+    /// <summary>Whether it can end where the model begins to answer.</summary>
+    public bool TakesGenerationPrompt => Source.Contains("add_generation_prompt", StringComparison.Ordinal);
+
     /// <exception cref="ChatTemplateException">It is not a template; the message names the line.</exception>
     public static ChatTemplate Parse(string name, string source) => Parse(name, source, RenderLimits.Default);
 

@@ -122,7 +122,7 @@ internal sealed class Turns(
     /// </summary>
     private int StartOf(int message, int contentStart, int contentEnd, List<List<ForeignRange>> contents)
     {
-        if (messages.Role(message) != "assistant" || message == 0)
+        if (messages.Role(message) != "assistant" || message == 0 || !template.TakesGenerationPrompt)
         {
             return contentStart;
         }

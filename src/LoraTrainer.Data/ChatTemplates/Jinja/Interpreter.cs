@@ -274,7 +274,7 @@ internal sealed class Interpreter
     }
 
     /// <summary>A member or method; false where there is none.</summary>
-    private bool Member(object? value, string name, out object? member)
+    private static bool Member(object? value, string name, out object? member)
     {
         switch (value)
         {
@@ -474,7 +474,7 @@ internal sealed class Interpreter
     private object? BlockFilter(FilterExpression node, object? block, Scope scope)
         => Filter(node, node.Of is FilterExpression before ? BlockFilter(before, block, scope) : block, scope);
 
-    private object Test(TestExpression node, Scope scope)
+    private bool Test(TestExpression node, Scope scope)
     {
         object? of = Evaluate(node.Of, scope);
         CallArguments arguments = Arguments(node.Arguments, scope);
@@ -500,7 +500,7 @@ internal sealed class Interpreter
 
     private object? Or(OrExpression node, Scope scope) => Evaluate(node.Left, scope) is var left && Operators.IsTrue(left) ? left : Evaluate(node.Right, scope);
 
-    private object Compare(CompareExpression node, Scope scope)
+    private bool Compare(CompareExpression node, Scope scope)
     {
         object? left = Evaluate(node.First, scope);
         foreach ((string comparison, Expression with) in node.Rest)

@@ -512,7 +512,7 @@ internal static class Operators
         return new ListValue(items, ((ListValue)value!).IsTuple);
     }
 
-    private static object Whole(string sign, BigInteger left, BigInteger right)
+    private static BigInteger Whole(string sign, BigInteger left, BigInteger right)
     {
         if (right.IsZero && sign is "//" or "%")
         {
@@ -549,7 +549,7 @@ internal static class Operators
         return !rest.IsZero && rest.Sign != right.Sign ? quotient - 1 : quotient;
     }
 
-    private static object Real(string sign, double left, double right)
+    private static double Real(string sign, double left, double right)
     {
         if (right == 0 && sign is "/" or "//" or "%")
         {

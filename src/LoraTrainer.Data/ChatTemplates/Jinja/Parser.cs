@@ -108,10 +108,10 @@ internal sealed class Parser
                 Expression call = Expression();
                 return new CallStatement(tag.Line, call as CallExpression ?? throw new JinjaException("'call' needs the call of a macro", tag.Line), Macro("caller", parameters, "call"));
             case "filter":
-                var filter = (FilterExpression)Filter(null);
+                FilterExpression filter = Filter(null);
                 while (Skip(TokenKind.Operator, "|"))
                 {
-                    filter = (FilterExpression)Filter(filter);
+                    filter = Filter(filter);
                 }
 
                 return new FilterStatement(tag.Line, filter, Apart("filter", "endfilter"));
@@ -192,7 +192,7 @@ internal sealed class Parser
         FilterExpression? filter = null;
         while (Skip(TokenKind.Operator, "|"))
         {
-            filter = (FilterExpression)Filter(filter);
+            filter = Filter(filter);
         }
 
         return new SetBlockStatement(line, target, filter, Apart("set", "endset"));
@@ -606,7 +606,7 @@ internal sealed class Parser
         }
     }
 
-    private Expression Filter(Expression? of)
+    private FilterExpression Filter(Expression? of)
     {
         int line = Line;
         string name = Name();

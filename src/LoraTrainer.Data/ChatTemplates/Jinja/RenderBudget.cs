@@ -13,7 +13,7 @@ internal sealed record RenderLimits
     public long Work { get; init; } = 400_000_000;
 
     /// <summary>Units of two bytes, roughly, of all that was made, whether still in use or not: a character is one, an entry of a list 16.</summary>
-    public long Memory { get; init; } = 128_000_000;
+    public long Memory { get; init; } = 64_000_000;
 
     /// <summary>Statements and expressions within each other, calls of macros included.</summary>
     public int Depth { get; init; } = 500;
@@ -54,11 +54,12 @@ internal sealed class RenderBudget(RenderLimits limits)
     /// <summary>So many characters are made. Asked before they are.</summary>
     public void Make(long characters)
     {
-        Look(characters);
         if ((memory -= characters) < 0)
         {
             throw new JinjaException(string.Create(CultureInfo.InvariantCulture, $"the template made texts and lists of more than {2 * limits.Memory} bytes; no chat template needs that"));
         }
+
+        Look(characters);
     }
 
     /// <summary>So many entries of lists, dictionaries and the like are made.</summary>

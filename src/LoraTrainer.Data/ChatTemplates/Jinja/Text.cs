@@ -23,6 +23,9 @@ internal sealed class Text
     /// <summary>Memory of a short text beside its characters.</summary>
     private const int UnitsOfText = 32;
 
+    /// <summary>Each code point is one unit.</summary>
+    private static readonly int[] OneUnitEach = [];
+
     private readonly ForeignRange[] foreign;
     private int[]? starts;
 
@@ -49,7 +52,14 @@ internal sealed class Text
     public int CodePoints => Starts is { } known ? known.Length - 1 : Value.Length;
 
     /// <summary>Where each code point starts, and the end; null where each is one unit.</summary>
-    private int[]? Starts => starts ??= Value.AsSpan().ContainsAnyInRange('\uD800', '\uDFFF') ? FindStarts() : null;
+    private int[]? Starts
+    {
+        get
+        {
+            starts ??= Value.AsSpan().ContainsAnyInRange('\uD800', '\uDFFF') ? FindStarts() : OneUnitEach;
+            return starts == OneUnitEach ? null : starts;
+        }
+    }
 
     /// <summary>Written by the template.</summary>
     public static Text Own(string value) => value.Length == 0 ? Empty : new(value, []);
