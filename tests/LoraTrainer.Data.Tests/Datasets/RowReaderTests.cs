@@ -38,7 +38,7 @@ public class RowReaderTests
         byte[] line = [.. "{\"t\":\"ok\"}\n{\"t\":\"a"u8, 0xC3, 0x28, .. "\"}\n"u8];
         Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(line)).Message);
         byte[] array = [.. "[{\"t\":\"a"u8, 0xFF, .. "\"}]"u8];
-        Assert.Equal("data.jsonl: not valid UTF-8 at byte 9", Assert.Throws<DatasetException>(() => Read(array)).Message);
+        Assert.Equal("data.jsonl:1 (row 1): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(array)).Message);
     }
 
     [Fact]
@@ -56,6 +56,55 @@ public class RowReaderTests
     {
         string[] texts = [.. Enumerable.Range(0, 300).Select(i => new string((char)('a' + (i % 26)), i * 997 % 5000)), new('x', 65525), new('y', 65526), new('z', 65527), "end"];
         Assert.Equal(texts, Read(string.Concat(texts.Select(text => $"{{\"t\":\"{text}\"}}\n"))).Select(row => row.Text("t")));
+    }
+
+    /// <summary>Faulty rows are told with their places, and the reading goes on.</summary>
+    [Theory]
+    [InlineData("{\"t\":\"a\"}\n{oops\n17\n{\"t\":\"b\"}\n", "a b", "2 (row 2): not a JSON object on one line|3 (row 3): expected an object with named fields, found a number")]
+    [InlineData("[{\"t\":\"a\"},\n5,\n{\"t\":\"b\"}]", "a b", "2 (row 2): expected an object with named fields, found a number")]
+    public void Read_WithFaults_GoesOn(string content, string texts, string starts)
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.File("data.jsonl");
+        File.WriteAllText(file, content);
+        var faults = new List<FaultyRow>();
+        Assert.Equal(texts, string.Join(' ', RowReader.Read(file, onFault: faults.Add).Select(row => row.Text("t"))));
+        Assert.Equal(starts.Split('|').Length, faults.Count);
+        Assert.All(faults.Zip(starts.Split('|')), pair => Assert.StartsWith($"data.jsonl:{pair.Second}", pair.First.ToString(), StringComparison.Ordinal));
+    }
+
+    /// <summary>A line that is longer than any row is left out without being held, and what follows is read.</summary>
+    [Fact]
+    public void Read_EndlessLine_IsFaultyAndLeftOut()
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.File("data.jsonl.gz");
+        using (var zip = new System.IO.Compression.GZipStream(File.Create(file), System.IO.Compression.CompressionLevel.Fastest))
+        {
+            zip.Write("{\"t\":\"a\"}\n"u8);
+            byte[] block = new byte[1 << 20];
+            block.AsSpan().Fill((byte)'x');
+            for (int i = 0; i < 80; i++)
+            {
+                zip.Write(block);
+            }
+
+            zip.Write("\n{\"t\":\"b\"}\n"u8);
+        }
+
+        var faults = new List<FaultyRow>();
+        Assert.Equal(["a", "b"], RowReader.Read(file, onFault: faults.Add).Select(row => row.Text("t")));
+        Assert.Equal("data.jsonl.gz:2 (row 2): longer than 64 MiB, which is no row", Assert.Single(faults).ToString());
+    }
+
+    /// <summary>Elements of all lengths around the size of the read buffer.</summary>
+    [Fact]
+    public void Read_ArrayInPieces_LosesNothing()
+    {
+        string[] texts = [.. Enumerable.Range(0, 300).Select(i => new string((char)('a' + (i % 26)), i * 997 % 5000)), new('x', 65525), new('y', 65526), new('é', 400_000), "end"];
+        List<SourceRow> rows = Read($"[\n{string.Join(",\n", texts.Select(text => $"{{\"t\":\"{text}\",\"n\":[1.5,{{}}]}}"))}\n]\n");
+        Assert.Equal(texts, rows.Select(row => row.Text("t")));
+        Assert.Equal(Enumerable.Range(2, texts.Length), rows.Select(row => row.Source.Line));
     }
 
     [Fact]
