@@ -104,7 +104,7 @@ public sealed class DownloadCacheTests : IAsyncDisposable
     [Fact]
     public async Task Fetch_NotThere_SaysSo()
     {
-        StoreException failure = await Assert.ThrowsAsync<StoreException>(() => FetchAsync($"{server.Address}/a/resolve/b/c"));
+        StoreException failure = await Assert.ThrowsAsync<StoreException>(() => FetchAsync($"{server.Address}/not/there.jsonl"));
         Assert.Contains("cannot be fetched: the server answered 404", failure.Message, StringComparison.Ordinal);
         failure = await Assert.ThrowsAsync<StoreException>(() => FetchAsync("http://127.0.0.1:1/x.jsonl"));
         Assert.Contains("the connection was refused", failure.Message, StringComparison.Ordinal);

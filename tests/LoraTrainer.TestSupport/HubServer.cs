@@ -203,7 +203,13 @@ public sealed class HubServer : IAsyncDisposable
         int cut = path.IndexOf("/resolve/", StringComparison.Ordinal);
         string[] rest = cut < 0 ? [] : path[(cut + "/resolve/".Length)..].Split('/', 2);
         string name = cut < 0 ? "" : path[1..cut].StartsWith("datasets/", StringComparison.Ordinal) ? path[1..cut] : "models/" + path[1..cut];
-        if (rest.Length < 2 || (!isOther ? await OpenAsync(stream, request, name, rest[0], isList: false) : Of(name, rest[0])) is not { } repository)
+        if (rest.Length < 2)
+        {
+            await SendAsync(stream, request, 404, [], null, []);
+            return;
+        }
+
+        if ((!isOther ? await OpenAsync(stream, request, name, rest[0], isList: false) : Of(name, rest[0])) is not { } repository)
         {
             return;
         }

@@ -20,6 +20,11 @@ public static class DataFiles
 
         if (Directory.Exists(path))
         {
+            if (File.Exists(Path.Combine(path, "config.json")) && Directory.EnumerateFiles(path, "*.safetensors").Any())
+            {
+                throw new DatasetException($"{path} is a folder with a model; give the file or the folder with the rows");
+            }
+
             IReadOnlyList<string> inside = DataAmong(Below(path, int.MaxValue));
             return inside.Count > 0 ? inside : throw new DatasetException($"{path}: no data file in this folder. Data files end in {DataFileKinds.Known}.");
         }
@@ -45,6 +50,12 @@ public static class DataFiles
         string[] structured = [.. known.Where(file => DataFileKinds.OfName(file) is not (DataFileKind.Paragraphs or DataFileKind.Document))];
         return structured.Length > 0 ? structured : [.. known.Where(file => !Path.GetFileName(file).StartsWith("README.", StringComparison.OrdinalIgnoreCase))];
     }
+
+    /// <summary>True for a name that ends as data files do.</summary>
+    public static bool HasDataName(string path) => DataFileKinds.OfName(path) is not null;
+
+    /// <summary>All files below a folder, relative to it, with '/'; hidden ones left out.</summary>
+    public static IReadOnlyList<string> RelativeTo(string folder) => [.. Below(folder, int.MaxValue).Select(file => Path.GetRelativePath(folder, file).Replace(Path.DirectorySeparatorChar, '/'))];
 
     private static string[] Below(string folder, int depth)
     {

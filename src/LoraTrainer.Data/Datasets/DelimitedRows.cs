@@ -12,16 +12,16 @@ internal static class DelimitedRows
 {
     private const int MostColumns = 10_000;
 
-    public static IEnumerable<SourceRow> Read(ByteWindow window, DataFileKind kind, RowFaults faults)
+    public static IEnumerable<SourceRow> Read(ByteWindow window, DataFileKind kind, RowPlaces places)
     {
-        var cursor = new Cursor(window, faults);
+        var cursor = new Cursor(window, places);
         cursor.Delimiter = kind == DataFileKind.Tsv ? (byte)'\t' : DelimiterOf(window);
         if (!cursor.Next())
         {
             yield break;
         }
 
-        string[] header = Header(cursor, faults);
+        string[] header = Header(cursor, places);
         int row = 0;
         while (cursor.Next())
         {
@@ -33,14 +33,7 @@ internal static class DelimitedRows
                 wrong = RowReader.Utf8Fault(cursor.Fields[i].Span) is { } broken ? $"field '{header[i]}': {broken}" : null;
             }
 
-            if (wrong is null)
-            {
-                yield return new SourceRow(faults.At(cursor.Line, row), TextRows.FieldsOf(header, cursor.Fields));
-            }
-            else
-            {
-                faults.Report(cursor.Line, row, wrong);
-            }
+            yield return wrong is null ? new SourceRow(places.At(cursor.Line, row), TextRows.FieldsOf(header, cursor.Fields)) : places.Faulty(cursor.Line, row, wrong);
         }
     }
 
@@ -56,23 +49,23 @@ internal static class DelimitedRows
         return first.Contains((byte)',') ? (byte)',' : first.Contains((byte)';') ? (byte)';' : first.Contains((byte)'\t') ? (byte)'\t' : (byte)',';
     }
 
-    private static string[] Header(Cursor cursor, RowFaults faults)
+    private static string[] Header(Cursor cursor, RowPlaces places)
     {
         string? wrong = cursor.Fault ?? (cursor.Fields.Count > MostColumns ? $"more than {MostColumns} columns" : null) ?? cursor.Fields.Select(field => RowReader.Utf8Fault(field.Span)).FirstOrDefault(broken => broken is not null);
         if (wrong is not null)
         {
-            throw faults.Lost(cursor.Line, 0, $"the header, which names the fields, is {wrong}");
+            throw places.Lost(cursor.Line, 0, $"the header, which names the fields, is {wrong}");
         }
 
         string[] names = [.. cursor.Fields.Select(field => Encoding.UTF8.GetString(field.Span).Trim())];
         string? twice = names.GroupBy(name => name, StringComparer.Ordinal).FirstOrDefault(group => group.Count() > 1)?.Key;
         return twice is null ? names
-            : throw faults.Lost(cursor.Line, 0, twice.Length == 0
+            : throw places.Lost(cursor.Line, 0, twice.Length == 0
                 ? "the header, which names the fields, has two empty names. Give each column a name."
                 : $"the header names the field '{twice}' twice. Give each column a name of its own.");
     }
 
-    private sealed class Cursor(ByteWindow window, RowFaults faults)
+    private sealed class Cursor(ByteWindow window, RowPlaces places)
     {
         private readonly List<ReadOnlyMemory<byte>> fields = [];
         private int rowLength;
@@ -154,13 +147,13 @@ internal static class DelimitedRows
                 {
                     if (at > ByteWindow.MostRowBytes)
                     {
-                        throw faults.Lost(Line, rows, inQuotes ? Unclosed(openedAt) : ByteWindow.TooLong);
+                        throw places.Lost(Line, rows, inQuotes ? Unclosed(openedAt) : ByteWindow.TooLong);
                     }
 
                     if (!window.More())
                     {
                         withEnd = at;
-                        return inQuotes ? throw faults.Lost(Line, rows, Unclosed(openedAt)) : at == 0 ? -1 : at;
+                        return inQuotes ? throw places.Lost(Line, rows, Unclosed(openedAt)) : at == 0 ? -1 : at;
                     }
                 }
 

@@ -6,19 +6,16 @@ namespace LoraTrainer.Data.Datasets;
 /// <summary>One JSON array of objects, element by element. An element that is no object is a faulty row; an error of the syntax ends the reading, as nothing says where the next element begins.</summary>
 internal static class JsonArrayRows
 {
-    public static IEnumerable<SourceRow> Read(ByteWindow window, RowFaults faults)
+    public static IEnumerable<SourceRow> Read(ByteWindow window, RowPlaces places)
     {
-        var cursor = new Cursor(window, faults);
+        var cursor = new Cursor(window, places);
         while (cursor.Next())
         {
-            if (cursor.Row() is { } row)
-            {
-                yield return row;
-            }
+            yield return cursor.Row();
         }
     }
 
-    private sealed class Cursor(ByteWindow window, RowFaults faults)
+    private sealed class Cursor(ByteWindow window, RowPlaces places)
     {
         private JsonReaderState state;
         private bool isOpen;
@@ -45,7 +42,7 @@ internal static class JsonArrayRows
 
                     if (window.Length > ByteWindow.MostRowBytes)
                     {
-                        throw faults.Lost(line, row, ByteWindow.TooLong);
+                        throw places.Lost(line, row, ByteWindow.TooLong);
                     }
 
                     isFinal = !window.More();
@@ -53,22 +50,21 @@ internal static class JsonArrayRows
             }
             catch (JsonException exception)
             {
-                throw faults.Lost(line, row, $"not a JSON array of objects: {JsonProblem.Reason(exception)}", exception);
+                throw places.Lost(line, row, $"not a JSON array of objects: {JsonProblem.Reason(exception)}", exception);
             }
         }
 
-        public SourceRow? Row()
+        public SourceRow Row()
         {
             ReadOnlyMemory<byte> element = window.Memory(elementStart, elementLength);
             int at = line + window.Span[..elementStart].Count((byte)'\n');
             if (RowReader.Utf8Fault(element.Span) is { } broken)
             {
-                faults.Report(at, row, broken);
-                return null;
+                return places.Faulty(at, row, broken);
             }
 
             using JsonDocument document = JsonDocument.Parse(element);
-            return JsonLineRows.RowOf(document.RootElement, at, row, faults);
+            return JsonLineRows.RowOf(document.RootElement, at, row, places);
         }
 
         /// <summary>Null where the bytes at hand do not decide it.</summary>
@@ -120,7 +116,7 @@ internal static class JsonArrayRows
                 int other = window.Span.IndexOfAnyExcept(" \t\r\n"u8);
                 if (other >= 0)
                 {
-                    throw faults.Lost(line, row, "not a JSON array of objects: something follows behind the array's end");
+                    throw places.Lost(line, row, "not a JSON array of objects: something follows behind the array's end");
                 }
 
                 Consume(window.Length);

@@ -16,7 +16,7 @@ internal static class ParquetRows
     /// <summary>The most bytes that a row group may say it has when unpacked.</summary>
     private const long MostGroupBytes = 4L << 30;
 
-    public static IEnumerable<SourceRow> Read(string file, RowFaults faults)
+    public static IEnumerable<SourceRow> Read(string file, RowPlaces places)
     {
         using FileStream stream = new(file, FileMode.Open, FileAccess.Read, FileShare.Read, 1 << 16);
         using var source = new Source(file, stream);
@@ -26,14 +26,7 @@ internal static class ParquetRows
             foreach (Dictionary<string, object?> fields in source.Rows(group))
             {
                 row++;
-                if (Serialize(fields, out string? wrong) is { } element)
-                {
-                    yield return new SourceRow(faults.At(0, row), element);
-                }
-                else
-                {
-                    faults.Report(0, row, wrong!);
-                }
+                yield return Serialize(fields, out string? wrong) is { } element ? new SourceRow(places.At(0, row), element) : places.Faulty(0, row, wrong!);
             }
         }
     }

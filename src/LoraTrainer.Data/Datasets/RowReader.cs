@@ -10,16 +10,15 @@ public static class RowReader
 {
     private const int HeadBytes = 512;
 
+    /// <summary>All rows. One that cannot be read comes with its <see cref="SourceRow.Fault"/>, and the reading goes on behind it.</summary>
     /// <param name="path">A file, a folder, or a path with wildcards: <see cref="DataFiles"/>.</param>
     /// <param name="kind">Of all its files; null: each file says its own.</param>
-    /// <param name="onFault">Is told the rows that cannot be read, which are left out; null: the first one is an exception.</param>
     /// <exception cref="DatasetException">At once: there is no such file. While reading: a file is damaged so that what follows cannot be found.</exception>
-    public static IEnumerable<SourceRow> Read(string path, DataFileKind? kind = null, Action<FaultyRow>? onFault = null)
-        => DataFiles.Of(path).SelectMany(file => ReadFile(file, kind, onFault));
+    public static IEnumerable<SourceRow> Read(string path, DataFileKind? kind = null) => DataFiles.Of(path).SelectMany(file => ReadFile(file, kind));
 
-    private static IEnumerable<SourceRow> ReadFile(string file, DataFileKind? asked, Action<FaultyRow>? onFault)
+    private static IEnumerable<SourceRow> ReadFile(string file, DataFileKind? asked)
     {
-        var faults = new RowFaults(file, onFault);
+        var places = new RowPlaces(file);
         using DecodedFile content = DecodedFile.Open(file);
         var window = new ByteWindow(content);
         window.Ensure(HeadBytes);
@@ -37,12 +36,12 @@ public static class RowReader
         window.SkipByteOrderMark();
         IEnumerable<SourceRow> rows = kind switch
         {
-            DataFileKind.Json when StartsWithBracket(window) => JsonArrayRows.Read(window, faults),
-            DataFileKind.Json => JsonLineRows.Read(window, faults),
-            DataFileKind.Csv or DataFileKind.Tsv => DelimitedRows.Read(window, kind, faults),
-            DataFileKind.Paragraphs => TextRows.Paragraphs(window, faults),
-            DataFileKind.Document => TextRows.Document(window, faults),
-            _ => ParquetRows.Read(file, faults),
+            DataFileKind.Json when StartsWithBracket(window) => JsonArrayRows.Read(window, places),
+            DataFileKind.Json => JsonLineRows.Read(window, places),
+            DataFileKind.Csv or DataFileKind.Tsv => DelimitedRows.Read(window, kind, places),
+            DataFileKind.Paragraphs => TextRows.Paragraphs(window, places),
+            DataFileKind.Document => TextRows.Document(window, places),
+            _ => ParquetRows.Read(file, places),
         };
         foreach (SourceRow row in rows)
         {

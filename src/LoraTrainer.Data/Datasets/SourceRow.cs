@@ -12,6 +12,9 @@ public readonly record struct RowSource(string File, int Line, int Row)
 /// <summary>One object of a data file, with its place.</summary>
 public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
 {
+    /// <summary>Why the row cannot be read; it has no fields then. Null for a row that can.</summary>
+    public string? Fault { get; init; }
+
     /// <summary>The names of its fields in file order.</summary>
     public string FieldNames => string.Join(", ", Fields.EnumerateObject().Select(member => member.Name));
 

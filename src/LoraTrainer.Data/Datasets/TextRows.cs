@@ -39,7 +39,7 @@ internal static class TextRows
     }
 
     /// <summary>Rows of paragraphs: lines up to a blank one, joined by line feeds.</summary>
-    public static IEnumerable<SourceRow> Paragraphs(ByteWindow window, RowFaults faults)
+    public static IEnumerable<SourceRow> Paragraphs(ByteWindow window, RowPlaces places)
     {
         using var paragraph = new MemoryStream();
         int first = 0, row = 0;
@@ -67,11 +67,7 @@ internal static class TextRows
             }
             else if (first > 0)
             {
-                if (RowOf(paragraph.GetBuffer().AsMemory(0, (int)paragraph.Length), first, ++row, isTooLong, faults) is { } found)
-                {
-                    yield return found;
-                }
-
+                yield return RowOf(paragraph.GetBuffer().AsMemory(0, (int)paragraph.Length), first, ++row, isTooLong, places);
                 paragraph.SetLength(0);
                 first = 0;
                 isTooLong = false;
@@ -80,29 +76,23 @@ internal static class TextRows
     }
 
     /// <summary>The whole file as one row; none where it is blank.</summary>
-    public static IEnumerable<SourceRow> Document(ByteWindow window, RowFaults faults)
+    public static IEnumerable<SourceRow> Document(ByteWindow window, RowPlaces places)
     {
         while (window.Length <= ByteWindow.MostRowBytes && window.More())
         {
         }
 
         ReadOnlyMemory<byte> text = window.Memory(0, window.Length);
-        if (text.Span.IndexOfAnyExcept(" \t\r\n\f"u8) >= 0 && RowOf(text, 1, 1, text.Length > ByteWindow.MostRowBytes, faults) is { } row)
+        if (text.Span.IndexOfAnyExcept(" \t\r\n\f"u8) >= 0)
         {
-            yield return row;
+            yield return RowOf(text, 1, 1, text.Length > ByteWindow.MostRowBytes, places);
         }
     }
 
-    private static SourceRow? RowOf(ReadOnlyMemory<byte> text, int line, int row, bool isTooLong, RowFaults faults)
-    {
-        if ((isTooLong ? ByteWindow.TooLong : RowReader.Utf8Fault(text.Span)) is { } wrong)
-        {
-            faults.Report(line, row, wrong);
-            return null;
-        }
-
-        return new SourceRow(faults.At(line, row), FieldsOf([Field], [text]));
-    }
+    private static SourceRow RowOf(ReadOnlyMemory<byte> text, int line, int row, bool isTooLong, RowPlaces places)
+        => (isTooLong ? ByteWindow.TooLong : RowReader.Utf8Fault(text.Span)) is { } wrong
+            ? places.Faulty(line, row, wrong)
+            : new SourceRow(places.At(line, row), FieldsOf([Field], [text]));
 
     /// <summary>Fields that are all texts, as an object.</summary>
     /// <param name="names">Of the fields.</param>

@@ -17,12 +17,8 @@ internal static class FeatureState
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
-        ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
-        ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
-        ("datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
-        ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
-        ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
-        ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),
+        ("test_datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),
     ];
 
     /// <summary>The keys that have a row.</summary>

@@ -30,15 +30,15 @@ public class RowReaderTests
     [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     [InlineData("[{\"t\":\"a\"},]", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     public void Read_Damaged_SaysWhere(string content, string start)
-        => Assert.StartsWith(start, Assert.Throws<DatasetException>(() => Read(content)).Message, StringComparison.Ordinal);
+        => Assert.StartsWith(start, Failure(Encoding.UTF8.GetBytes(content)), StringComparison.Ordinal);
 
     [Fact]
     public void Read_InvalidUtf8_SaysWhichByte()
     {
         byte[] line = [.. "{\"t\":\"ok\"}\n{\"t\":\"a"u8, 0xC3, 0x28, .. "\"}\n"u8];
-        Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(line)).Message);
+        Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Failure(line));
         byte[] array = [.. "[{\"t\":\"a"u8, 0xFF, .. "\"}]"u8];
-        Assert.Equal("data.jsonl:1 (row 1): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(array)).Message);
+        Assert.Equal("data.jsonl:1 (row 1): not valid UTF-8 at byte 8", Failure(array));
     }
 
     [Fact]
@@ -67,10 +67,11 @@ public class RowReaderTests
         using var folder = new TemporaryFolder();
         string file = folder.File("data.jsonl");
         File.WriteAllText(file, content);
-        var faults = new List<FaultyRow>();
-        Assert.Equal(texts, string.Join(' ', RowReader.Read(file, onFault: faults.Add).Select(row => row.Text("t"))));
-        Assert.Equal(starts.Split('|').Length, faults.Count);
-        Assert.All(faults.Zip(starts.Split('|')), pair => Assert.StartsWith($"data.jsonl:{pair.Second}", pair.First.ToString(), StringComparison.Ordinal));
+        SourceRow[] rows = [.. RowReader.Read(file)];
+        Assert.Equal(texts, string.Join(' ', rows.Where(row => row.Fault is null).Select(row => row.Text("t"))));
+        string[] faults = [.. rows.Where(row => row.Fault is not null).Select(row => $"{row.Source}: {row.Fault}")];
+        Assert.Equal(starts.Split('|').Length, faults.Length);
+        Assert.All(faults.Zip(starts.Split('|')), pair => Assert.StartsWith($"data.jsonl:{pair.Second}", pair.First, StringComparison.Ordinal));
     }
 
     /// <summary>A line that is longer than any row is left out without being held, and what follows is read.</summary>
@@ -92,9 +93,9 @@ public class RowReaderTests
             zip.Write("\n{\"t\":\"b\"}\n"u8);
         }
 
-        var faults = new List<FaultyRow>();
-        Assert.Equal(["a", "b"], RowReader.Read(file, onFault: faults.Add).Select(row => row.Text("t")));
-        Assert.Equal("data.jsonl.gz:2 (row 2): longer than 64 MiB, which is no row", Assert.Single(faults).ToString());
+        SourceRow[] rows = [.. RowReader.Read(file)];
+        Assert.Equal("a|longer than 64 MiB, which is no row|b", string.Join('|', rows.Select(row => row.Fault ?? row.Text("t"))));
+        Assert.Equal("data.jsonl.gz:2 (row 2)", rows[1].Source.ToString());
     }
 
     /// <summary>Elements of all lengths around the size of the read buffer.</summary>
@@ -119,6 +120,20 @@ public class RowReaderTests
 
     [Fact]
     public void Read_NoFile_SaysSo() => Assert.Equal("/nowhere/x.jsonl: no such file", Assert.Throws<DatasetException>(() => RowReader.Read("/nowhere/x.jsonl")).Message);
+
+    /// <summary>What is wrong with the first faulty row, or with the file.</summary>
+    private static string Failure(byte[] content)
+    {
+        try
+        {
+            SourceRow faulty = Read(content).First(row => row.Fault is not null);
+            return $"{faulty.Source}: {faulty.Fault}";
+        }
+        catch (DatasetException exception)
+        {
+            return exception.Message;
+        }
+    }
 
     private static List<SourceRow> Read(string content) => Read(Encoding.UTF8.GetBytes(content));
 
