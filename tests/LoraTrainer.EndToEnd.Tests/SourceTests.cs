@@ -86,7 +86,7 @@ public sealed class SourceTests : IAsyncDisposable
         await File.WriteAllTextAsync(folder.PathOf("parts/train.jsonl"), "{\"instruction\":\"x\",\"output\":\"y\"}\n{oops\n", TestContext.Current.CancellationToken);
         await File.WriteAllTextAsync(folder.PathOf("parts/test.jsonl"), "{\"instruction\":\"held\",\"output\":\"out\"}\n", TestContext.Current.CancellationToken);
 
-        Ending audit = await SucceedsAsync(["audit", "tiny.yaml", "--json", "--set", $"datasets=[{{path: {hub.Address}/rows.csv.gz, type: alpaca}}, {{path: parts, type: alpaca}}]", "--set", "val_set_size=0"]);
+        Ending audit = await SucceedsAsync(["audit", "tiny.yaml", "--json", "--set", $"datasets=[{{path: {hub.Address}/rows.csv.gz, type: alpaca}}, {{path: parts, type: alpaca}}]", "--set", "val_set_size=0", "--set", "sequence_len=256"]);
         using JsonDocument json = JsonDocument.Parse(audit.Output);
         Assert.Equal((6, 4), (json.RootElement.GetProperty("rows").GetInt32(), json.RootElement.GetProperty("kept").GetInt32()));
         string[] faulty = [.. json.RootElement.GetProperty("findings").EnumerateArray().Where(finding => finding.GetProperty("code").GetString() == "faulty_row").Select(finding => finding.GetProperty("message").GetString()!)];

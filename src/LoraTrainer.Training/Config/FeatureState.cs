@@ -43,9 +43,6 @@ internal static class FeatureState
 
     private static Condition Is(params string[] words) => new(node => node.Kind == NodeKind.Scalar && words.Contains(node.Text), string.Join(", ", words.Select(word => $"`{word}`")));
 
-    /// <summary>Everything but the one word for what happens anyway.</summary>
-    private static Condition Other(string word) => new(node => !node.IsNull && node.Text != word, $"all but `{word}`");
-
     private static Condition StartsWith(params string[] schemes) => new(
         node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase)), string.Join(", ", schemes.Select(scheme => $"`{scheme}...`")));
 
