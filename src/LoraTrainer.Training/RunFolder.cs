@@ -10,6 +10,7 @@ using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Export;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Training;
 
@@ -42,7 +43,7 @@ public sealed class RunFolder
     private static readonly string[] TokenizerFiles =
         ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"];
 
-    private readonly TrainingConfig config;
+    private TrainingConfig config;
     private bool madeOutput;
     private int staged;
 
@@ -256,6 +257,9 @@ public sealed class RunFolder
             : File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require() : null;
     }
 
+    /// <summary>Where the base is that the config names.</summary>
+    internal void Locate(FetchedSources fetched) => config = config with { Fetched = fetched };
+
     /// <summary>Where the log of the steps lies.</summary>
     internal string LogFile => Path.Combine(config.OutputDir, CheckpointFiles.LogName);
 
@@ -300,10 +304,10 @@ public sealed class RunFolder
             weights = FullModelWriter.Write(folder, shape, trained.Model);
         }
 
-        CopyTokenizer(config.BaseModel, folder);
+        CopyTokenizer(config.BaseFolder, folder);
         if (config.Data.Tokens.Count > 0)
         {
-            (string name, byte[] content) = Tokenizer.Load(config.BaseModel).FileWithTokens(config.Data.Tokens);
+            (string name, byte[] content) = Tokenizer.Load(config.BaseFolder).FileWithTokens(config.Data.Tokens);
             AtomicFile.WriteAllBytes(Path.Combine(folder, name), content);
         }
 

@@ -184,7 +184,7 @@ internal sealed class Session
             return;
         }
 
-        int known = Tokenizer.Load(Config.BaseModel).VocabularySize;
+        int known = Tokenizer.Load(Config.BaseFolder).VocabularySize;
         var adapters = Tokenizer.Load(folder);
         string[] theirs = Added(adapters), ours = Added(Tokenizer);
         if (!theirs.SequenceEqual(ours))
@@ -612,7 +612,7 @@ internal sealed class Session
     {
         if (saved.BaseHash != BaseHash)
         {
-            throw new TrainingSetupException($"{Config.BaseModel} is not the base model that this run was started with (its files have another SHA-256). Give the original with --set base_model=FOLDER.");
+            throw new TrainingSetupException($"{Config.BaseModel} is not the base model that this run was started with (its files have another SHA-256). Give the original with --set base_model=FOLDER, or the revision that it was with --set revision_of_model=COMMIT.");
         }
 
         if (saved.DataHash != Data.Train.ContentHash)

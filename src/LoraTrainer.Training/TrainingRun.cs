@@ -14,6 +14,7 @@ using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Interruptions;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Training;
 
@@ -43,7 +44,7 @@ public sealed class TrainingRun
 
     private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
 
-    private readonly TrainingConfig config;
+    private TrainingConfig config;
     private readonly ITrainingObserver observer;
     private readonly TimeProvider time;
     private readonly RunFolder folder;
@@ -509,7 +510,9 @@ public sealed class TrainingRun
     private async Task<Session> PrepareAsync(QuantizedCache? cache, CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, RunBudget budget, IReadOnlyList<AttemptRecord> attempts)
     {
         CancellationToken stop = control.Stop;
-        ModelFolder.RequireFolder(config.BaseModel);
+        config = FetchedSources.Fetch(config, SourceNeeds.Weights | SourceNeeds.Data, observer.OnNotice, stop);
+        folder.Locate(config.Fetched);
+        ModelFolder.RequireFolder(config.BaseFolder);
         Tokenizer tokenizer = Vocabulary.TokenizerOf(config);
         ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
         foreach (string notice in shape.Notices.Concat(tokenizer.Notices))
@@ -530,7 +533,7 @@ public sealed class TrainingRun
         Device? device = null;
         try
         {
-            using ModelFolder weights = ModelFolder.Open(config.BaseModel);
+            using ModelFolder weights = ModelFolder.Open(config.BaseFolder);
             PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
             MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
             WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data);

@@ -15,7 +15,7 @@ public sealed partial class HouseTests
         ["Cli"] = (["Training", "Models", "Data", "Engine", "Storage", "Costs"], ["System.CommandLine", "Spectre.Console", "OpenTelemetry.Exporter.OpenTelemetryProtocol"]),
         ["Training"] = (["Engine", "Storage", "Data", "Models", "Costs"], ["YamlDotNet"]),
         ["Models"] = (["Engine", "Storage"], []),
-        ["Data"] = (["Storage"], []),
+        ["Data"] = (["Storage"], ["Parquet.Net", "ZstdSharp.Port"]),
         ["Engine"] = ([], []),
         ["Storage"] = ([], ["AWSSDK.S3", "Polly.Core"]),
         ["Costs"] = ([], ["Microsoft.Data.Sqlite", "SQLitePCLRaw.bundle_e_sqlite3"]),

@@ -7,6 +7,7 @@ using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -39,18 +40,19 @@ internal static class AuditVerb
         Terminal terminal = context.Terminal;
         ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
         terminal.Remarks(result);
-        TrainingConfig config = result.Require();
         if (File.Exists(list))
         {
             throw new TrainingSetupException($"{list} is there already; give --list another name, or remove it.");
         }
 
+        CancellationToken stop = context.Signals.Listen("The audit stops.");
+        TrainingConfig config = FetchedSources.Fetch(result.Require(), SourceNeeds.Description | SourceNeeds.Data, terminal.Note, stop);
         Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         long start = Stopwatch.GetTimestamp();
         using StreamWriter? all = list is null ? null : new StreamWriter(new FileStream(list, FileMode.CreateNew, FileAccess.Write));
         var progress = new ProgressLine(terminal, "reading");
         var data = new ConfiguredData(config, tokenizer, DeviceSelection.ForPlan(DeviceChoice.Cpu, config.Device.Threads).Threads, terminal.Note);
-        AuditReport report = data.Audit(all is null ? null : finding => WriteLine(all, finding), rows => progress.Tell(string.Create(CultureInfo.InvariantCulture, $"{rows:#,0} rows")), context.Signals.Listen("The audit stops."));
+        AuditReport report = data.Audit(all is null ? null : finding => WriteLine(all, finding), rows => progress.Tell(string.Create(CultureInfo.InvariantCulture, $"{rows:#,0} rows")), stop);
         TimeSpan elapsed = Stopwatch.GetElapsedTime(start);
 
         terminal.Result(Sheet(report, elapsed).Words(terminal.Width));

@@ -61,7 +61,7 @@ internal static class ChatVerb
         {
             ParseResult arguments = given.Arguments;
             string path = arguments.GetRequiredValue(model);
-            TextModelSource source = TextModelSource.From(path, arguments.GetValue(adapter), arguments.GetValue(fourBit));
+            TextModelSource source = TextModelSource.From(path, arguments.GetValue(adapter), arguments.GetValue(fourBit), given.Terminal.Note, CancellationToken.None);
             int positions = ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings, limit = Math.Min(arguments.GetValue(context), positions);
             SamplingOptions options = GenerateVerb.Checked(new SamplingOptions
             {

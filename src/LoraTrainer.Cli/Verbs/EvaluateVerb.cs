@@ -11,6 +11,7 @@ using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -59,7 +60,7 @@ internal static class EvaluateVerb
         }.WithWork(context =>
         {
             ParseResult given = context.Arguments;
-            Subject subject = SubjectOf(given.GetRequiredValue(what), given.GetValue(adapter), given.GetValue(fourBit), context);
+            Subject subject = SubjectOf(given.GetRequiredValue(what), given.GetValue(adapter), given.GetValue(fourBit), given.GetValue(data) is null, context);
             TrainingConfig config = subject.Config;
             if (given.GetValue(maxNewTokens) is { } tokens)
             {
@@ -132,7 +133,7 @@ internal static class EvaluateVerb
         public double Perplexity => Math.Exp(Result.Loss);
     }
 
-    private static Subject SubjectOf(string path, string? adapter, bool fourBit, VerbContext context)
+    private static Subject SubjectOf(string path, string? adapter, bool fourBit, bool needsData, VerbContext context)
     {
         string resolved = Path.Combine(path, CheckpointFiles.ConfigName);
         bool isRun = File.Exists(resolved);
@@ -143,7 +144,7 @@ internal static class EvaluateVerb
                 throw new TrainingSetupException($"{path} is no configuration: --set would set nothing. Leave it out, or give a configuration or a run.");
             }
 
-            TextModelSource source = TextModelSource.From(path, adapter, fourBit);
+            TextModelSource source = TextModelSource.From(path, adapter, fourBit, context.Terminal.Note, CancellationToken.None);
             int positions = ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings;
             var config = new TrainingConfig();
             return new Subject(source, config with { BaseModel = source.BaseFolder, Data = config.Data with { SequenceLen = Math.Min(positions, 8192) } });
@@ -151,13 +152,13 @@ internal static class EvaluateVerb
 
         ConfigurationResult loaded = ConfigurationLoader.LoadFile(isRun ? resolved : path, context.Settings);
         context.Terminal.Remarks(loaded);
-        TrainingConfig run = loaded.Require();
+        TrainingConfig run = FetchedSources.Fetch(loaded.Require(), SourceNeeds.Weights | (needsData ? SourceNeeds.Data : SourceNeeds.None), context.Terminal.Note, CancellationToken.None);
         string result = isRun ? path : run.OutputDir;
         if (adapter is null && run.Adapter.Kind == AdapterKind.None)
         {
             bool isWritten = File.Exists(Path.Combine(result, "config.json"));
             context.Terminal.Note(isWritten ? $"The model is {result}, which was trained as a whole." : $"{result} holds no trained model yet: the model is the base, {run.BaseModel}.");
-            return new Subject(new TextModelSource(isWritten ? result : run.BaseModel, null, fourBit ? BaseFormat.Nf4DoubleQuantized : BaseFormat.AsStored), run);
+            return new Subject(new TextModelSource(isWritten ? result : run.BaseFolder, null, fourBit ? BaseFormat.Nf4DoubleQuantized : BaseFormat.AsStored), run);
         }
 
         if (adapter is null && File.Exists(Path.Combine(result, AdapterConfig.FileName)))
@@ -169,7 +170,7 @@ internal static class EvaluateVerb
             context.Terminal.Note($"{result} holds no adapter yet: only the base is evaluated.");
         }
 
-        return new Subject(new TextModelSource(run.BaseModel, adapter, fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(TrainedModel.WithBase(run, ModelConfig.Parse(run.BaseModel)).Quantization)), run);
+        return new Subject(new TextModelSource(run.BaseFolder, adapter, fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(TrainedModel.WithBase(run, ModelConfig.Parse(run.BaseFolder)).Quantization)), run);
     }
 
     private static IReadOnlyList<string>? LabelsOf(Terminal terminal, string? given, EvaluationData data, string option)

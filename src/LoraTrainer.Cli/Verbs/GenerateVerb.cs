@@ -41,7 +41,7 @@ internal static class GenerateVerb
             model, adapter, prompt, promptFile, maxNewTokens, temperature, topK, topP, seed, fourBit, device, threads,
         }.WithWork(context => Task.FromResult(Run(
             context,
-            TextModelSource.From(context.Arguments.GetRequiredValue(model), context.Arguments.GetValue(adapter), context.Arguments.GetValue(fourBit)),
+            TextModelSource.From(context.Arguments.GetRequiredValue(model), context.Arguments.GetValue(adapter), context.Arguments.GetValue(fourBit), context.Terminal.Note, CancellationToken.None),
             PromptOf(context.Terminal, context.Arguments.GetValue(prompt), context.Arguments.GetValue(promptFile)),
             Checked(new SamplingOptions
             {

@@ -3,6 +3,7 @@ using System.Text;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -45,7 +46,7 @@ internal static class InitVerb
             string usualOutput = Path.Combine("outputs", Path.GetFileNameWithoutExtension(path));
             var draft = new ConfigurationDraft
             {
-                BaseModel = answers.Ask(given.GetValue(baseModel), "Base model, a folder", null, baseModel.Name, folder => Directory.Exists(folder) ? null : $"{folder} is not here."),
+                BaseModel = answers.Ask(given.GetValue(baseModel), "Base model, a folder", null, baseModel.Name, folder => Directory.Exists(folder) || FetchedSources.IsHubName(folder) ? null : $"{folder} is not here."),
                 Data = answers.Ask(given.GetValue(data), "Training data, a file", null, data.Name, file => File.Exists(file) ? null : $"{file} is not here."),
                 Method = Method(answers, given.GetValue(adapter), adapter.Name),
                 OutputDir = answers.Ask(given.GetValue(outputDir), "Output folder", usualOutput, outputDir.Name, _ => null),
@@ -61,7 +62,7 @@ internal static class InitVerb
         ConfigurationResult result = ConfigurationLoader.LoadText(yaml, path, []);
         TrainingConfig config = result.Require();
         AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
-        foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel)), (draft.Data, File.Exists(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
+        foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, File.Exists(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
         {
             terminal.Warn($"{missing} is not here. Relative paths start at {Directory.GetCurrentDirectory()}.");
         }

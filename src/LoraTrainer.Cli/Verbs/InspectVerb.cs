@@ -11,6 +11,7 @@ using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -389,7 +390,7 @@ internal static class InspectVerb
     {
         string resolved = Path.Combine(path, CheckpointFiles.ConfigName);
         ConfigurationResult loaded = ConfigurationLoader.LoadFile(File.Exists(resolved) ? resolved : path, context.Settings);
-        TrainingConfig config = loaded.Require();
+        TrainingConfig config = FetchedSources.Fetch(loaded.Require(), SourceNeeds.Description | SourceNeeds.Data, context.Terminal.Note, context.Signals.Listen("The download stops."));
         Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         InspectedRow row = InspectedRow.Read(config, tokenizer, number, heldOut);
         context.Terminal.Result(RowPage.Words(row, tokenizer, context.Terminal.Width, context.Terminal.HasColour));

@@ -5,12 +5,14 @@ using System.Text.Json;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Export;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -74,7 +76,7 @@ internal static class MergeVerb
         string adapter = folders[^2], output = folders[^1];
         ModelMerge.RefuseOccupied(output);
         TrainingConfig? run = RunOf(adapter);
-        string baseFolder = folders.Length == 3 ? folders[0] : BaseOf(adapter, run);
+        string baseFolder = folders.Length == 3 ? FetchedSources.FolderOf(folders[0], HubRepository.DefaultRevision, terminal.Note, CancellationToken.None) : BaseOf(terminal, adapter, run);
         Models.Architectures.StoredQuantization? stored = Models.Architectures.ModelConfig.Parse(baseFolder).Quantization;
         options = options with { Format = stored is null ? FormatOf(terminal, adapter, run, asked) : asked ?? stored.Format };
         var source = new TextModelSource(baseFolder, adapter, options.Format);
@@ -147,9 +149,10 @@ internal static class MergeVerb
         return run;
     }
 
-    private static string BaseOf(string adapter, TrainingConfig? run)
+    private static string BaseOf(Terminal terminal, string adapter, TrainingConfig? run)
     {
         string? named = run?.BaseModel ?? AdapterConfig.Parse(adapter).BaseModelNameOrPath;
+        named = named is null ? null : FetchedSources.FolderOf(named, run?.RevisionOfModel ?? HubRepository.DefaultRevision, terminal.Note, CancellationToken.None);
         return named is not null && Directory.Exists(named)
             ? named
             : throw new TrainingSetupException($"{adapter} names its base '{named}', which is not a folder here. Give the base before the adapter: lora-trainer merge BASE {adapter} OUT.");

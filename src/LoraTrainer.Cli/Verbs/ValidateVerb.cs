@@ -1,7 +1,9 @@
 using System.CommandLine;
 using System.Text.Json;
 using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -96,14 +98,23 @@ internal static class ValidateVerb
         {
             for (int i = 0; i < datasets.Count; i++)
             {
-                if (!datasets[i].Path.Contains("://", StringComparison.Ordinal) && !File.Exists(datasets[i].Path))
+                string path = datasets[i].Path;
+                if (FetchedSources.IsHubName(path))
                 {
-                    yield return $"{list}[{i}].path names {datasets[i].Path}, which is {(Directory.Exists(datasets[i].Path) ? "a folder; give the file with the rows" : "not here")}. Relative paths start at {Directory.GetCurrentDirectory()}.";
+                    yield return $"{list}[{i}].path: there is no file or folder {path} in {Directory.GetCurrentDirectory()}, so the data set of that name is fetched from the hub.";
+                }
+                else if (!DownloadCache.IsAddress(path) && !Path.Exists(path) && !GlobPattern.HasWildcards(path))
+                {
+                    yield return $"{list}[{i}].path names {path}, which is not here. Relative paths start at {Directory.GetCurrentDirectory()}.";
                 }
             }
         }
 
-        if (!config.BaseModel.Contains("://", StringComparison.Ordinal) && !Directory.Exists(config.BaseModel))
+        if (FetchedSources.IsHubName(config.BaseModel))
+        {
+            yield return $"base_model: there is no folder {config.BaseModel} in {Directory.GetCurrentDirectory()}, so the model of that name is fetched from the hub.";
+        }
+        else if (!config.BaseModel.Contains("://", StringComparison.Ordinal) && !Directory.Exists(config.BaseModel))
         {
             yield return $"base_model: {ModelFolder.NoSuchFolder(config.BaseModel)}";
         }

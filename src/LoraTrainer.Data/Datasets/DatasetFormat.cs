@@ -19,6 +19,11 @@ public abstract record DatasetFormat
     /// <summary>The row in this format; one that lacks something is faulty.</summary>
     public DatasetRow ConvertOrFault(SourceRow row)
     {
+        if (row.Fault is { } fault)
+        {
+            return new DatasetRow.Faulty(row.Source, fault);
+        }
+
         try
         {
             return Convert(row);

@@ -1,198 +1,105 @@
-using System.Text.Json;
 using System.Text.Unicode;
-using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Datasets;
 
 /// <summary>
-/// Reads the rows of a data file one by one: JSON lines (one object a line, blank lines skipped) or a JSON array of objects, whichever the first
-/// character says. JSON lines need memory for the longest line only; an array is held as bytes.
+/// Reads the rows of data files one by one, whatever kind the files are of; see <see cref="DataFileKind"/>. The kind comes from a file's name, else from its first bytes.
+/// All kinds but Parquet may be packed with gzip or Zstandard. Memory is needed for the longest row, in Parquet for one row group.
 /// </summary>
 public static class RowReader
 {
-    private static readonly byte[] ByteOrderMark = [0xEF, 0xBB, 0xBF];
+    private const int HeadBytes = 512;
 
-    /// <exception cref="DatasetException">While reading: the file is damaged; it names the line.</exception>
-    public static IEnumerable<SourceRow> Read(string path)
+    /// <summary>All rows. One that cannot be read comes with its <see cref="SourceRow.Fault"/>, and the reading goes on behind it.</summary>
+    /// <param name="path">A file, a folder, or a path with wildcards: <see cref="DataFiles"/>.</param>
+    /// <param name="kind">Of all its files; null: each file says its own.</param>
+    /// <exception cref="DatasetException">At once: there is no such file. While reading: a file is damaged so that what follows cannot be found.</exception>
+    public static IEnumerable<SourceRow> Read(string path, DataFileKind? kind = null) => DataFiles.Of(path).SelectMany(file => ReadFile(file, kind));
+
+    private static IEnumerable<SourceRow> ReadFile(string file, DataFileKind? asked)
     {
-        if (!File.Exists(path))
+        var places = new RowPlaces(file);
+        using DecodedFile content = DecodedFile.Open(file);
+        var window = new ByteWindow(content);
+        window.Ensure(HeadBytes);
+        DataFileKind kind = asked ?? DataFileKinds.OfName(file) ?? KindOfContent(file, window.Span);
+        if (kind != DataFileKind.Parquet && DataFileKinds.Foreign(window.Span) is { } foreign)
         {
-            throw new DatasetException(Directory.Exists(path) ? $"{path} is a folder; give the file with the rows" : $"{path}: no such file");
+            throw new DatasetException($"{file} {foreign}");
         }
 
-        return StartsWithBracket(path) ? ReadArray(path) : ReadLines(path);
-    }
-
-    private static bool StartsWithBracket(string path)
-    {
-        using FileStream stream = File.OpenRead(path);
-        for (int value = stream.ReadByte(); value >= 0; value = stream.ReadByte())
+        if (kind == DataFileKind.Parquet && content.Compression is { } compression)
         {
-            if (value is not (' ' or '\t' or '\r' or '\n') && !ByteOrderMark.Contains((byte)value))
-            {
-                return value == '[';
-            }
+            throw new DatasetException($"{file}: a Parquet file inside {compression} cannot be read; unpack it (Parquet is compressed inside)");
         }
 
-        return false;
+        window.SkipByteOrderMark();
+        IEnumerable<SourceRow> rows = kind switch
+        {
+            DataFileKind.Json when StartsWithBracket(window) => JsonArrayRows.Read(window, places),
+            DataFileKind.Json => JsonLineRows.Read(window, places),
+            DataFileKind.Csv or DataFileKind.Tsv => DelimitedRows.Read(window, kind, places),
+            DataFileKind.Paragraphs => TextRows.Paragraphs(window, places),
+            DataFileKind.Document => TextRows.Document(window, places),
+            _ => ParquetRows.Read(file, places),
+        };
+        foreach (SourceRow row in rows)
+        {
+            yield return row;
+        }
     }
 
-    private static IEnumerable<SourceRow> ReadLines(string path)
+    private static DataFileKind KindOfContent(string file, ReadOnlySpan<byte> head)
     {
-        using var stream = new FileStream(path, FileMode.Open, FileAccess.Read, FileShare.Read, 1 << 16, FileOptions.SequentialScan);
-        byte[] buffer = new byte[1 << 16];
-        int filled = 0, consumed = 0, line = 0, row = 0;
+        if (head.StartsWith("PAR1"u8))
+        {
+            return DataFileKind.Parquet;
+        }
+
+        ReadOnlySpan<byte> text = head.StartsWith("\uFEFF"u8) ? head[3..] : head;
+        return text.TrimStart(" \t\r\n"u8) switch
+        {
+            [(byte)'{' or (byte)'[', ..] or [] => DataFileKind.Json,
+            _ => throw new DatasetException(DataFileKinds.Foreign(head) is { } foreign
+                ? $"{file} {foreign}"
+                : $"{file}: neither its name nor its first bytes say what kind of file this is. Name it with one of {DataFileKinds.Known}, or set ds_type."),
+        };
+    }
+
+    private static bool StartsWithBracket(ByteWindow window)
+    {
+        int at = 0;
         while (true)
         {
-            // Bytes already searched are not searched again, so a huge line costs linear time.
-            int searched = consumed, newline;
-            bool ended = false;
-            while ((newline = buffer.AsSpan(searched, filled - searched).IndexOf((byte)'\n')) < 0 && !ended)
+            window.Ensure(at + 1);
+            if (at >= window.Length || at > ByteWindow.MostRowBytes)
             {
-                searched = filled;
-                if (consumed > 0)
-                {
-                    buffer.AsSpan(consumed, filled - consumed).CopyTo(buffer);
-                    searched -= consumed;
-                    filled -= consumed;
-                    consumed = 0;
-                }
-
-                if (filled == buffer.Length)
-                {
-                    Array.Resize(ref buffer, checked(2 * buffer.Length));
-                }
-
-                int read = stream.Read(buffer, filled, buffer.Length - filled);
-                ended = read == 0;
-                filled += read;
+                return false;
             }
 
-            int end = newline < 0 ? filled : searched + newline;
-            line++;
-            ReadOnlyMemory<byte> text = buffer.AsMemory(consumed, end - consumed);
-            if (line == 1 && text.Span.StartsWith(ByteOrderMark))
+            if (window.Span[at] is not ((byte)' ' or (byte)'\t' or (byte)'\r' or (byte)'\n'))
             {
-                text = text[ByteOrderMark.Length..];
+                return window.Span[at] == '[';
             }
 
-            consumed = newline < 0 ? end : end + 1;
-            text = Trim(text);
-            if (!text.IsEmpty)
-            {
-                yield return ParseLine(text, new RowSource(path, line, ++row));
-            }
-
-            if (newline < 0)
-            {
-                yield break;
-            }
+            at++;
         }
     }
 
-    private static ReadOnlyMemory<byte> Trim(ReadOnlyMemory<byte> text)
+    /// <summary>Null for valid UTF-8; else what is wrong with it.</summary>
+    internal static string? Utf8Fault(ReadOnlySpan<byte> text)
     {
-        ReadOnlySpan<byte> span = text.Span;
-        int start = 0, end = span.Length;
-        while (start < end && span[start] is (byte)' ' or (byte)'\t' or (byte)'\r')
+        if (Utf8.IsValid(text))
         {
-            start++;
+            return null;
         }
 
-        while (end > start && span[end - 1] is (byte)' ' or (byte)'\t' or (byte)'\r')
-        {
-            end--;
-        }
-
-        return text[start..end];
-    }
-
-    private static SourceRow ParseLine(ReadOnlyMemory<byte> text, RowSource source)
-    {
-        CheckUtf8(text.Span, source.ToString());
-        try
-        {
-            using JsonDocument document = JsonDocument.Parse(text);
-            return Row(document.RootElement, source);
-        }
-        catch (JsonException exception)
-        {
-            throw new DatasetException($"{source}: not a JSON object on one line: {JsonProblem.Reason(exception, isOneLine: true)}", exception);
-        }
-    }
-
-    private static IEnumerable<SourceRow> ReadArray(string path)
-    {
-        byte[] bytes = File.ReadAllBytes(path);
-        int start = bytes.AsSpan().StartsWith(ByteOrderMark) ? ByteOrderMark.Length : 0;
-        CheckUtf8(bytes.AsSpan(start), Path.GetFileName(path));
-        JsonReaderState state = default;
-        int at = start, line = 1, counted = start;
-        for (int row = 1; ; row++)
-        {
-            JsonElement? element = Next(bytes, row == 1, ref at, ref line, ref counted, ref state, path, row);
-            if (element is not { } fields)
-            {
-                yield break;
-            }
-
-            yield return Row(fields, new RowSource(path, line, row));
-        }
-    }
-
-    /// <summary>The next element of the array; null at its end, after which nothing may follow.</summary>
-    private static JsonElement? Next(byte[] bytes, bool first, ref int at, ref int line, ref int counted, ref JsonReaderState state, string path, int row)
-    {
-        try
-        {
-            var reader = new Utf8JsonReader(bytes.AsSpan(at), isFinalBlock: true, state);
-            if (first)
-            {
-                reader.Read();
-            }
-
-            reader.Read();
-            int token = at + (int)reader.TokenStartIndex;
-            line += bytes.AsSpan(counted, token - counted).Count((byte)'\n');
-            counted = token;
-            if (reader.TokenType == JsonTokenType.EndArray)
-            {
-                reader.Read();
-                return null;
-            }
-
-            JsonElement element = JsonElement.ParseValue(ref reader);
-            at += (int)reader.BytesConsumed;
-            state = reader.CurrentState;
-            return element;
-        }
-        catch (JsonException exception)
-        {
-            throw new DatasetException($"{new RowSource(path, line, row)}: not a JSON array of objects: {JsonProblem.Reason(exception)}", exception);
-        }
-    }
-
-    private static void CheckUtf8(ReadOnlySpan<byte> text, string place)
-    {
-        if (!Utf8.IsValid(text))
-        {
-            throw new DatasetException($"{place}: not valid UTF-8 at byte {FirstInvalidByte(text) + 1}");
-        }
-    }
-
-    private static int FirstInvalidByte(ReadOnlySpan<byte> text)
-    {
         int at = 0;
         while (at < text.Length && System.Text.Rune.DecodeFromUtf8(text[at..], out _, out int length) == System.Buffers.OperationStatus.Done)
         {
             at += length;
         }
 
-        return at;
+        return $"not valid UTF-8 at byte {at + 1}";
     }
-
-    private static SourceRow Row(JsonElement element, RowSource source)
-        => element.ValueKind == JsonValueKind.Object
-            ? new SourceRow(source, element.Clone())
-            : throw new DatasetException($"{source}: expected an object with named fields, found {JsonProblem.Kind(element.ValueKind)}");
 }

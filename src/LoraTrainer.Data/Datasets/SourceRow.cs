@@ -3,15 +3,18 @@ using LoraTrainer.Storage;
 
 namespace LoraTrainer.Data.Datasets;
 
-/// <summary>Where a row stands in its file; lines and rows count from 1.</summary>
+/// <summary>Where a row stands in its file; lines and rows count from 1; line 0: the file has none.</summary>
 public readonly record struct RowSource(string File, int Line, int Row)
 {
-    public override string ToString() => $"{Path.GetFileName(File)}:{Line} (row {Row})";
+    public override string ToString() => Line > 0 ? $"{Path.GetFileName(File)}:{Line} (row {Row})" : $"{Path.GetFileName(File)} (row {Row})";
 }
 
 /// <summary>One object of a data file, with its place.</summary>
 public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
 {
+    /// <summary>Why the row cannot be read; it has no fields then. Null for a row that can.</summary>
+    public string? Fault { get; init; }
+
     /// <summary>The names of its fields in file order.</summary>
     public string FieldNames => string.Join(", ", Fields.EnumerateObject().Select(member => member.Name));
 

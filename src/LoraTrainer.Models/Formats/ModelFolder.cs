@@ -107,8 +107,8 @@ public sealed class ModelFolder : IDisposable
 
     /// <summary>What is said where a model's folder is not there.</summary>
     public static string NoSuchFolder(string path) =>
-        $"{path}: {(File.Exists(path) ? "this is a file" : "there is no such folder")}. A model is a folder with config.json, tokenizer.json and {SingleFileName}, and nothing is downloaded: "
-        + "fetch the model, and give its folder; a relative path starts at the current directory.";
+        $"{path}: {(File.Exists(path) ? "this is a file" : "there is no such folder")}. A model is a folder with config.json, tokenizer.json and {SingleFileName}, "
+        + "or the name of one on the hub, such as HuggingFaceTB/SmolLM2-135M; a relative path starts at the current directory.";
 
     public void Dispose() => files.ForEach(file => file.Dispose());
 

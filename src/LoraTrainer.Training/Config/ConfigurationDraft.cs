@@ -153,7 +153,7 @@ public sealed partial record ConfigurationDraft
     {
         if (File.Exists(Data))
         {
-            return [.. RowReader.Read(Data).Take(RowsRead)];
+            return [.. RowReader.Read(Data).Where(row => row.Fault is null).Take(RowsRead)];
         }
 
         notice($"{Data} is not here: its rows are taken for alpaca's (instruction, input, output). Change type if they are others.");

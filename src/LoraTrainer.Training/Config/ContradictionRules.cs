@@ -69,7 +69,7 @@ internal static class ContradictionRules
     {
         if (config.BaseModel.Length == 0 && !issues.IsGiven("base_model"))
         {
-            issues.Wrong("base_model", issues.Whole, $"base_model is missing ({issues.Whole}). Give the folder of the model to start from, for example base_model: models/SmolLM2-135M.");
+            issues.Wrong("base_model", issues.Whole, $"base_model is missing ({issues.Whole}). Give the model to start from, a folder or a name of the hub, for example base_model: HuggingFaceTB/SmolLM2-135M.");
         }
     }
 
@@ -89,7 +89,13 @@ internal static class ContradictionRules
             ConfigurationLocation where = issues.Where(list);
             if (!issues.IsGiven($"{list}[{i}].path"))
             {
-                issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path is missing ({where}). Give the file with the rows, for example path: data/train.jsonl.");
+                issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path is missing ({where}). Give the file with the rows, for example path: data/train.jsonl, or the name of a data set of the hub.");
+            }
+
+            if (Storage.DownloadCache.IsAddress(datasets[i].Path) && Storage.DownloadCache.Wrong(datasets[i].Path) is { } wrong)
+            {
+                where = issues.Where($"{list}[{i}].path");
+                issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path {wrong} ({where}).");
             }
 
             if (issues.IsGiven($"{list}[{i}].field") && datasets[i].Format.Kind != DatasetFormatKind.Completion)

@@ -17,12 +17,8 @@ internal static class FeatureState
         ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
-        ("datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
-        ("test_datasets[].path", StartsWith("s3://", "http://", "https://"), "A data set from a store", "Download it and give its path."),
-        ("datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
-        ("test_datasets[].split", Other("train"), "A split other than the whole file", "Give the file of that split as path, or cut the file."),
-        ("datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
-        ("test_datasets[].ds_type", Is("csv", "text", "parquet", "arrow"), "This file format", "Convert the file to JSON lines."),
+        ("datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),
+        ("test_datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),
     ];
 
     /// <summary>The keys that have a row.</summary>
@@ -46,9 +42,6 @@ internal static class FeatureState
     public static string ValuesOf(string pattern) => string.Join(", ", Missing.Where(row => row.Key == pattern).Select(row => row.When.Words).Distinct());
 
     private static Condition Is(params string[] words) => new(node => node.Kind == NodeKind.Scalar && words.Contains(node.Text), string.Join(", ", words.Select(word => $"`{word}`")));
-
-    /// <summary>Everything but the one word for what happens anyway.</summary>
-    private static Condition Other(string word) => new(node => !node.IsNull && node.Text != word, $"all but `{word}`");
 
     private static Condition StartsWith(params string[] schemes) => new(
         node => node.Kind == NodeKind.Scalar && Array.Exists(schemes, scheme => node.Text.StartsWith(scheme, StringComparison.OrdinalIgnoreCase)), string.Join(", ", schemes.Select(scheme => $"`{scheme}...`")));

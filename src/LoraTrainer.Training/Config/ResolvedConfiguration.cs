@@ -96,7 +96,7 @@ internal static partial class ResolvedConfiguration
     public static IReadOnlyList<string> OfEvaluation { get; } = ["test_datasets", "eval_max_samples", "eval_strategy", "eval_steps", "evals_per_epoch"];
 
     /// <summary>Paths of what is read. A run knows its base and its data by their contents, which are compared when they are loaded.</summary>
-    public static IReadOnlyList<string> ComparedByContent { get; } = ["base_model", "datasets[].path"];
+    public static IReadOnlyList<string> ComparedByContent { get; } = ["base_model", "revision_of_model", "datasets[].path", "datasets[].revision", "datasets[].name", "datasets[].data_files"];
 
     /// <summary>The two keys whose product is the batch of a step.</summary>
     public static IReadOnlyList<string> BatchShape { get; } = ["micro_batch_size", "gradient_accumulation_steps"];

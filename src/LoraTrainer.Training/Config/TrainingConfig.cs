@@ -1,3 +1,5 @@
+using LoraTrainer.Training.Sources;
+
 namespace LoraTrainer.Training.Config;
 
 /// <summary>
@@ -6,8 +8,17 @@ namespace LoraTrainer.Training.Config;
 /// </summary>
 public sealed partial record TrainingConfig
 {
-    /// <summary>The model to start from: a folder on disk.</summary>
+    /// <summary>The model to start from: a folder on disk, or the name of a model of the hub.</summary>
     public string BaseModel { get; init; } = "";
+
+    /// <summary>The branch, tag or commit of a base that is named.</summary>
+    public string RevisionOfModel { get; init; } = Storage.HubRepository.DefaultRevision;
+
+    /// <summary>Where the things are that are named and not on disk. No part of the configuration.</summary>
+    public FetchedSources Fetched { get; init; } = FetchedSources.None;
+
+    /// <summary>The folder of the base, wherever it came from.</summary>
+    public string BaseFolder => Fetched.BaseFolder ?? BaseModel;
 
     /// <summary>The identity of the run; the stem of the config file unless given.</summary>
     public string RunName { get; init; } = "";
@@ -291,10 +302,20 @@ public enum DatasetFileType
     Arrow,
 }
 
-/// <summary>One file of rows.</summary>
+/// <summary>Rows of one place.</summary>
 public sealed record DatasetOptions
 {
+    /// <summary>A file, a folder, a pattern, an address, or the name of a data set of the hub.</summary>
     public string Path { get; init; } = "";
+
+    /// <summary>The branch, tag or commit of a data set that is named.</summary>
+    public string Revision { get; init; } = Storage.HubRepository.DefaultRevision;
+
+    /// <summary>Which of several data sets of a repository; null: the only or default one.</summary>
+    public string? Name { get; init; }
+
+    /// <summary>Paths and patterns in the repository or folder; none: as <see cref="Split"/> says.</summary>
+    public EquatableList<string> DataFiles { get; init; } = [];
 
     public DatasetFormat Format { get; init; } = new();
 

@@ -233,6 +233,28 @@ internal sealed class ListOf<T>(ValueKind<T> item, string itemsText) : ValueKind
     public override ConfigurationNode Write(EquatableList<T> value) => ConfigurationNode.Sequence([.. value.Select(item.Write)]);
 }
 
+/// <summary>A list of texts, or one text in its place.</summary>
+internal sealed class OneOrMore(ValueKind<string> item, string itemsText) : ValueKind<EquatableList<string>>
+{
+    private readonly ListOf<string> list = new(item, itemsText);
+
+    public override string TypeText => list.TypeText;
+
+    public override bool TryRead(ConfigurationNode node, string path, string hint, IssueCollector issues, out EquatableList<string> value)
+    {
+        if (node.Kind != NodeKind.Scalar || node.IsNull)
+        {
+            return list.TryRead(node, path, hint, issues, out value);
+        }
+
+        bool isRight = item.TryRead(node, path, hint, issues, out string one);
+        value = isRight ? [one] : [];
+        return isRight;
+    }
+
+    public override ConfigurationNode Write(EquatableList<string> value) => list.Write(value);
+}
+
 /// <summary>Free names with values; kept in the order of the names.</summary>
 internal sealed class MapOf<T>(ValueKind<T> valueKind, string valuesText) : ValueKind<EquatableList<KeyValuePair<string, T>>>
 {

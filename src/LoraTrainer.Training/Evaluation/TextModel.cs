@@ -4,9 +4,11 @@ using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Training.Evaluation;
 
@@ -23,9 +25,12 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
     /// <param name="path">The folder that was named.</param>
     /// <param name="adapter">An adapter that was named beside it, or null.</param>
     /// <param name="fourBit">Keep the base in NF4 with double quantization, whatever the folder says.</param>
+    /// <param name="notice">Is told how the download comes on of a model that is named and not here.</param>
+    /// <param name="cancellation">Ends it.</param>
     /// <exception cref="TrainingSetupException">The folder is none of these.</exception>
-    public static TextModelSource From(string path, string? adapter, bool fourBit)
+    public static TextModelSource From(string path, string? adapter, bool fourBit, Action<string> notice, CancellationToken cancellation)
     {
+        path = FetchedSources.FolderOf(path, HubRepository.DefaultRevision, notice, cancellation);
         BaseFormat asked = fourBit ? BaseFormat.Nf4DoubleQuantized : BaseFormat.AsStored;
         if (!Directory.Exists(path))
         {
@@ -52,15 +57,17 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
         if (isRun)
         {
             TrainingConfig config = RunFolder.ConfigOf(path, []);
-            if (!Directory.Exists(config.BaseModel))
+            config = FetchedSources.Fetch(config, SourceNeeds.Weights, notice, cancellation);
+            if (!Directory.Exists(config.BaseFolder))
             {
                 throw new TrainingSetupException($"{path} was trained on {config.BaseModel}, which is not a folder here. Name its base and give this folder with --adapter.");
             }
 
-            return new TextModelSource(config.BaseModel, path, fourBit ? asked : TrainedModel.FormatOf(TrainedModel.WithBase(config, ModelConfig.Parse(config.BaseModel)).Quantization));
+            return new TextModelSource(config.BaseFolder, path, fourBit ? asked : TrainedModel.FormatOf(TrainedModel.WithBase(config, ModelConfig.Parse(config.BaseFolder)).Quantization));
         }
 
         string? named = AdapterConfig.Parse(path).BaseModelNameOrPath;
+        named = named is null ? null : FetchedSources.FolderOf(named, HubRepository.DefaultRevision, notice, cancellation);
         return named is not null && Directory.Exists(named)
             ? new TextModelSource(named, path, asked)
             : throw new TrainingSetupException($"{path} is an adapter; its base '{named}' is not a folder here. Name the base and give this folder with --adapter.");

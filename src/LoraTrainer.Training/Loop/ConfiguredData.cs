@@ -3,6 +3,7 @@ using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Sources;
 using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Loop;
@@ -108,7 +109,7 @@ public sealed class ConfiguredData
     /// <param name="format">Of its rows; null: as the first held-out or training set, and without one as the first row suggests.</param>
     public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, RowFormat? format)
     {
-        Source source = SourceOf((tested.Concat(trained).FirstOrDefault()?.Dataset ?? new DatasetOptions()) with { Path = path });
+        Source source = SourceOf((tested.Concat(trained).FirstOrDefault()?.Dataset ?? new DatasetOptions()) with { Path = path, Split = DataSplits.Train, Name = null, DataFiles = [] });
         source.Format = format ?? source.Format;
         return Rows(source).Select(row => (row, source.Encoder));
     }
@@ -275,18 +276,27 @@ public sealed class ConfiguredData
 
     private IEnumerable<DatasetRow> Rows(Source source)
     {
-        foreach (SourceRow row in RowReader.Read(source.Dataset.Path))
+        foreach (SourceRow row in config.Fetched.FilesOf(source.Dataset).SelectMany(file => RowReader.Read(file, KindOf(source.Dataset.FileType))))
         {
-            if (source.Format is null)
+            if (source.Format is null && row.Fault is null)
             {
                 RowFormat found = RowFormat.Recognize(row);
                 source.Format = found is ConversationFormat ? ConversationsOf(source.Dataset.Conversation) : found;
                 notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. Set type in the data set's block if they are something else.");
             }
 
-            yield return source.Format.ConvertOrFault(row);
+            yield return source.Format?.ConvertOrFault(row) ?? new DatasetRow.Faulty(row.Source, row.Fault!);
         }
     }
+
+    private static DataFileKind? KindOf(DatasetFileType type) => type switch
+    {
+        DatasetFileType.Json => DataFileKind.Json,
+        DatasetFileType.Csv => DataFileKind.Csv,
+        DatasetFileType.Text => DataFileKind.Paragraphs,
+        DatasetFileType.Parquet => DataFileKind.Parquet,
+        _ => null,
+    };
 
     /// <summary>A data set of the config.</summary>
     private sealed class Source(DatasetOptions dataset, RowEncoder encoder)

@@ -11,14 +11,14 @@ internal static class Vocabulary
 
     /// <summary>The base's tokenizer with the added tokens.</summary>
     /// <exception cref="TokenizerFormatException">The file is missing, damaged or not supported.</exception>
-    public static Tokenizer TokenizerOf(TrainingConfig config) => Tokenizer.Load(config.BaseModel).WithTokens(config.Data.Tokens);
+    public static Tokenizer TokenizerOf(TrainingConfig config) => Tokenizer.Load(config.BaseFolder).WithTokens(config.Data.Tokens);
 
     /// <summary>The base's shape with rows for all of them.</summary>
     /// <param name="config">Of the run.</param>
     /// <param name="tokenizer">Null where there is none to ask: every added token is then counted as a new one.</param>
     public static ModelConfig ShapeOf(TrainingConfig config, Tokenizer? tokenizer)
     {
-        ModelConfig shape = ModelConfig.Parse(config.BaseModel);
+        ModelConfig shape = ModelConfig.Parse(config.BaseFolder);
         if (config.Data.Tokens.Count == 0)
         {
             return shape;

@@ -3,8 +3,10 @@ using System.Globalization;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
+using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Training.Planning;
 
@@ -63,10 +65,11 @@ public sealed class RunInputs : IDisposable
     /// <param name="cancellation">Stops reading the data.</param>
     public static RunInputs Read(TrainingConfig config, ITrainingObserver observer, CancellationToken cancellation)
     {
-        ModelFolder.RequireFolder(config.BaseModel);
+        config = FetchedSources.Fetch(config, SourceNeeds.Description, observer.OnNotice, cancellation);
+        ModelFolder.RequireFolder(config.BaseFolder);
         var notices = new List<string>();
         long start = Stopwatch.GetTimestamp();
-        Tokenizer? tokenizer = Tokenizer.IsIn(config.BaseModel) ? Vocabulary.TokenizerOf(config) : null;
+        Tokenizer? tokenizer = Tokenizer.IsIn(config.BaseFolder) ? Vocabulary.TokenizerOf(config) : null;
         ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);
         config = TrainedModel.WithBase(config, shape);
         TrainingData? data = LoadData(config, shape, tokenizer, observer, notices, cancellation);
@@ -75,7 +78,7 @@ public sealed class RunInputs : IDisposable
             RequirePlannable(config);
         }
 
-        return new RunInputs(config, shape, ModelFolder.HasWeights(config.BaseModel) ? ModelFolder.Open(config.BaseModel) : null, data, notices)
+        return new RunInputs(config, shape, HasWeights(config) ? ModelFolder.Open(config.BaseFolder) : null, data, notices)
         {
             ReadSeconds = data is null ? 0 : Stopwatch.GetElapsedTime(start).TotalSeconds,
         };
@@ -124,6 +127,9 @@ public sealed class RunInputs : IDisposable
         }
     }
 
+    /// <summary>Of a base that is fetched when the run starts some weights may be here already.</summary>
+    private static bool HasWeights(TrainingConfig config) => config.Fetched.BaseFolder is { } fetched ? HubModelFiles.HasAllWeights(fetched) : ModelFolder.HasWeights(config.BaseFolder);
+
     private static TrainingData? LoadData(TrainingConfig config, ModelConfig shape, Tokenizer? tokenizer, ITrainingObserver observer, List<string> notices, CancellationToken cancellation)
     {
         if (tokenizer is null)
@@ -132,7 +138,7 @@ public sealed class RunInputs : IDisposable
             return null;
         }
 
-        string[] missing = [.. config.Data.Datasets.Concat(config.Data.TestDatasets).Select(dataset => dataset.Path).Where(path => !Path.Exists(path))];
+        string[] missing = [.. config.Data.Datasets.Concat(config.Data.TestDatasets).Where(dataset => FetchedSources.IsElsewhere(dataset) || (!Path.Exists(dataset.Path) && !GlobPattern.HasWildcards(dataset.Path))).Select(dataset => DownloadCache.Shown(dataset.Path))];
         if (missing.Length > 0)
         {
             notices.Add($"{string.Join(", ", missing)} {(missing.Length == 1 ? "is" : "are")} not here: tokens and steps are not known, and memory is planned for micro-batches of micro_batch_size x sequence_len tokens.");

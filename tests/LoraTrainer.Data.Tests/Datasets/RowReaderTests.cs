@@ -30,15 +30,15 @@ public class RowReaderTests
     [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     [InlineData("[{\"t\":\"a\"},]", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     public void Read_Damaged_SaysWhere(string content, string start)
-        => Assert.StartsWith(start, Assert.Throws<DatasetException>(() => Read(content)).Message, StringComparison.Ordinal);
+        => Assert.StartsWith(start, Failure(Encoding.UTF8.GetBytes(content)), StringComparison.Ordinal);
 
     [Fact]
     public void Read_InvalidUtf8_SaysWhichByte()
     {
         byte[] line = [.. "{\"t\":\"ok\"}\n{\"t\":\"a"u8, 0xC3, 0x28, .. "\"}\n"u8];
-        Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Assert.Throws<DatasetException>(() => Read(line)).Message);
+        Assert.Equal("data.jsonl:2 (row 2): not valid UTF-8 at byte 8", Failure(line));
         byte[] array = [.. "[{\"t\":\"a"u8, 0xFF, .. "\"}]"u8];
-        Assert.Equal("data.jsonl: not valid UTF-8 at byte 9", Assert.Throws<DatasetException>(() => Read(array)).Message);
+        Assert.Equal("data.jsonl:1 (row 1): not valid UTF-8 at byte 8", Failure(array));
     }
 
     [Fact]
@@ -58,6 +58,56 @@ public class RowReaderTests
         Assert.Equal(texts, Read(string.Concat(texts.Select(text => $"{{\"t\":\"{text}\"}}\n"))).Select(row => row.Text("t")));
     }
 
+    /// <summary>Faulty rows are told with their places, and the reading goes on.</summary>
+    [Theory]
+    [InlineData("{\"t\":\"a\"}\n{oops\n17\n{\"t\":\"b\"}\n", "a b", "2 (row 2): not a JSON object on one line|3 (row 3): expected an object with named fields, found a number")]
+    [InlineData("[{\"t\":\"a\"},\n5,\n{\"t\":\"b\"}]", "a b", "2 (row 2): expected an object with named fields, found a number")]
+    public void Read_WithFaults_GoesOn(string content, string texts, string starts)
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.File("data.jsonl");
+        File.WriteAllText(file, content);
+        SourceRow[] rows = [.. RowReader.Read(file)];
+        Assert.Equal(texts, string.Join(' ', rows.Where(row => row.Fault is null).Select(row => row.Text("t"))));
+        string[] faults = [.. rows.Where(row => row.Fault is not null).Select(row => $"{row.Source}: {row.Fault}")];
+        Assert.Equal(starts.Split('|').Length, faults.Length);
+        Assert.All(faults.Zip(starts.Split('|')), pair => Assert.StartsWith($"data.jsonl:{pair.Second}", pair.First, StringComparison.Ordinal));
+    }
+
+    /// <summary>A line that is longer than any row is left out without being held, and what follows is read.</summary>
+    [Fact]
+    public void Read_EndlessLine_IsFaultyAndLeftOut()
+    {
+        using var folder = new TemporaryFolder();
+        string file = folder.File("data.jsonl.gz");
+        using (var zip = new System.IO.Compression.GZipStream(File.Create(file), System.IO.Compression.CompressionLevel.Fastest))
+        {
+            zip.Write("{\"t\":\"a\"}\n"u8);
+            byte[] block = new byte[1 << 20];
+            block.AsSpan().Fill((byte)'x');
+            for (int i = 0; i < 80; i++)
+            {
+                zip.Write(block);
+            }
+
+            zip.Write("\n{\"t\":\"b\"}\n"u8);
+        }
+
+        SourceRow[] rows = [.. RowReader.Read(file)];
+        Assert.Equal("a|longer than 64 MiB, which is no row|b", string.Join('|', rows.Select(row => row.Fault ?? row.Text("t"))));
+        Assert.Equal("data.jsonl.gz:2 (row 2)", rows[1].Source.ToString());
+    }
+
+    /// <summary>Elements of all lengths around the size of the read buffer.</summary>
+    [Fact]
+    public void Read_ArrayInPieces_LosesNothing()
+    {
+        string[] texts = [.. Enumerable.Range(0, 300).Select(i => new string((char)('a' + (i % 26)), i * 997 % 5000)), new('x', 65525), new('y', 65526), new('é', 400_000), "end"];
+        List<SourceRow> rows = Read($"[\n{string.Join(",\n", texts.Select(text => $"{{\"t\":\"{text}\",\"n\":[1.5,{{}}]}}"))}\n]\n");
+        Assert.Equal(texts, rows.Select(row => row.Text("t")));
+        Assert.Equal(Enumerable.Range(2, texts.Length), rows.Select(row => row.Source.Line));
+    }
+
     [Fact]
     public void Text_MissingOrWrong_IsASentence()
     {
@@ -70,6 +120,20 @@ public class RowReaderTests
 
     [Fact]
     public void Read_NoFile_SaysSo() => Assert.Equal("/nowhere/x.jsonl: no such file", Assert.Throws<DatasetException>(() => RowReader.Read("/nowhere/x.jsonl")).Message);
+
+    /// <summary>What is wrong with the first faulty row, or with the file.</summary>
+    private static string Failure(byte[] content)
+    {
+        try
+        {
+            SourceRow faulty = Read(content).First(row => row.Fault is not null);
+            return $"{faulty.Source}: {faulty.Fault}";
+        }
+        catch (DatasetException exception)
+        {
+            return exception.Message;
+        }
+    }
 
     private static List<SourceRow> Read(string content) => Read(Encoding.UTF8.GetBytes(content));
 

@@ -79,7 +79,7 @@ public class ModelFolderTests
     {
         using var folder = new TemporaryFolder();
         Assert.Equal(
-            $"{folder.File("x")}: there is no such folder. A model is a folder with config.json, tokenizer.json and model.safetensors, and nothing is downloaded: fetch the model, and give its folder; a relative path starts at the current directory.",
+            $"{folder.File("x")}: there is no such folder. A model is a folder with config.json, tokenizer.json and model.safetensors, or the name of one on the hub, such as HuggingFaceTB/SmolLM2-135M; a relative path starts at the current directory.",
             Message(folder.File("x")));
         Assert.Equal($"{folder.Path}: no weights here: looked for model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json. Fetch the model's weights into this folder, or give the folder where they are.", Message(folder.Path));
 

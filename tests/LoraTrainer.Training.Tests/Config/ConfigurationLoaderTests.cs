@@ -93,6 +93,8 @@ public sealed class ConfigurationLoaderTests
     [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]
     [InlineData("device: cuda\noptimizer: adamw_8bit", "optimizer (tiny.yaml:7): the 8-bit optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
     [InlineData("device: cuda\noptimizer: paged_adamw_8bit", "optimizer (tiny.yaml:7): a paged optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
+    [InlineData("test_datasets: [{path: 'https://me:pw@host/x.jsonl', type: alpaca}]", "test_datasets[0].path holds a user or a password; the configuration is copied into every run, so leave it out (tiny.yaml:6).")]
+    [InlineData("test_datasets: [{path: 'https://host/x.jsonl#md5=1', type: alpaca}]", "test_datasets[0].path has a '#' that is not followed by sha256= and 64 hexadecimal digits (tiny.yaml:6).")]
     [InlineData("quantized_cache: {uri: s3://bucket/p}", "quantized_cache.uri is given (tiny.yaml:6), but no quantized_cache.path. Add the folder of this machine where what comes from the store lies, for example path: /tmp/quantized.")]
     [InlineData("device: cuda\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs.bnb_4bit_quant_type (tiny.yaml:8): the 4-bit type fp4 has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
@@ -110,7 +112,7 @@ public sealed class ConfigurationLoaderTests
     [Fact]
     public void Load_Empty_NamesWhatMustBeThere() => Assert.Equal(
         [
-            "base_model is missing (tiny.yaml). Give the folder of the model to start from, for example base_model: models/SmolLM2-135M.",
+            "base_model is missing (tiny.yaml). Give the model to start from, a folder or a name of the hub, for example base_model: HuggingFaceTB/SmolLM2-135M.",
             "datasets is missing (tiny.yaml). Give at least one file, for example datasets: [{path: data/train.jsonl, type: alpaca}].",
         ],
         Errors(""));
@@ -238,9 +240,7 @@ public sealed class ConfigurationLoaderTests
 
     [Theory]
     [InlineData("gradient_checkpointing: offload", "Offloading activations is not supported yet, got gradient_checkpointing: offload (tiny.yaml:6). Use gradient_checkpointing: true.")]
-    [InlineData("test_datasets: [{path: a.csv, type: alpaca, ds_type: csv}]", "This file format is not supported yet, got test_datasets[0].ds_type: csv (tiny.yaml:6). Convert the file to JSON lines.")]
-    [InlineData("test_datasets: [{path: a.txt, type: completion, ds_type: text}]", "This file format is not supported yet, got test_datasets[0].ds_type: text (tiny.yaml:6). Convert the file to JSON lines.")]
-    [InlineData("test_datasets: [{path: a.json, type: alpaca, split: test}]", "A split other than the whole file is not supported yet, got test_datasets[0].split: test (tiny.yaml:6). Give the file of that split as path, or cut the file.")]
+    [InlineData("test_datasets: [{path: a, type: alpaca, ds_type: arrow}]", "This file format is not supported yet, got test_datasets[0].ds_type: arrow (tiny.yaml:6). Convert the file to Parquet or JSON lines.")]
     public void Load_FeatureThatIsToCome_IsReadButNotUsable(string line, string message)
     {
         ConfigurationResult result = Load(Tiny + line);
@@ -256,6 +256,9 @@ public sealed class ConfigurationLoaderTests
     [InlineData("checkpoint: {lease_seconds: 30.0, single_writer: true}")]
     [InlineData("cost: {rate: 2, rate_per: machine, warn_at: 0.80, bill_from: process, project: null, tags: {}}")]
     [InlineData("test_datasets: [{path: a.json, type: alpaca, ds_type: jsonl, split: train}]")]
+    [InlineData("test_datasets: [{path: org/name, type: alpaca, split: test_sft, revision: refs/convert/parquet, name: en, data_files: data/*.csv, ds_type: csv}]")]
+    [InlineData("test_datasets: [{path: 's3://bucket/a/*.jsonl?region=eu-west-1', type: alpaca, data_files: [a.csv, b/*.csv]}]")]
+    [InlineData("revision_of_model: 0123456789abcdef0123456789abcdef01234567")]
     public void Load_FeatureThatIsToCome_AskedForWhatHappensAnyway_IsFine(string line) => Assert.Empty(Errors(Tiny + line));
 
     [Fact]

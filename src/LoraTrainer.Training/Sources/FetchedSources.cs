@@ -1,0 +1,116 @@
+using LoraTrainer.Data.Datasets;
+using LoraTrainer.Models.Formats;
+using LoraTrainer.Storage;
+using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
+
+namespace LoraTrainer.Training.Sources;
+
+/// <summary>What of a configuration is needed on this machine.</summary>
+[Flags]
+public enum SourceNeeds
+{
+    None = 0,
+
+    /// <summary>config.json and the tokenizer.</summary>
+    Description = 1,
+
+    Weights = 2 | Description,
+
+    /// <summary>datasets and test_datasets.</summary>
+    Data = 4,
+}
+
+/// <summary>
+/// Where a model or data set lies that a configuration names by a name of the hub or by an address: local folders and files, fetched where they are not here. An existing path goes
+/// before a name, and stays what it is.
+/// </summary>
+/// <param name="BaseFolder">Of the base; null: it is a folder itself.</param>
+/// <param name="Files">Of each data set that is not a path.</param>
+public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<DatasetOptions, IReadOnlyList<string>> Files)
+{
+    public static FetchedSources None { get; } = new(null, new Dictionary<DatasetOptions, IReadOnlyList<string>>());
+
+    /// <summary>True for text that names something of the hub and nothing of this machine. What ends as data files do is a file that is missing.</summary>
+    public static bool IsHubName(string text) => !Path.Exists(text) && HubRepository.IsName(text) && !DataFiles.HasDataName(text);
+
+    /// <summary>True for a data set that is not on this machine by its path.</summary>
+    public static bool IsElsewhere(DatasetOptions dataset) => DownloadCache.IsAddress(dataset.Path) || IsHubName(dataset.Path);
+
+    /// <summary>The local files of a data set: those that were fetched for it, or those that its path names.</summary>
+    /// <exception cref="DatasetException">there are none</exception>
+    /// <exception cref="TrainingSetupException">there is no such part</exception>
+    public IReadOnlyList<string> FilesOf(DatasetOptions dataset)
+    {
+        if (Files.TryGetValue(dataset, out IReadOnlyList<string>? fetched))
+        {
+            return fetched;
+        }
+
+        IReadOnlyList<string> all = DataFiles.Of(dataset.Path);
+        if (Directory.Exists(dataset.Path))
+        {
+            return [.. HubDataset.Choose(dataset, DataFiles.RelativeTo(dataset.Path), []).Select(file => Path.Combine(dataset.Path, file))];
+        }
+
+        string? senseless = dataset.Split != DataSplits.Train ? $"split: {dataset.Split}" : dataset.Name is not null ? $"name: {dataset.Name}" : dataset.DataFiles.Count > 0 ? "data_files" : null;
+        return senseless is null ? all : throw new TrainingSetupException($"{senseless} chooses among the files of a folder or of a repository of the hub, and {dataset.Path} is a file: all of it is read. Leave it out.");
+    }
+
+    /// <summary>Fetches what is needed and is not here. Blocks until it is.</summary>
+    /// <param name="config">Names, revisions, splits.</param>
+    /// <param name="needs">What of it.</param>
+    /// <param name="tell">Is told how downloads come on.</param>
+    /// <param name="cancellation">Leaves what has arrived, to go on from.</param>
+    /// <returns>The same configuration, which knows where its things are.</returns>
+    /// <exception cref="IOException">something cannot be fetched; says what to do</exception>
+    /// <exception cref="TrainingSetupException">a data set has no such part</exception>
+    public static TrainingConfig Fetch(TrainingConfig config, SourceNeeds needs, Action<string> tell, CancellationToken cancellation)
+    {
+        DatasetOptions[] elsewhere = needs.HasFlag(SourceNeeds.Data) ? [.. config.Data.Datasets.Concat(config.Data.TestDatasets).Where(IsElsewhere).Distinct()] : [];
+        bool isNamed = needs.HasFlag(SourceNeeds.Description) && IsHubName(config.BaseModel);
+        if (!isNamed && elsewhere.Length == 0)
+        {
+            return config;
+        }
+
+        // No caller has a context that waiting could block.
+        return Task.Run(() => FetchAsync(config, isNamed, needs.HasFlag(SourceNeeds.Weights), elsewhere, tell, cancellation), cancellation).GetAwaiter().GetResult();
+    }
+
+    /// <summary>The folder of a model that a command line names: itself, or where the hub's model of that name was fetched to.</summary>
+    /// <param name="nameOrFolder">As it was written.</param>
+    /// <param name="revision">Of a name.</param>
+    /// <param name="tell">Is told how downloads come on.</param>
+    /// <param name="cancellation">Leaves what has arrived.</param>
+    public static string FolderOf(string nameOrFolder, string revision, Action<string> tell, CancellationToken cancellation)
+        => IsHubName(nameOrFolder) ? Fetch(new TrainingConfig { BaseModel = nameOrFolder, RevisionOfModel = revision }, SourceNeeds.Weights, tell, cancellation).BaseFolder : nameOrFolder;
+
+    private static async Task<TrainingConfig> FetchAsync(TrainingConfig config, bool isNamed, bool withWeights, DatasetOptions[] elsewhere, Action<string> tell, CancellationToken cancellation)
+    {
+        using var hub = new Hub(HubSettings.FromEnvironment(), tell);
+        string? folder = config.Fetched.BaseFolder;
+        if (isNamed)
+        {
+            HubSnapshot snapshot = await hub.OpenAsync(new HubRepository(HubKind.Model, config.BaseModel, config.RevisionOfModel), cancellation).ConfigureAwait(false);
+            await HubModelFiles.FetchDescriptionAsync(snapshot, cancellation).ConfigureAwait(false);
+            if (withWeights)
+            {
+                await HubModelFiles.FetchWeightsAsync(snapshot, cancellation).ConfigureAwait(false);
+            }
+
+            folder = snapshot.Folder;
+        }
+
+        var files = new Dictionary<DatasetOptions, IReadOnlyList<string>>(config.Fetched.Files);
+        using var downloads = new DownloadCache(DownloadCache.DefaultFolder, tell);
+        foreach (DatasetOptions dataset in elsewhere)
+        {
+            files[dataset] = DownloadCache.IsAddress(dataset.Path)
+                ? await downloads.FetchAsync(dataset.Path, cancellation).ConfigureAwait(false)
+                : await HubDataset.FetchAsync(hub, dataset, cancellation).ConfigureAwait(false);
+        }
+
+        return config with { Fetched = new FetchedSources(folder, files) };
+    }
+}
