@@ -270,6 +270,9 @@ public sealed record DataOptions
     /// <summary>Learn to write the prompts too.</summary>
     public bool TrainOnInputs { get; init; }
 
+    /// <summary>Where tokenized data is kept for the next start; null: nowhere.</summary>
+    public string? PreparedFolder { get; init; }
+
     /// <summary>Of a conversation only the last answer is learned.</summary>
     public bool MaskHistory { get; init; }
 

@@ -3,7 +3,6 @@ using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Training.Config;
-using LoraTrainer.Training.Sources;
 using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Loop;
@@ -53,14 +52,25 @@ public sealed class ConfiguredData
         Threads = threads,
     };
 
-    /// <summary>Encodes the rows to train on into a file, and looks at all on the way.</summary>
-    /// <param name="folder">Where the file lies while it is used.</param>
+    /// <summary>Encodes the rows to train on into a file, and looks at all on the way; or takes what was kept of an earlier start (dataset_prepared_path).</summary>
+    /// <param name="folder">Where the file lies while it is used, unless it is to be kept.</param>
     /// <param name="progress">Is told the rows read so far.</param>
     /// <param name="cancellation">Stops the reading.</param>
     /// <exception cref="DatasetException">A file is not as expected.</exception>
     public TokenizedDataset Tokenize(string folder, Action<int>? progress, CancellationToken cancellation)
     {
-        using var writer = TokenizedDatasetWriter.Temporary(folder);
+        string? kept = null;
+        if (config.Data.PreparedFolder is { } prepared)
+        {
+            Directory.CreateDirectory(prepared);
+            kept = PreparedData.PathOf(config, prepared, cancellation);
+            if (File.Exists(kept) && Kept(kept) is { } found)
+            {
+                return found;
+            }
+        }
+
+        using TokenizedDatasetWriter writer = kept is null ? TokenizedDatasetWriter.Temporary(folder) : TokenizedDatasetWriter.At(kept);
         AuditReport report = Read(null, (row, repeats) =>
         {
             for (int i = 0; i < repeats; i++)
@@ -69,6 +79,23 @@ public sealed class ConfiguredData
             }
         }, progress, cancellation);
         return writer.Finish(report);
+    }
+
+    /// <summary>What an earlier start has kept; null where it is damaged.</summary>
+    private TokenizedDataset? Kept(string path)
+    {
+        try
+        {
+            TokenizedDataset found = TokenizedDataset.Open(path);
+            _ = HeldOutRows();
+            notice($"The data was read as it was tokenized before, from {path}.");
+            return found;
+        }
+        catch (DatasetException exception)
+        {
+            notice($"{exception.Message}; it is made again.");
+            return null;
+        }
     }
 
     /// <summary>Looks at all rows and keeps none.</summary>
@@ -165,7 +192,7 @@ public sealed class ConfiguredData
         }
         else if (name == ChatTemplates.OfModel || ChatTemplates.Fallback(name) is not null)
         {
-            ChatTemplate? own = Directory.Exists(config.BaseModel) ? ChatTemplate.OfModel(config.BaseModel) : null;
+            ChatTemplate? own = Directory.Exists(config.BaseFolder) ? ChatTemplate.OfModel(config.BaseFolder) : null;
             if (own is null && ChatTemplates.Fallback(name) is { } other)
             {
                 own = ChatTemplate.BuiltIn(other);

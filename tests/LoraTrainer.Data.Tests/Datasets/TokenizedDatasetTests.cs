@@ -74,7 +74,8 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         TokenizedRow encoded = Encode(row, tokenizer, Options);
         Assert.Equal([.. asked, .. said, tokenizer.EosId!.Value], encoded.Tokens);
         Assert.Equal([.. Enumerable.Repeat(false, asked.Length), .. Enumerable.Repeat(true, said.Length + 1)], encoded.IsSupervised);
-        Assert.Equal(("What? ", "This." + tokenizer.SpecialTokens.Eos), (new RowEncoder(tokenizer, Options).Question(row).Prompt, new RowEncoder(tokenizer, Options).Question(row).Completion));
+        RowQuestion question = Assert.NotNull(new RowEncoder(tokenizer, Options).Question(row));
+        Assert.Equal(("What? ", "This." + tokenizer.SpecialTokens.Eos), (question.Prompt, question.Completion));
     }
 
     [Fact]
