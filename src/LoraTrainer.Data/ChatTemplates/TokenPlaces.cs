@@ -7,10 +7,18 @@ namespace LoraTrainer.Data.ChatTemplates;
 internal sealed class TokenPlaces
 {
     private readonly List<Token> tokens = [];
+    private readonly List<Stretch> stretches = [];
+    private readonly string text;
+    private readonly Tokenizer tokenizer;
 
-    private TokenPlaces()
+    private TokenPlaces(string text, Tokenizer tokenizer)
     {
+        this.text = text;
+        this.tokenizer = tokenizer;
     }
+
+    /// <summary>Text between two added tokens: its tokens from <paramref name="First"/> on have its own place until one of its inner places is asked for.</summary>
+    private readonly record struct Stretch(EncodedPiece Piece, int First);
 
     /// <summary>A token's characters as UTF-16 positions.</summary>
     /// <param name="Id">The id.</param>
@@ -22,14 +30,16 @@ internal sealed class TokenPlaces
 
     public int Count => tokens.Count;
 
+    public Token this[int index] => tokens[index];
+
     /// <param name="text">As the template made it.</param>
     /// <param name="tokenizer">Of the model.</param>
     /// <param name="takeForeign">Whether special tokens in what comes from messages count.</param>
     /// <exception cref="TokenizerFormatException">Special tokens of the template and of messages cannot be told apart.</exception>
     public static TokenPlaces Encode(Text text, Tokenizer tokenizer, bool takeForeign)
     {
-        var result = new TokenPlaces();
         string clean = Tokenizers.Unicode.UnicodeTables.HasLoneSurrogate(text.Value) ? Tokenizers.Unicode.UnicodeTables.ReplaceLoneSurrogates(text.Value) : text.Value;
+        var result = new TokenPlaces(clean, tokenizer);
         foreach (EncodedPiece piece in tokenizer.EncodeInPieces(clean, (start, end) => takeForeign || !TouchesForeign(text, start, end)))
         {
             if (piece.Token is { } token)
@@ -39,7 +49,8 @@ internal sealed class TokenPlaces
             }
             else
             {
-                result.AddText(clean[piece.Start..piece.End], piece, tokenizer);
+                result.stretches.Add(new Stretch(piece, result.Count));
+                result.tokens.AddRange(piece.Ids.Select(id => new Token(id, piece.Start, piece.End, IsMarker: false, IsSpecial: false)));
             }
         }
 
@@ -51,6 +62,8 @@ internal sealed class TokenPlaces
     /// <summary>The tokens that have a character in [start, end): the first, and behind the last. A marker only where all of it is inside.</summary>
     public (int First, int End) Within(int start, int end)
     {
+        Resolve(start);
+        Resolve(end);
         int first = -1, last = -1;
         for (int i = LowerBound(start); i < tokens.Count && tokens[i].Start < end; i++)
         {
@@ -71,9 +84,6 @@ internal sealed class TokenPlaces
         int[] markers = [.. Enumerable.Range(LowerBound(start), tokens.Count - LowerBound(start)).TakeWhile(i => tokens[i].Start < end).Where(i => tokens[i].IsMarker && tokens[i].Start >= start && tokens[i].End <= end)];
         return Array.Exists(markers, i => tokens[i].IsSpecial) ? Array.FindAll(markers, i => tokens[i].IsSpecial) : markers;
     }
-
-    /// <summary>The tokens that begin at or behind <paramref name="start"/>.</summary>
-    public IEnumerable<Token> From(int start) => tokens.Skip(LowerBound(start)).SkipWhile(token => token.Start < start);
 
     private static bool TouchesForeign(Text text, int start, int end)
     {
@@ -115,12 +125,36 @@ internal sealed class TokenPlaces
         return low;
     }
 
-    /// <summary>Places by decoding: each token is where the text has grown by it. A token that completes no character yet is where that character will be.</summary>
-    private void AddText(string text, EncodedPiece piece, Tokenizer tokenizer)
+    /// <summary>
+    /// Finds the places of the tokens around <paramref name="at"/>, where that is inside text, by decoding: each token is where the text has grown by it. A
+    /// token that completes no character yet is where that character will be.
+    /// </summary>
+    private void Resolve(int at)
     {
+        int low = 0, high = stretches.Count;
+        while (low < high)
+        {
+            int middle = (low + high) / 2;
+            if (stretches[middle].Piece.End <= at)
+            {
+                low = middle + 1;
+            }
+            else
+            {
+                high = middle;
+            }
+        }
+
+        if (low == stretches.Count || stretches[low].Piece.Start >= at)
+        {
+            return;
+        }
+
+        (EncodedPiece piece, int first) = stretches[low];
+        stretches.RemoveAt(low);
         StreamingDecoder decoder = tokenizer.StartDecoding(skipSpecialTokens: false);
         int[] ends = new int[piece.Ids.Length];
-        var decoded = new System.Text.StringBuilder(text.Length);
+        var decoded = new System.Text.StringBuilder();
         for (int i = 0; i < ends.Length; i++)
         {
             decoded.Append(decoder.Add(piece.Ids[i]));
@@ -133,26 +167,26 @@ internal sealed class TokenPlaces
             ends[^1] = decoded.Length;
         }
 
-        Func<int, int> toText = Mapping(text, decoded.ToString(), tokenizer);
+        Func<int, int> toText = Mapping(text[piece.Start..piece.End], decoded.ToString());
         int start = 0;
         for (int i = 0; i < ends.Length; i++)
         {
             int from = piece.Start + toText(start), to = piece.Start + toText(ends[i] > start ? ends[i] : Math.Min(start + 1, decoded.Length));
-            tokens.Add(new Token(piece.Ids[i], from, to, IsMarker: false, IsSpecial: false));
+            tokens[first + i] = tokens[first + i] with { Start = from, End = to };
             start = ends[i];
         }
     }
 
     /// <summary>From places in what the tokens decode to, to places in the text: the same but where the tokenizer normalizes.</summary>
-    private static Func<int, int> Mapping(string text, string decoded, Tokenizer tokenizer)
+    private Func<int, int> Mapping(string piece, string decoded)
     {
-        if (decoded == text)
+        if (decoded == piece)
         {
             return place => place;
         }
 
         // A decoder takes away the space before the first word, which stands inside the text here.
-        if (text.Length == decoded.Length + 1 && text[0] == ' ' && text.AsSpan(1).SequenceEqual(decoded))
+        if (piece.Length == decoded.Length + 1 && piece[0] == ' ' && piece.AsSpan(1).SequenceEqual(decoded))
         {
             return place => place == 0 ? 0 : place + 1;
         }
@@ -161,7 +195,7 @@ internal sealed class TokenPlaces
         var lengths = new Dictionary<int, int>();
         return place =>
         {
-            int low = 0, high = text.Length;
+            int low = 0, high = piece.Length;
             while (low < high)
             {
                 int middle = (low + high) / 2;
@@ -182,7 +216,7 @@ internal sealed class TokenPlaces
         {
             if (!lengths.TryGetValue(count, out int length))
             {
-                length = count == text.Length ? decoded.Length : tokenizer.Decode(tokenizer.Encode(text.AsSpan(0, count), addSpecialTokens: false, takeSpecialTokens: false), skipSpecialTokens: false).Length;
+                length = count == piece.Length ? decoded.Length : tokenizer.Decode(tokenizer.Encode(piece.AsSpan(0, count), addSpecialTokens: false, takeSpecialTokens: false), skipSpecialTokens: false).Length;
                 lengths[count] = length;
             }
 

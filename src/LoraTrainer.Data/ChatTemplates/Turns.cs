@@ -103,17 +103,16 @@ internal sealed class Turns(
     /// <summary>The turn of a message that the template does not mark.</summary>
     private Turn Locate(int message, List<ForeignRange> content, List<List<ForeignRange>> contents)
     {
-        List<ForeignRange> aloneContent = content;
-        TokenPlaces alonePlaces = places;
+        int contentEnd = content[^1].End;
+        string closing = text.Value[contentEnd..];
         if (message < messages.Count - 1)
         {
             // The conversation that stops with the message shows what belongs to it and what ends it.
-            (aloneContent, alonePlaces) = Alone(message);
+            (int ranges, closing) = Alone(message);
+            contentEnd = content[Math.Clamp(ranges, 1, content.Count) - 1].End;
         }
 
-        int contentEnd = content[Math.Clamp(aloneContent.Count, 1, content.Count) - 1].End;
-        int end = aloneContent.Count == 0 ? contentEnd : EndOf(message, contentEnd, alonePlaces, aloneContent[^1].End);
-        return new Turn(message, StartOf(message, content[0].Start, contentEnd, contents), contentEnd, end);
+        return new Turn(message, StartOf(message, content[0].Start, contentEnd, contents), contentEnd, EndOf(message, contentEnd, closing));
     }
 
     /// <summary>
@@ -143,7 +142,10 @@ internal sealed class Turns(
     /// Behind the last marker that ends the turn: one that stands behind the message here, and also where the conversation stops with it. A template may
     /// end a conversation with more than that, or with another token.
     /// </summary>
-    private int EndOf(int message, int contentEnd, TokenPlaces alone, int aloneContentEnd)
+    /// <param name="message">Whose turn it is.</param>
+    /// <param name="contentEnd">Behind its last character.</param>
+    /// <param name="closing">What stands behind the message in the conversation that stops with it.</param>
+    private int EndOf(int message, int contentEnd, string closing)
     {
         int limit = text.Length;
         foreach (ForeignRange range in text.Foreign)
@@ -155,32 +157,29 @@ internal sealed class Turns(
             }
         }
 
-        List<TokenPlaces.Token> here = [.. places.From(contentEnd).TakeWhile(token => token.End <= limit)];
-        List<TokenPlaces.Token> there = [.. alone.From(aloneContentEnd).Take(here.Count)];
-        int common = 0;
-        while (common < there.Count && here[common].Id == there[common].Id)
+        int common = text.Value.AsSpan(contentEnd..limit).CommonPrefixLength(closing);
+        if (places.MarkersWithin(contentEnd, contentEnd + common) is { Length: > 0 } markers)
         {
-            common++;
+            return places[markers[^1]].End;
         }
 
-        // With nothing in common, another token in the same place: "end of a message" here, "end of the answer" there.
-        common = common == 0 && here.Count > 0 && there.Count > 0 && here[0].IsSpecial && there[0].IsSpecial ? 1 : common;
-        List<TokenPlaces.Token> closing = here[..common];
-        closing = closing.Exists(token => token.IsSpecial) ? closing.FindAll(token => token.IsSpecial) : closing.FindAll(token => token.IsMarker);
-        return closing.Count > 0 ? closing[^1].End : contentEnd;
+        // With no marker in common, another one in the same place: "end of a message" here, "end of the answer" there.
+        int other = Array.Find(places.MarkersWithin(contentEnd, limit), marker => places[marker].IsSpecial && places[marker].Start == contentEnd);
+        bool isEnd = other > 0 && TokenPlaces.Encode(Text.Own(closing), tokenizer, takeForeign: true) is { Count: > 0 } there && there[0].IsSpecial;
+        return isEnd ? places[other].End : contentEnd;
     }
 
-    /// <summary>The characters of a message, and all tokens, of the conversation that stops with it; no characters where the template refuses that.</summary>
-    private (List<ForeignRange> Content, TokenPlaces Places) Alone(int message)
+    /// <summary>How many stretches of characters a message has, and what stands behind them, in the conversation that stops with it; nothing where the template refuses that.</summary>
+    private (int Ranges, string Closing) Alone(int message)
     {
         try
         {
             Text alone = template.Render(messages.First(message + 1), forTemplate).Rendered;
-            return (Contents(alone).Find(content => content[0].Source == message) ?? [], TokenPlaces.Encode(alone, tokenizer, options.TakeSpecialTokensInMessages));
+            return Contents(alone).Find(content => content[0].Source == message) is { } content ? (content.Count, alone.Value[content[^1].End..]) : (0, "");
         }
         catch (ChatTemplateException)
         {
-            return ([], places);
+            return (0, "");
         }
     }
 }
