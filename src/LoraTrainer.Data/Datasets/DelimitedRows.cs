@@ -1,5 +1,4 @@
 using System.Text;
-using System.Text.Json;
 
 namespace LoraTrainer.Data.Datasets;
 
@@ -76,7 +75,7 @@ internal static class DelimitedRows
         public byte Delimiter { get; set; }
 
         /// <summary>Valid until <see cref="Next"/> is called again.</summary>
-        public IReadOnlyList<ReadOnlyMemory<byte>> Fields => fields;
+        public List<ReadOnlyMemory<byte>> Fields => fields;
 
         /// <summary>Of the row's first byte.</summary>
         public int Line { get; private set; }

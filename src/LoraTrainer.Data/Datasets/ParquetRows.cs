@@ -1,6 +1,5 @@
 using System.Globalization;
 using System.Text.Json;
-using LoraTrainer.Storage;
 using Parquet;
 using Parquet.Data;
 using Parquet.Schema;

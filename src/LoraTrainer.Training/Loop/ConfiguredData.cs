@@ -3,7 +3,6 @@ using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Training.Config;
-using LoraTrainer.Training.Sources;
 using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Loop;

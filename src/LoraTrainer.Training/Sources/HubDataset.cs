@@ -54,7 +54,7 @@ internal static class HubDataset
                 $"{dataset.Path} has no part '{dataset.Split}'; its card names {string.Join(", ", configuration.Parts.Select(part => part.Split))}. Set split to one of them.");
         }
 
-        IReadOnlyList<string> data = DataFiles.DataAmong(dataset.Name is { } name ? sorted.Where(file => file.Split('/')[..^1].Contains(name)) : sorted);
+        IReadOnlyList<string> data = DataFiles.DataAmong(dataset.Name is { } name ? sorted.Where(file => file.Split('/').SkipLast(1).Contains(name)) : sorted);
         if (data.Count > 0)
         {
             return DataSplits.Select(data, dataset.Split, dataset.Path);
