@@ -72,7 +72,7 @@ public sealed class HubServer : IAsyncDisposable
     /// <returns>The commit.</returns>
     public string Add(string path, IReadOnlyDictionary<string, byte[]> files, string access = "open", string branch = "main")
     {
-        string commit = Convert.ToHexStringLower(SHA1.HashData(Encoding.UTF8.GetBytes(path + branch + string.Join('|', files.Select(file => file.Key + Convert.ToHexString(SHA256.HashData(file.Value)))))));
+        string commit = Sha1(Encoding.UTF8.GetBytes(path + branch + string.Join('|', files.Select(file => file.Key + Convert.ToHexString(SHA256.HashData(file.Value))))));
         repositories[$"{path}@{branch}"] = repositories[$"{path}@{commit}"] = new Repository(commit, files, access);
         return commit;
     }
@@ -293,7 +293,15 @@ public sealed class HubServer : IAsyncDisposable
 
     private static string Sha256(byte[] content) => Convert.ToHexStringLower(SHA256.HashData(content));
 
-    private static string GitHash(byte[] content) => Convert.ToHexStringLower(SHA1.HashData([.. Encoding.ASCII.GetBytes(string.Create(CultureInfo.InvariantCulture, $"blob {content.Length}\0")), .. content]));
+    private static string GitHash(byte[] content) => Sha1([.. Encoding.ASCII.GetBytes(string.Create(CultureInfo.InvariantCulture, $"blob {content.Length}\0")), .. content]);
+
+    /// <summary>As git names contents; not for security.</summary>
+    private static string Sha1(byte[] content)
+    {
+        using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA1);
+        hash.AppendData(content);
+        return Convert.ToHexStringLower(hash.GetHashAndReset());
+    }
 
     private sealed record Repository(string Commit, IReadOnlyDictionary<string, byte[]> Files, string Access);
 }
