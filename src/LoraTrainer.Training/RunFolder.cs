@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text;
 using System.Text.Json;
+using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
@@ -41,7 +42,7 @@ public sealed class RunFolder
 
     /// <summary>Files that belong to a tokenizer; those that the base has are copied beside the adapter.</summary>
     private static readonly string[] TokenizerFiles =
-        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"];
+        ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json", "merges.txt", ChatTemplate.FileName, "generation_config.json"];
 
     private TrainingConfig config;
     private bool madeOutput;
@@ -281,8 +282,9 @@ public sealed class RunFolder
     /// <summary>Writes what others load: a PEFT folder, or the whole model in bf16; the tokenizer's files beside it. Returns the weight file.</summary>
     /// <param name="shape">Of the base.</param>
     /// <param name="trained">Its values.</param>
+    /// <param name="template">The chat template of the training: whoever runs the model needs the same one. Null: there is none.</param>
     /// <param name="within">A folder in the run's; null: the run's own.</param>
-    internal string WriteModel(ModelConfig shape, TrainedModel trained, string? within = null)
+    internal string WriteModel(ModelConfig shape, TrainedModel trained, ChatTemplate? template, string? within = null)
     {
         string folder = within is null ? config.OutputDir : Path.Combine(config.OutputDir, within), weights;
         Directory.CreateDirectory(folder);
@@ -305,6 +307,12 @@ public sealed class RunFolder
         }
 
         CopyTokenizer(config.BaseFolder, folder);
+        if (template is not null && ChatTemplate.OfModel(config.BaseFolder)?.Source != template.Source)
+        {
+            // The file goes before what tokenizer_config.json says.
+            AtomicFile.WriteAllBytes(Path.Combine(folder, ChatTemplate.FileName), Encoding.UTF8.GetBytes(template.Source));
+        }
+
         if (config.Data.Tokens.Count > 0)
         {
             (string name, byte[] content) = Tokenizer.Load(config.BaseFolder).FileWithTokens(config.Data.Tokens);

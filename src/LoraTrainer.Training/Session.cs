@@ -667,7 +667,7 @@ internal sealed class Session
         string Write(string? within)
         {
             Phases.Enter(TrainingPhase.Saving);
-            return Folder.WriteModel(Shape, Trained, within);
+            return Folder.WriteModel(Shape, Trained, Data.Template, within);
         }
     }
 

@@ -60,6 +60,9 @@ public sealed class RenderedChat
 /// </summary>
 public sealed class ChatTemplate
 {
+    /// <summary>Where a folder has its template by itself.</summary>
+    public const string FileName = "chat_template.jinja";
+
     private const string ResourcePrefix = "chat_templates/";
 
     /// <summary>Bytes of a file that may hold a template; tokenizer_config.json lists all added tokens too.</summary>
@@ -191,7 +194,7 @@ public sealed class ChatTemplate
     private static Dictionary<string, (string File, string Source)> Find(string folder)
     {
         var found = new Dictionary<string, (string File, string Source)>(StringComparer.Ordinal);
-        string jinja = Path.Combine(folder, "chat_template.jinja"), more = Path.Combine(folder, "additional_chat_templates");
+        string jinja = Path.Combine(folder, FileName), more = Path.Combine(folder, "additional_chat_templates");
         if (File.Exists(jinja))
         {
             found["default"] = (jinja, Read(jinja));

@@ -75,6 +75,9 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
 
     public TokenizationOptions Options => options;
 
+    /// <summary>How conversations become tokens; null: there are none.</summary>
+    public ConversationEncoding? Conversations => conversations?.Value;
+
     /// <summary>The row as it is used: too long ones dropped or cut, as the options say.</summary>
     /// <exception cref="DatasetException">Nothing could be encoded with this tokenizer, or a long row is an error.</exception>
     public EncodedRow Encode(DatasetRow row)
@@ -219,7 +222,7 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
 
     private EncodedChat EncodeChat(DatasetRow.Conversed row)
     {
-        ConversationEncoding how = Conversations(row);
+        ConversationEncoding how = Required(row);
         try
         {
             return how.Encoder.Encode(Messages(row), OptionsFor(row, how));
@@ -232,7 +235,7 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
 
     private RowQuestion? QuestionOf(DatasetRow.Conversed row)
     {
-        ConversationEncoding how = Conversations(row);
+        ConversationEncoding how = Required(row);
         ChatMessages messages = Messages(row);
         int last = messages.Count - 1;
         while (last >= 0 && !how.Options.RolesToTrain.Contains(messages.Role(last)))
@@ -271,10 +274,10 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
         return at < 0 ? "" : said[(at + content.Length)..].Trim();
     }
 
-    private ConversationEncoding Conversations(DatasetRow.Conversed row) => conversations?.Value ?? throw new DatasetException($"{row.Source}: messages of a chat need a chat template, and none is set.");
+    private ConversationEncoding Required(DatasetRow.Conversed row) => conversations?.Value ?? throw new DatasetException($"{row.Source}: messages of a chat need a chat template, and none is set.");
 
     private ChatMessages Messages(DatasetRow.Conversed row) => ChatMessages.FromJson(
-        Conversations(row).Encoder.Template.Source.Contains("tool_calls", StringComparison.Ordinal) ? row.Messages : ConversationFormat.WithCallsAsText(row.Messages), "the conversation");
+        Required(row).Encoder.Template.Source.Contains("tool_calls", StringComparison.Ordinal) ? row.Messages : ConversationFormat.WithCallsAsText(row.Messages), "the conversation");
 
     private ChatEncodingOptions OptionsFor(DatasetRow.Conversed row, ConversationEncoding how) =>
         how.Options with { TrainOnInputs = options.TrainOnInputs, Template = how.Options.Template with { Tools = row.Tools } };

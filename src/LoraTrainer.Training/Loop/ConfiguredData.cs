@@ -2,6 +2,7 @@ using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training.Config;
 using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
@@ -36,6 +37,28 @@ public sealed class ConfiguredData
         this.tokenizer = tokenizer;
         trained = [.. config.Data.Datasets.Select(SourceOf)];
         tested = [.. config.Data.TestDatasets.Select(SourceOf)];
+    }
+
+    /// <summary>The chat template that the rows go through; null where they are no conversations. Looks at the first row of each data set that does not say what it is.</summary>
+    public ChatTemplate? Template
+    {
+        get
+        {
+            foreach (Source source in trained)
+            {
+                if (source.Format is null)
+                {
+                    _ = Rows(source).FirstOrDefault(row => row is not DatasetRow.Faulty);
+                }
+
+                if (source.Format is ConversationFormat)
+                {
+                    return source.Encoder.Conversations!.Encoder.Template;
+                }
+            }
+
+            return null;
+        }
     }
 
     /// <summary>How the config wants rows to be encoded.</summary>
@@ -256,6 +279,17 @@ public sealed class ConfiguredData
         foreach ((AuditSeverity severity, string code, string message) in notes)
         {
             audit.Note(severity, code, message);
+        }
+
+        if (tokenizer.PadId is not null && tokenizer.PadId == tokenizer.EosId)
+        {
+            audit.Note(AuditSeverity.Notice, "pad_is_eos", "The tokenizer's padding token is its EOS. There is no padding here, so every EOS that is learned stays learned.");
+        }
+
+        if (File.Exists(Path.Combine(config.BaseFolder, "config.json")) && ModelConfig.Parse(config.BaseFolder).MaxPositionEmbeddings is var positions && config.Data.SequenceLen > positions)
+        {
+            audit.Note(AuditSeverity.Warning, "beyond_positions",
+                $"sequence_len {config.Data.SequenceLen} is more than the {positions} positions that {config.BaseModel} was made for: what it says beyond them is not to be relied on. Set sequence_len to {positions} at most.");
         }
 
         return audit.Finish();

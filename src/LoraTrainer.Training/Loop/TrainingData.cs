@@ -1,4 +1,5 @@
 using System.Globalization;
+using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Packing;
 using LoraTrainer.Data.Tokenizers;
@@ -22,6 +23,9 @@ public sealed class TrainingData : IDisposable
     public IReadOnlyList<HeldOutRow> HeldOut { get; }
 
     public DataOrder Order { get; }
+
+    /// <summary>The chat template that the rows went through; null where they are no conversations.</summary>
+    public ChatTemplate? Template { get; private init; }
 
     public void Dispose() => Train.Dispose();
 
@@ -66,7 +70,7 @@ public sealed class TrainingData : IDisposable
         int[] lengths = [.. Enumerable.Range(0, train.RowCount).Select(train.Length)];
         Func<int[], int[][]>? pack = config.Data.SamplePacking ? ordered => BinPacking.BestFitDecreasing(ordered, config.Data.SequenceLen) : null;
         var order = new DataOrder(lengths, pack, (ulong)config.Seed, checked((int)config.Batch.GlobalBatchSize), config.Batch.NumEpochs, config.Batch.MaxSteps);
-        return new TrainingData(train, heldOut, order);
+        return new TrainingData(train, heldOut, order) { Template = source.Template };
     }
 
     private static void Tell(AuditFinding finding, ITrainingObserver observer)
