@@ -30,7 +30,7 @@ public sealed class ChatTests
     public async Task Chat_SingleTurns_DoNotSeeEachOther_AndATemplateIsNamed()
     {
         using var folder = new TinyFolder();
-        File.WriteAllText(folder.PathOf("base/chat_template.jinja"), "{{ messages }}");
+        File.WriteAllText(folder.PathOf("base/chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}");
         string[] arguments = ["chat", "base", "--max-new-tokens", "8"];
         Ending alone = await Ending.RunWithInputAsync(folder.Path, "abc\nabc\n", [.. arguments, "--single-turn", "--json"]), together = await Ending.RunWithInputAsync(folder.Path, "abc\nabc\n", [.. arguments, "--json"]);
         Assert.True(alone.ExitCode == 0, alone.ToString());
@@ -38,7 +38,7 @@ public sealed class ChatTests
         Assert.Equal(first[0], first[1]);
         Assert.Equal(first[0], second[0]);
         Assert.NotEqual(second[0], second[1]);
-        Assert.Contains("has a chat template, which is not used here", alone.Error, StringComparison.Ordinal);
+        Assert.Contains("by the chat template base/chat_template.jinja", alone.Error, StringComparison.Ordinal);
         Ending text = await Ending.RunWithInputAsync(folder.Path, "abc\n/adapter on\n", arguments);
         Assert.Equal(first[0] + "\n", text.Output);
         Assert.Contains("There is no adapter", text.Error, StringComparison.Ordinal);
@@ -47,7 +47,7 @@ public sealed class ChatTests
     [Theory]
     [InlineData("has no room for answers", "chat", "base", "--context", "100", "--max-new-tokens", "100")]
     [InlineData("has no place for a system text", "chat", "base", "--system", "x")]
-    [InlineData("--format must be one of plain, alpaca", "chat", "base", "--format", "chatml")]
+    [InlineData("--format must be one of plain, alpaca, template", "chat", "base", "--format", "chatml")]
     [InlineData("there is no such folder", "chat", "nowhere")]
     public async Task WrongInput_IsASentence(string sentence, params string[] arguments)
     {

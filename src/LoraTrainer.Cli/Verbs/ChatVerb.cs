@@ -28,8 +28,9 @@ internal static class ChatVerb
           /help, /exit     Ctrl-D ends too; Ctrl-C ends an answer that comes
           //...            a message that starts with /
 
-        A message becomes a prompt as the rows of the run's training did, or as --format says; a chat template of the model is not used. Earlier turns stand
-        before it as they were, unless --single-turn has each message answered alone, as rows of single turns are in training.
+        A message becomes a prompt as the rows of the run's training did, or as --format says: plain, alpaca, or template, the chat template of the run or the
+        model, which is also used where nothing else is known. Earlier turns stand before it as they were, unless --single-turn has each message answered
+        alone, as rows of single turns are in training.
         """;
 
     private const int LongestAnswer = 256;
@@ -42,7 +43,7 @@ internal static class ChatVerb
     {
         Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
-        Option<string?> format = new("--format") { Description = "How a message becomes a prompt. Without it: as in the run's training, else plain.", HelpName = string.Join('|', ChatFormat.Words) };
+        Option<string?> format = new("--format") { Description = "How a message becomes a prompt. Without it: as in the run's training, else by the model's chat template, else plain.", HelpName = string.Join('|', ChatFormat.Words) };
         Option<string> system = new("--system") { Description = "The system text.", DefaultValueFactory = _ => "" };
         Option<bool> singleTurn = new("--single-turn") { Description = "Answer each message alone." };
         Option<int> context = new("--context") { Description = "The most tokens of a conversation; older turns are forgotten.", DefaultValueFactory = _ => 2048 };
@@ -71,7 +72,7 @@ internal static class ChatVerb
                 TopP = arguments.GetValue(topP),
                 Seed = arguments.GetValue(seed),
             });
-            ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name) : FormatOf(path, source);
+            ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name, FoldersOf(path, source)) : FormatOf(path, source);
             if (limit <= options.MaxNewTokens)
             {
                 throw new TrainingSetupException($"A conversation of {limit} tokens has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
@@ -88,24 +89,23 @@ internal static class ChatVerb
             using TextModel loaded = TextModel.Load(
                 source, selection, tokenizer, measured => Conversation.Measure(measured, limit), "Less is needed with --load-in-4bit or a smaller --context.", given.Terminal.Note, loading.Tell);
             Greet(given.Terminal, loaded, source, chosen);
-            return Task.FromResult(new Talk(given.Terminal, loaded, chosen, options, new Conversation(loaded, limit), arguments.GetValue(singleTurn), arguments.GetRequiredValue(system)).Run());
+            return Task.FromResult(new Talk(given.Terminal, loaded, chosen, options, new Conversation(loaded, chosen, limit), arguments.GetValue(singleTurn), arguments.GetRequiredValue(system)).Run());
         });
     }
 
     private static ChatFormat FormatOf(string path, TextModelSource source)
     {
         string? run = new[] { path, source.AdapterFolder }.FirstOrDefault(folder => folder is not null && File.Exists(Path.Combine(folder, CheckpointFiles.ConfigName)));
-        return run is null ? ChatFormat.Parse("plain", "") : ChatFormat.OfRun(ConfigurationLoader.LoadFile(Path.Combine(run, CheckpointFiles.ConfigName), []).Require());
+        return run is null ? ChatFormat.OfModel(FoldersOf(path, source)) : ChatFormat.OfRun(ConfigurationLoader.LoadFile(Path.Combine(run, CheckpointFiles.ConfigName), []).Require(), FoldersOf(path, source));
     }
+
+    /// <summary>Where a chat template is looked for: what was trained before what it was trained on.</summary>
+    private static string[] FoldersOf(string path, TextModelSource source) => [.. new[] { source.AdapterFolder, Directory.Exists(path) ? path : null, source.BaseFolder }.OfType<string>().Distinct()];
 
     private static void Greet(Terminal terminal, TextModel model, TextModelSource source, ChatFormat format)
     {
         terminal.Note(model.DeviceSentence);
-        terminal.Note($"{source.BaseFolder}{(source.AdapterFolder is null ? ", no adapter" : $" with the adapter {source.AdapterFolder}")}. Messages become prompts {(format.Name.StartsWith("as ", StringComparison.Ordinal) ? "" : "in the format ")}{format.Name}.");
-        if (ChatFormat.HasTemplate(source.BaseFolder))
-        {
-            terminal.Warn($"{source.BaseFolder} has a chat template, which is not used here: a model that was tuned for it answers less well without.");
-        }
+        terminal.Note($"{source.BaseFolder}{(source.AdapterFolder is null ? ", no adapter" : $" with the adapter {source.AdapterFolder}")}. Messages become prompts {format.Name}.");
 
         if (!Console.IsInputRedirected)
         {
@@ -169,7 +169,7 @@ internal static class ChatVerb
             try
             {
                 (string text, int tokens) = conversation.Say(
-                    format.Prompt(message, system), options, terminal.Stream,
+                    message, system, options, terminal.Stream,
                     forgotten => terminal.Note(string.Create(CultureInfo.InvariantCulture, $"The conversation is full ({conversation.LimitTokens} tokens): its {(forgotten == 1 ? "oldest turn is" : $"{forgotten} oldest turns are")} forgotten.")), giveUp.Token);
                 turns.Add((message, text, tokens, hasAdapter));
                 terminal.Stream(Environment.NewLine);

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Globalization;
 using System.Text.Json;
+using LoraTrainer.Data.ChatTemplates;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
@@ -9,7 +10,6 @@ using LoraTrainer.Storage;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
-using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
 
@@ -332,7 +332,7 @@ internal static class InspectVerb
         }
 
         Tokenizer tokenizer = Tokenizer.Load(path);
-        bool hasTemplate = ChatFormat.HasTemplate(path);
+        bool hasTemplate = ChatTemplate.OfModel(path) is not null;
         return string.Create(
             CultureInfo.InvariantCulture,
             $"{tokenizer.VocabularySize:#,0} tokens{(tokenizer.VocabularySize > config.VocabSize ? ", MORE than the model has" : "")}, EOS {tokenizer.SpecialTokens.Eos ?? "not named"}, {(hasTemplate ? "with" : "without")} a chat template");

@@ -20,7 +20,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     private readonly RowFindings findings = new(listener);
     private readonly List<AuditFinding> notes = [];
     private readonly List<int> lengths = [];
-    private readonly HashSet<UInt128> seen = [];
+    private readonly FingerprintSet seen = new();
     private readonly Dictionary<string, int> keptOf = new(StringComparer.Ordinal);
     private readonly PriorityQueue<RowSource, int> longest = new();
     private int rows, truncated, heldOut;
@@ -182,13 +182,13 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
 
     private static string Count(int number) => number.ToString("#,0", CultureInfo.InvariantCulture);
 
-    private static UInt128 Fingerprint(in TokenizedRow row)
+    private static ulong Fingerprint(in TokenizedRow row)
     {
         Span<byte> hash = stackalloc byte[SHA256.HashSizeInBytes];
         using var sha = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
         sha.AppendData(MemoryMarshal.AsBytes(row.Tokens.AsSpan()));
         sha.AppendData(MemoryMarshal.AsBytes(row.IsSupervised.AsSpan()));
         sha.GetHashAndReset(hash);
-        return MemoryMarshal.Read<UInt128>(hash);
+        return MemoryMarshal.Read<ulong>(hash);
     }
 }

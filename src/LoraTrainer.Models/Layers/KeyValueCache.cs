@@ -27,11 +27,16 @@ public sealed class KeyValueCache
     public IReadOnlyList<LayerCache> Layers { get; }
 
     /// <summary>Forgets everything; the memory stays.</summary>
-    public void Clear()
+    public void Clear() => Truncate(0);
+
+    /// <summary>Forgets what stands behind the first tokens.</summary>
+    /// <param name="length">So many are kept, at most as many as are held.</param>
+    public void Truncate(int length)
     {
+        ArgumentOutOfRangeException.ThrowIfGreaterThan(length, Length);
         foreach (LayerCache layer in Layers)
         {
-            layer.Length = 0;
+            layer.Length = length;
         }
     }
 }

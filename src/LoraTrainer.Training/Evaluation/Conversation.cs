@@ -7,9 +7,15 @@ using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Evaluation;
 
+/// <summary>What a user said and what came of it.</summary>
+/// <param name="Message">Of the user.</param>
+/// <param name="Answer">Of the model.</param>
+/// <param name="Tokens">Both, and what ended the answer, where turns stand one behind another.</param>
+public sealed record ConversationTurn(string Message, string Answer, IReadOnlyList<int> Tokens);
+
 /// <summary>
-/// Turns of a user and a model, one text: prompt, answer, EOS, prompt, answer, EOS. Keys and values of what was said stay, so that a turn costs its own tokens only. Where the
-/// text would grow beyond its limit the oldest turns are forgotten.
+/// Turns of a user and a model, one text, as the format puts them together. Keys and values of what was said stay as far as the text stays the same, so that a turn mostly costs
+/// its own tokens only. Where the text would grow beyond its limit the oldest turns are forgotten.
 /// </summary>
 public sealed class Conversation
 {
@@ -17,24 +23,28 @@ public sealed class Conversation
     private const int PieceTokens = 512;
 
     private readonly TextModel model;
+    private readonly ChatFormat format;
     private readonly TextGenerator generator;
     private readonly KeyValueCache cache;
+    private readonly List<ConversationTurn> turns = [];
 
-    // Prompt, answer and EOS of each turn that the model still knows; the text is all of them behind the tokenizer's prefix.
-    private readonly List<List<int>> turns = [];
+    // Of everything that was said; the cache holds keys and values of its beginning.
+    private readonly List<int> text = [];
     private ulong turnsSoFar;
 
     /// <param name="model">Loaded with room for <see cref="Measure"/>; keys and values stay in it as long as it lives.</param>
+    /// <param name="format">How messages become text.</param>
     /// <param name="limitTokens">The longest text.</param>
-    public Conversation(TextModel model, int limitTokens)
+    public Conversation(TextModel model, ChatFormat format, int limitTokens)
     {
         this.model = model;
-        generator = new TextGenerator(model.Model, model.StopTokens);
+        this.format = format;
+        generator = new TextGenerator(model.Model, [.. model.StopTokens, .. format.StopTokens(model.Tokenizer)]);
         cache = new KeyValueCache(model.Model.Device, model.Model, limitTokens);
     }
 
     /// <summary>Tokens of everything that the model still knows.</summary>
-    public int TokenCount => model.Tokenizer.PrefixIds.Count + turns.Sum(turn => turn.Count);
+    public int TokenCount => text.Count;
 
     public int LimitTokens => cache.Capacity;
 
@@ -54,6 +64,7 @@ public sealed class Conversation
     public void Reset()
     {
         turns.Clear();
+        text.Clear();
         Reread();
     }
 
@@ -61,43 +72,47 @@ public sealed class Conversation
     public void Reread() => cache.Clear();
 
     /// <summary>One turn.</summary>
-    /// <param name="prompt">The text that is put behind what was said.</param>
+    /// <param name="message">Of the user.</param>
+    /// <param name="system">The system text; empty: none, or the format's own.</param>
     /// <param name="options">Length and sampling; each turn draws from a stream of its own.</param>
     /// <param name="onText">Is told the answer as it comes.</param>
     /// <param name="onForgotten">Is told how many turns had to be forgotten.</param>
     /// <param name="cancellation">Ends the answer where it is.</param>
     /// <returns>The answer, and its tokens.</returns>
-    /// <exception cref="TrainingSetupException">The prompt alone is too long.</exception>
-    public (string Text, int Tokens) Say(string prompt, SamplingOptions options, Action<string> onText, Action<int> onForgotten, CancellationToken cancellation = default)
+    /// <exception cref="TrainingSetupException">The message alone is too long, or the format does not take it.</exception>
+    public (string Text, int Tokens) Say(string message, string system, SamplingOptions options, Action<string> onText, Action<int> onForgotten, CancellationToken cancellation = default)
     {
         Tokenizer tokenizer = model.Tokenizer;
-        int[] turn = tokenizer.Encode(prompt, addSpecialTokens: false);
-        int needed = tokenizer.PrefixIds.Count + turn.Length + options.MaxNewTokens + 1;
-        if (needed > cache.Capacity)
+        int most = cache.Capacity - options.MaxNewTokens - 1, alone = format.Encode(tokenizer, system, [], message).Length;
+        if (alone > most)
         {
-            throw new TrainingSetupException($"The message has {turn.Length} tokens; with an answer of up to {options.MaxNewTokens} it does not fit into the {cache.Capacity} of this conversation. Shorten it, or start with a larger --context or a smaller --max-new-tokens.");
+            throw new TrainingSetupException($"The message has {alone} tokens; with an answer of up to {options.MaxNewTokens} it does not fit into the {cache.Capacity} of this conversation. Shorten it, or start with a larger --context or a smaller --max-new-tokens.");
         }
 
-        if (tokenizer.PrefixIds.Count + turn.Length == 0)
+        if (alone == 0)
         {
             throw new TrainingSetupException("The message is empty.");
         }
 
         int forgotten = 0;
-        while (turns.Count > 0 && TokenCount + turn.Length + options.MaxNewTokens + 1 > cache.Capacity)
+        int[] all = format.Encode(tokenizer, system, turns, message);
+        while (all.Length > most)
         {
             turns.RemoveAt(0);
             forgotten++;
+            all = format.Encode(tokenizer, system, turns, message);
         }
 
         if (forgotten > 0)
         {
-            Reread();
             onForgotten(forgotten);
         }
 
-        turns.Add([.. turn]);
-        int[] all = [.. tokenizer.PrefixIds, .. turns.SelectMany(tokens => tokens)];
+        // At least one token has to pass through the model.
+        int known = Math.Min(cache.Length, Math.Min(all.Length - 1, all.AsSpan().CommonPrefixLength(CollectionsMarshal.AsSpan(text))));
+        cache.Truncate(known);
+        text.Clear();
+        text.AddRange(all);
         while (all.Length - cache.Length > PieceTokens)
         {
             generator.Feed(all.AsSpan(cache.Length, PieceTokens), cache);
@@ -106,12 +121,15 @@ public sealed class Conversation
         StreamingDecoder decoder = tokenizer.StartDecoding(skipSpecialTokens: true);
         (List<int> answer, int? stop) = generator.Continue(all.AsSpan(cache.Length), cache, options with { Seed = options.Seed + turnsSoFar++ }, token => onText(decoder.Add(token)), cancellation);
         onText(decoder.Finish());
-        turns[^1].AddRange(answer);
+        text.AddRange(answer);
         if ((stop ?? tokenizer.EosId) is { } end)
         {
-            turns[^1].Add(end);
+            text.Add(end);
         }
 
-        return (tokenizer.Decode(CollectionsMarshal.AsSpan(answer), skipSpecialTokens: true), answer.Count);
+        string said = tokenizer.Decode(CollectionsMarshal.AsSpan(answer), skipSpecialTokens: true);
+        int before = tokenizer.PrefixIds.Count + turns.Sum(turn => turn.Tokens.Count);
+        turns.Add(new ConversationTurn(message, said, [.. text.Skip(before)]));
+        return (said, answer.Count);
     }
 }

@@ -38,14 +38,14 @@ public sealed class ConversationTests : IDisposable
     [Fact]
     public void Say_OverKeptKeysAndValues_IsWhatTheWholeTextGives()
     {
-        var conversation = new Conversation(model, Limit);
+        var conversation = new Conversation(model, ChatFormat.Parse("plain", ""), Limit);
         var text = new List<int>(tokenizer.PrefixIds);
         foreach (string prompt in new[] { "abc ", "and then? ", new string('x', 530) })
         {
             text.AddRange(tokenizer.Encode(prompt, addSpecialTokens: false));
             List<int> expected = Alone(text);
             var pieces = new List<string>();
-            (string answer, int tokens) = conversation.Say(prompt, Options, pieces.Add, _ => Assert.Fail("nothing had to be forgotten"), TestContext.Current.CancellationToken);
+            (string answer, int tokens) = conversation.Say(prompt, "", Options, pieces.Add, _ => Assert.Fail("nothing had to be forgotten"), TestContext.Current.CancellationToken);
             Assert.Equal(tokenizer.Decode([.. expected], skipSpecialTokens: true), answer);
             Assert.Equal(answer, string.Concat(pieces));
             Assert.Equal(expected.Count, tokens);
@@ -58,20 +58,20 @@ public sealed class ConversationTests : IDisposable
     [Fact]
     public void Say_WhereTheTextGrowsTooLong_ForgetsTheOldestTurns()
     {
-        var conversation = new Conversation(model, 100);
+        var conversation = new Conversation(model, ChatFormat.Parse("plain", ""), 100);
         var forgotten = new List<int>();
         string first = new('a', 40), second = new('b', 20), third = new('c', 60);
-        conversation.Say(first, Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
-        (string answer, int tokens) = conversation.Say(second, Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
+        conversation.Say(first, "", Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
+        (string answer, int tokens) = conversation.Say(second, "", Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
         Assert.Empty(forgotten);
-        (string last, _) = conversation.Say(third, Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
+        (string last, _) = conversation.Say(third, "", Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken);
         Assert.Equal(tokens + 20 + 1 + 60 + 11 + 1 <= 100 ? [1] : new[] { 2 }, forgotten);
         int[] known = forgotten[0] == 1
             ? [.. tokenizer.Encode(second, addSpecialTokens: false), .. tokenizer.Encode(answer, addSpecialTokens: false), tokenizer.EosId!.Value, .. tokenizer.Encode(third, addSpecialTokens: false)]
             : tokenizer.Encode(third, addSpecialTokens: false);
         Assert.Equal(tokenizer.Decode([.. Alone([.. tokenizer.PrefixIds, .. known])], skipSpecialTokens: true), last);
 
-        TrainingSetupException refusal = Assert.Throws<TrainingSetupException>(() => conversation.Say(new string('d', 95), Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken));
+        TrainingSetupException refusal = Assert.Throws<TrainingSetupException>(() => conversation.Say(new string('d', 95), "", Options, _ => { }, forgotten.Add, TestContext.Current.CancellationToken));
         Assert.Contains("does not fit into the 100 of this conversation", refusal.Message, StringComparison.Ordinal);
     }
 
@@ -88,9 +88,27 @@ public sealed class ConversationTests : IDisposable
         Assert.Equal("[Be kind] Q: why? A:", format.Prompt("why?", "Be kind"));
         Assert.Equal("why?", ChatFormat.Parse("plain", "--format").Prompt("why?", ""));
         Assert.EndsWith("### Instruction:\nwhy?\n\n### Response:\n", ChatFormat.Parse("alpaca", "--format").Prompt("why?", ""), StringComparison.Ordinal);
-        Assert.False(ChatFormat.HasTemplate(folder.File("base")));
-        File.WriteAllText(folder.File("base/chat_template.jinja"), "x");
-        Assert.True(ChatFormat.HasTemplate(folder.File("base")));
+        Assert.StartsWith("--format template: there is no chat template in ", Assert.Throws<TrainingSetupException>(() => ChatFormat.Parse("template", "--format", folder.File("base"))).Message, StringComparison.Ordinal);
+    }
+
+    /// <summary>The whole conversation goes through the template each time; what the model knows of it already stays.</summary>
+    [Fact]
+    public void Template_RendersTheConversation_AndTheAnswerIsWhatTheWholeTextGives()
+    {
+        File.WriteAllText(folder.File("base/chat_template.jinja"), "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% else %};{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}");
+        ChatFormat format = ChatFormat.OfModel(folder.File("base"));
+        Assert.True(format.TakesSystem);
+        Assert.Equal([tokenizer.EosId!.Value], format.StopTokens(tokenizer));
+        var conversation = new Conversation(model, format, Limit);
+        string text = "s:kind;";
+        foreach (string message in new[] { "abc", "more" })
+        {
+            text += $"u:{message};a:";
+            List<int> expected = Alone([.. tokenizer.Encode(text, addSpecialTokens: false)]);
+            (string answer, _) = conversation.Say(message, "kind", Options, _ => { }, _ => { }, TestContext.Current.CancellationToken);
+            Assert.Equal(tokenizer.Decode([.. expected], skipSpecialTokens: true), answer);
+            text += answer + tokenizer.SpecialTokens.Eos;
+        }
     }
 
     private List<int> Alone(List<int> text)
