@@ -33,7 +33,7 @@ public sealed class AuditTests
         Assert.Contains("warning: 1 of 6 rows is the same as an earlier one: train.jsonl:4 (row 4).", words.Error, StringComparison.Ordinal);
         Assert.Contains("no field 'output'; the row has: instruction", words.Error, StringComparison.Ordinal);
         string[] codes = [.. File.ReadLines(folder.PathOf("findings.jsonl")).Select(line => JsonElement.Parse(line).GetProperty("code").GetString()!)];
-        Assert.Equal(["duplicate", "faulty_row", "faulty_row", "faulty_row", "too_long"], codes.Order());
+        Assert.Equal(["duplicate", "faulty_row", "faulty_row", "nothing_to_learn", "too_long"], codes.Order());
         await folder.RefusesAsync("findings.jsonl is there already", "audit", "tiny.yaml", "--list", "findings.jsonl");
 
         Ending none = await folder.RunAsync([.. arguments, "--set", "sequence_len=8", "--set", "datasets.0.type=completion", "--json"]);

@@ -50,14 +50,16 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
         }
 
         (HeldOutRow? Row, RowSource Source)[] usable = [.. rows.Select(item => (HeldOutRow.From(item.Row, item.Encoder), item.Row.Source))];
-        RowSource[] unusable = [.. usable.Where(item => item.Row is null).Select(item => item.Source)];
-        if (unusable.Length > 0)
+        int unusable = usable.Count(item => item.Row is null);
+        if (unusable > 0)
         {
-            notice($"{(unusable.Length == 1 ? "1 row cannot be used and is" : $"{unusable.Length} rows cannot be used and are")} left out: {unusable[0]}{(unusable.Length > 1 ? ", ..." : ".")} lora-trainer audit says why.");
+            (DatasetRow row, RowEncoder with) = rows[Array.FindIndex(usable, item => item.Row is null)];
+            string why = with.Encode(row).Finding?.Detail ?? "nothing in it is asked and answered";
+            notice($"{(unusable == 1 ? "1 row cannot be used and is" : $"{unusable} rows cannot be used and are")} left out: {row.Source}, {why}{(unusable > 1 ? ", ..." : ".")}");
         }
 
         (HeldOutRow Row, RowSource Source)[] encoded = [.. usable.Where(item => item.Row?.Tokens.Length <= config.Data.SequenceLen).Select(item => (item.Row!, item.Source))];
-        int tooLong = usable.Length - unusable.Length - encoded.Length;
+        int tooLong = usable.Length - unusable - encoded.Length;
         if (tooLong > 0)
         {
             notice($"{tooLong} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");

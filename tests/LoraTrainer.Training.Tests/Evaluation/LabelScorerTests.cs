@@ -93,7 +93,9 @@ public sealed class LabelScorerTests : IDisposable
         Assert.Equal(drawn, Load(8, 1).Rows.Select(row => row.Prompt));
         Assert.NotEqual(drawn, Load(8, 2).Rows.Select(row => row.Prompt));
         Assert.Equal(drawn, all.Rows.Select(row => row.Prompt).Where(drawn.Contains));
-        Assert.Contains("expected", Assert.Throws<DatasetException>(() => Load(0, null, "[1]")).Message, StringComparison.Ordinal);
+        Assert.Contains("no row is left to evaluate", Assert.Throws<TrainingSetupException>(() => Load(0, null, "[1]")).Message, StringComparison.Ordinal);
+        Assert.Contains("bad.json:1 (row 1), ", notices[^1], StringComparison.Ordinal);
+        Assert.Contains("expected", notices[^1], StringComparison.Ordinal);
         Assert.Contains("Give a file with --data", Assert.Throws<TrainingSetupException>(() => EvaluationData.Load(config, null, null, tokenizer, 0, null, notices.Add)).Message, StringComparison.Ordinal);
 
         EvaluationData Load(int limit, ulong? seed, string? text = null)
