@@ -34,6 +34,9 @@ public sealed partial class DownloadCache : IDisposable
         http = new HttpConnection(patience, time);
     }
 
+    /// <summary>Opens the store of a bucket; another one in tests.</summary>
+    internal Func<string, IObjectStore> OpenStore { get; init; } = ObjectStore.Open;
+
     /// <summary>LT_CACHE, or <c>lora-trainer</c> in XDG_CACHE_HOME or ~/.cache.</summary>
     public static string DefaultFolder
     {
@@ -156,7 +159,7 @@ public sealed partial class DownloadCache : IDisposable
         }
 
         string bucket = scheme + afterScheme[..slash];
-        await using IObjectStore store = ObjectStore.Open(bucket + options);
+        await using IObjectStore store = OpenStore(bucket + options);
         if (!GlobPattern.HasWildcards(key) && !key.EndsWith('/') && await FetchObjectAsync(store, bucket, key, options, cancellation).ConfigureAwait(false) is { } file)
         {
             return [file];

@@ -121,6 +121,37 @@ public sealed class DownloadCacheTests : IAsyncDisposable
         Assert.Single(server.Requests);
     }
 
+    /// <summary>A folder stands for the bucket: stores have one interface.</summary>
+    [Theory]
+    [InlineData("s3://bucket/data/a.jsonl", "data/a.jsonl")]
+    [InlineData("s3://bucket/data/?region=eu-west-1", "data/a.jsonl data/b.csv data/x/c.jsonl")]
+    [InlineData("s3://bucket/data/*.jsonl", "data/a.jsonl")]
+    [InlineData("s3://bucket/**/*.jsonl", "data/a.jsonl data/x/c.jsonl other/d.jsonl")]
+    public async Task Fetch_Objects_ByKeyPrefixAndPattern(string address, string keys)
+    {
+        await using IObjectStore bucket = await BucketAsync();
+        using var cache = new DownloadCache(folder.File("cache"), told.Enqueue, Impatient, null) { OpenStore = uri => Opened(uri) };
+        IReadOnlyList<string> files = await cache.FetchAsync(address, Stop);
+        Assert.Equal(keys.Split(' '), files.Select(File.ReadAllText));
+        Assert.Equal(keys.Split(' ').Select(Path.GetFileName), files.Select(Path.GetFileName));
+    }
+
+    [Fact]
+    public async Task Fetch_Object_IsFetchedAgainOnlyIfItChanged()
+    {
+        await using IObjectStore bucket = await BucketAsync();
+        using var cache = new DownloadCache(folder.File("cache"), told.Enqueue, Impatient, null) { OpenStore = uri => Opened(uri) };
+        string file = Assert.Single(await cache.FetchAsync("s3://bucket/data/a.jsonl", Stop));
+        DateTime written = File.GetLastWriteTimeUtc(file);
+        await cache.FetchAsync("s3://bucket/data/a.jsonl", Stop);
+        Assert.Equal(written, File.GetLastWriteTimeUtc(file));
+        using var other = new MemoryStream("changed"u8.ToArray());
+        await bucket.PutAsync("data/a.jsonl", other, cancellation: Stop);
+        Assert.Equal("changed", await File.ReadAllTextAsync(Assert.Single(await cache.FetchAsync("s3://bucket/data/a.jsonl", Stop)), Stop));
+        Assert.Contains("no object of that name, and none below it", (await Assert.ThrowsAsync<StoreException>(() => cache.FetchAsync("s3://bucket/gone", Stop))).Message, StringComparison.Ordinal);
+        Assert.Contains("names a bucket", (await Assert.ThrowsAsync<StoreException>(() => cache.FetchAsync("s3://bucket", Stop))).Message, StringComparison.Ordinal);
+    }
+
     [Theory]
     [InlineData("data/*.json", "data/a.json:true data/b.json:true data/.c.json:false data/x/a.json:false data/a.jsonl:false")]
     [InlineData("data/**/*.json", "data/a.json:true data/x/y/a.json:true data/.x/a.json:false other/a.json:false")]
@@ -133,6 +164,25 @@ public sealed class DownloadCacheTests : IAsyncDisposable
     {
         var glob = new GlobPattern(pattern);
         Assert.Equal(cases, string.Join(' ', cases.Split(' ').Select(item => item[..item.IndexOf(':', StringComparison.Ordinal)]).Select(path => $"{path}:{(glob.IsMatch(path) ? "true" : "false")}")));
+    }
+
+    private FolderStore Opened(string uri)
+    {
+        Assert.StartsWith("s3://bucket", uri, StringComparison.Ordinal);
+        return new FolderStore(folder.File("bucket"));
+    }
+
+    /// <summary>Objects whose contents are their keys.</summary>
+    private async Task<IObjectStore> BucketAsync()
+    {
+        IObjectStore bucket = Opened("s3://bucket");
+        foreach (string key in new[] { "data/a.jsonl", "data/b.csv", "data/x/c.jsonl", "other/d.jsonl" })
+        {
+            using var written = new MemoryStream(System.Text.Encoding.UTF8.GetBytes(key));
+            await bucket.PutAsync(key, written, cancellation: Stop);
+        }
+
+        return bucket;
     }
 
     private async Task<string> FetchAsync(string address)

@@ -166,6 +166,14 @@ internal static class DelimitedRows
                     continue;
                 }
 
+                if (c != Delimiter && c is not ((byte)'"' or (byte)'\n'))
+                {
+                    int plain = span[at..].IndexOfAny(Delimiter, (byte)'"', (byte)'\n');
+                    at = plain < 0 ? span.Length : at + plain;
+                    atFieldStart = false;
+                    continue;
+                }
+
                 if (c == '\n')
                 {
                     withEnd = at + 1;
