@@ -41,6 +41,9 @@ internal sealed record HttpAsk(Uri Address, string Shown)
     public string? IfNoneMatch { get; init; }
 
     public DateTimeOffset? IfModifiedSince { get; init; }
+
+    /// <summary>Without address and token.</summary>
+    public override string ToString() => $"{Method} {Shown}";
 }
 
 /// <summary>HTTP with redirects, time-outs and trying again. Trying again is done here and nowhere below. Secrets stay with the host that they are for.</summary>

@@ -57,10 +57,10 @@ public sealed class BadInputTests
             _ => { }, "lora_target_modules: 'v_porj' matches no module of the model. Did you mean v_proj? Its modules are: embed_tokens, q_proj,", "--set", "lora_target_linear=false", "--set", "lora_target_modules=[q_proj, v_porj]"),
         ["no data file"] = new(folder => File.Delete(folder.PathOf("train.jsonl")), "train.jsonl"),
         ["empty data set"] = new(folder => File.WriteAllText(folder.PathOf("train.jsonl"), ""), "no row", "--set", "val_set_size=0"),
-        ["row without the field"] = new(folder => File.AppendAllText(folder.PathOf("train.jsonl"), "{\"instruction\": \"a\", \"answer\": \"b\"}\n"), "no field 'output'"),
-        ["row with a number"] = new(folder => File.AppendAllText(folder.PathOf("train.jsonl"), "{\"instruction\": \"a\", \"output\": 7}\n"), "train.jsonl:44 (row 44): field 'output' is not a text but a number."),
+        ["no row that can be read"] = new(
+            folder => File.WriteAllText(folder.PathOf("train.jsonl"), "{\"instruction\": \n"), "No row is left of 1: 1 not usable and left out; the first is train.jsonl:1 (row 1), not a JSON object on one line", "--set", "val_set_size=0"),
         ["rows without an answer"] = new(
-            folder => File.WriteAllText(folder.PathOf("train.jsonl"), "{\"instruction\": \"a\", \"output\": \"\"}\n"), "no row is left of 1: 1 without an answer to learn;", "--set", "val_set_size=0"),
+            folder => File.WriteAllText(folder.PathOf("train.jsonl"), "{\"instruction\": \"a\", \"output\": \"\"}\n"), "No row is left of 1: 1 without an answer to learn and left out; the first is train.jsonl:1 (row 1).", "--set", "val_set_size=0"),
         ["data path that is a folder"] = new(_ => { }, "base is a folder with a model; give the file or the folder with the rows.", "--set", "datasets.0.path=base"),
         ["only rows that are too long"] = new(_ => { }, "sequence", "--set", "sequence_len=3", "--set", "val_set_size=0"),
         ["output that holds an adapter"] = new(folder => Occupy(folder, "adapter_model.safetensors"), "already holds adapter_model.safetensors"),

@@ -175,7 +175,7 @@ public sealed class DownloadCacheTests : IAsyncDisposable
     /// <summary>Objects whose contents are their keys.</summary>
     private async Task<IObjectStore> BucketAsync()
     {
-        IObjectStore bucket = Opened("s3://bucket");
+        FolderStore bucket = Opened("s3://bucket");
         foreach (string key in new[] { "data/a.jsonl", "data/b.csv", "data/x/c.jsonl", "other/d.jsonl" })
         {
             using var written = new MemoryStream(System.Text.Encoding.UTF8.GetBytes(key));
