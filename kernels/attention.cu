@@ -4,7 +4,8 @@
 //   delta = rowsum(dO * o)     dP = dO v^T     dS = P * (dP - delta)     dv = P^T dO     dk = scale * dS^T q     dq = scale * dS k
 //
 // Query i stands at key index i + (keys - queries). It sees key j iff j is not beyond that index and not before the first token of i's
-// document. Query head h uses key head h / (query_heads / key_heads); dk and dv sum over the query heads of their key head.
+// document, and with a window W iff j is one of the last W keys up to its own. With a softcap c the scores are c * tanh(S / c), and
+// dS = P * (dP - delta) * (1 - tanh^2). Query head h uses key head h / (query_heads / key_heads); dk and dv sum over the query heads of their key head.
 //
 // Numbers: bf16 in memory, every product on the tensor cores with fp32 sums, softmax in fp32 (in base 2, the logarithms come from
 // folding log2(e) into the scale). P and dS are rounded to bf16 for their products, each result is rounded once when it is stored.
@@ -13,6 +14,9 @@
 // Determinism: a block owns the rows it writes and adds in one fixed order: tiles of keys (or queries) upward, for dk and dv query head
 // after query head, the two halves of the query tiles each by itself. There are no atomics, and dq has a kernel of its own. A row's bits
 // depend on its own numbers and on where its document starts modulo the tile, not on its neighbours.
+//
+// LT_SCORES says what else is done to scores: 0 nothing, 1 a window, 2 a softcap, and a window of at least 1. Each is compiled by itself,
+// so that what is not asked for takes neither time nor registers.
 //
 // LT_HEAD_DIM is head_dim rounded up to a multiple of 16 (16..256); head_dim is a multiple of 8. Columns head_dim..LT_HEAD_DIM exist on
 // chip only and hold zeros, like the rows of a tile that lie past the last token: nothing outside the tensors is read or written.
@@ -42,12 +46,17 @@
 #ifndef LT_HEAD_DIM
 #define LT_HEAD_DIM 64
 #endif
+#ifndef LT_SCORES
+#define LT_SCORES 0
+#endif
+static_assert(LT_SCORES >= 0 && LT_SCORES <= 2, "LT_SCORES is 0, 1 or 2");
 static_assert(LT_HEAD_DIM % 16 == 0 && LT_HEAD_DIM >= 16 && LT_HEAD_DIM <= 256, "LT_HEAD_DIM is a multiple of 16 up to 256");
 
 // D, the columns of a row on chip; a row is kChunks pieces of 16 bytes, a product over the columns takes kSteps steps of 16.
 constexpr int kHeadDim = LT_HEAD_DIM;
 constexpr int kChunks = kHeadDim / 8;
 constexpr int kSteps = kHeadDim / 16;
+constexpr bool kWindowed = LT_SCORES >= 1, kCapped = LT_SCORES == 2;
 
 // ldmatrix reads 16 bytes of 8 neighbouring rows at once, and they have to lie in different banks. One chunk of padding does it (a row
 // then has an odd number of them); for 192 and 256 columns there is no room for that, and the chunks of a 128-byte line change places
@@ -120,6 +129,8 @@ struct AttentionArguments {
     const int* positions;       // (queries), 0 at the first token of each document; null: one document, from key 0
     int queries, keys, query_heads, key_heads, head_dim;
     float scale;
+    int window;                 // keys that a query sees at most, its own included
+    float softcap;
 };
 
 struct AttentionGradients {
@@ -136,6 +147,8 @@ struct AttentionGradients {
     const int* positions;       // (tokens); null: one document
     int tokens, query_heads, key_heads, head_dim;
     float scale;
+    int window;
+    float softcap;
 };
 
 // ---- tiles in shared memory -----------------------------------------------------------------------------------------------------
@@ -320,10 +333,16 @@ LT_DEVICE void store_rows(
 
 // ---- documents ------------------------------------------------------------------------------------------------------------------
 
-// The first key a query sees; `index` is where the query stands among the keys.
+// The first key of a query's document; `index` is where the query stands among the keys.
 LT_DEVICE int document_start(const int* positions, int query, int index) { return positions == nullptr ? 0 : index - positions[query]; }
 
-// The first query after `key` that does not see it, or `tokens`: its document's end. Starts never decrease, so the 32 lanes probe as
+// The first key that a query sees. It never decreases from query to query.
+LT_DEVICE int first_visible(const int* positions, int window, int query, int index) {
+    const int start = document_start(positions, query, index);
+    return kWindowed ? max(start, index - window + 1) : start;
+}
+
+// The first query after the document of `key`, or `tokens`. Starts never decrease, so the 32 lanes probe as
 // many places at once. All lanes ask for the same key.
 LT_DEVICE int document_end(const int* positions, int tokens, int key) {
     if (positions == nullptr || document_start(positions, tokens - 1, tokens - 1) <= key) return tokens;
@@ -337,6 +356,9 @@ LT_DEVICE int document_end(const int* positions, int tokens, int key) {
     }
     return end;
 }
+
+// The first query after `key` that does not see it, or `tokens`, where the document of the key ends at `end`.
+LT_DEVICE int visible_end(int end, int window, int tokens, int key) { return kWindowed && tokens - key > window ? min(end, key + window) : end; }
 
 // Hides from rows that are queries the keys after their own place, which is `first_index` and up for the rows of the warp.
 template <int kTiles, int kColumns>
@@ -352,23 +374,48 @@ LT_DEVICE void hide_later_keys(float (&scores)[kTiles][kColumns][4], int first_k
             }
 }
 
-// Hides the keys before the start of each query's document. The warp's rows are the queries from `first_query` on; rows past the last
+// Hides the keys before the first one that each query sees. The warp's rows are the queries from `first_query` on; rows past the last
 // query repeat it.
 template <int kTiles, int kColumns>
-LT_DEVICE void hide_other_documents(
-    float (&scores)[kTiles][kColumns][4], int first_key, const int* positions, int first_query, int queries, int shift, const Lane& lane) {
+LT_DEVICE void hide_earlier_keys(
+    float (&scores)[kTiles][kColumns][4], int first_key, const int* positions, int window, int first_query, int queries, int shift,
+    const Lane& lane) {
 #pragma unroll
     for (int m = 0; m < kTiles; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int query = min(first_query + m * 16 + half * 8 + lane.row, queries - 1);
-            const int start = query + shift - positions[query];
+            const int start = kWindowed ? first_visible(positions, window, query, query + shift) : query + shift - positions[query];
 #pragma unroll
             for (int n = 0; n < kColumns; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
                     if (first_key + n * 8 + lane.column + i < start) scores[m][n][2 * half + i] = -LT_INFINITY;
         }
+}
+
+// ---- softcap --------------------------------------------------------------------------------------------------------------------
+// Scores become t = tanh(S / c) at once, in place; the exponent is then c * t * log2(e), and 1 - t^2 is what backward multiplies with.
+
+// What a product q k^T and what a score are multiplied with on their way to an exponent of 2.
+LT_DEVICE float score_factor(float scale, float softcap) { return (kCapped ? softcap : scale) * kLog2E; }
+
+// Within a few times 1e-7 of the tanh, for any product: 1 - 2 / (1 + e^(2x)).
+template <int kTiles, int kColumns> LT_DEVICE void cap_scores(float (&scores)[kTiles][kColumns][4], float scale, float softcap) {
+    const float factor = 2.0f * kLog2E * scale / softcap;
+#pragma unroll
+    for (int m = 0; m < kTiles; m++)
+#pragma unroll
+        for (int n = 0; n < kColumns; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                scores[m][n][i] = fmaf(-2.0f, fast_reciprocal(1.0f + fast_exp2(scores[m][n][i] * factor)), 1.0f);
+}
+
+// The cap's derivative by its result t, and 0 where the key is hidden.
+LT_DEVICE float cap_slope(float t) {
+    const float shown = fmaxf(t, -1.0f);
+    return fmaf(-shown, shown, 1.0f);
 }
 
 // ---- forward --------------------------------------------------------------------------------------------------------------------
@@ -431,7 +478,7 @@ attention_forward(AttentionArguments arguments) {
     const bf16* const k = arguments.k + key_head * head_dim;
     const bf16* const v = arguments.v + key_head * head_dim;
 
-    const int first_tile = document_start(arguments.positions, first_query, first_query + shift) / kTile;
+    const int first_tile = first_visible(arguments.positions, arguments.window, first_query, first_query + shift) / kTile;
     const int last_tile = (first_query + queries - 1 + shift) / kTile;
 
     load_tile<kRows, kThreads>(q_tile, arguments.q + (size_t)first_query * q_pitch + head * head_dim, q_pitch, queries, head_dim);
@@ -440,10 +487,10 @@ attention_forward(AttentionArguments arguments) {
 
     const int warp_row = lane.warp * kTiles * 16;    // rows past the last query are computed, of zeros, and not stored
     const int last_query = first_query + queries - 1;
-    const int latest_start = document_start(arguments.positions, last_query, last_query + shift);
+    const int latest_start = first_visible(arguments.positions, arguments.window, last_query, last_query + shift);
 
     const int warp_query = min(first_query + warp_row, last_query);
-    const int warp_start = document_start(arguments.positions, warp_query, warp_query + shift);
+    const int warp_start = first_visible(arguments.positions, arguments.window, warp_query, warp_query + shift);
 
     LeftRows<kTiles, kForwardQueriesInRegisters> q_rows;
     float output[kTiles][kChunks][4], maximum[kTiles][2], sum[kTiles][2];
@@ -453,7 +500,7 @@ attention_forward(AttentionArguments arguments) {
         maximum[m][0] = maximum[m][1] = -LT_INFINITY;
         sum[m][0] = sum[m][1] = 0.0f;
     }
-    const float scale2 = arguments.scale * kLog2E;
+    const float scale2 = score_factor(arguments.scale, arguments.softcap);
 
     for (int tile = first_tile; tile <= last_tile; tile++) {
         const int first_key = tile * kTile;
@@ -467,9 +514,10 @@ attention_forward(AttentionArguments arguments) {
             (first_key <= first_query + shift + warp_row + kTiles * 16 - 1 && first_key + kTile > warp_start);
         if (works) {
             multiply_rows(scores, q_rows, k_tile, lane);
+            if constexpr (kCapped) cap_scores(scores, arguments.scale, arguments.softcap);
             if (first_key + kTile - 1 > first_query + shift) hide_later_keys(scores, first_key, first_query + warp_row + shift, lane);
             if (first_key < latest_start)
-                hide_other_documents(scores, first_key, arguments.positions, first_query + warp_row, arguments.queries, shift, lane);
+                hide_earlier_keys(scores, first_key, arguments.positions, arguments.window, first_query + warp_row, arguments.queries, shift, lane);
             softmax_tile(scores, output, maximum, sum, scale2);
         }
         // The barrier stands after the softmax: before it, the compiler reads V that early that it runs out of registers.
@@ -583,21 +631,21 @@ LT_DEVICE void hide_earlier_queries(float (&scores)[kTiles][kColumns][4], int fi
             }
 }
 
-// Hides the queries past the last one and those whose document starts after the key.
+// Hides the queries past the last one and those whose first visible key comes after the key.
 template <int kTiles, int kColumns>
 LT_DEVICE void hide_other_queries(
-    float (&scores)[kTiles][kColumns][4], int first_query, const int* positions, int tokens, int first_row, const Lane& lane) {
+    float (&scores)[kTiles][kColumns][4], int first_query, const int* positions, int window, int tokens, int first_row, const Lane& lane) {
 #pragma unroll
     for (int n = 0; n < kColumns; n++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int query = first_query + n * 8 + lane.column + i;
-            const int first_visible = query < tokens ? document_start(positions, query, query) : tokens;
+            const int start = query < tokens ? first_visible(positions, window, query, query) : tokens;
 #pragma unroll
             for (int m = 0; m < kTiles; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    if (first_row + m * 16 + half * 8 + lane.row < first_visible) scores[m][n][2 * half + i] = -LT_INFINITY;
+                    if (first_row + m * 16 + half * 8 + lane.row < start) scores[m][n][2 * half + i] = -LT_INFINITY;
         }
 }
 
@@ -649,13 +697,15 @@ attention_backward_keys(AttentionGradients arguments) {
     load_query_tile(query_tile_buffer(query_tiles, query_numbers, 0), arguments, head, query_tile * kTile);
     cp_async_commit();
 
-    // Queries from a key's own on to its document's end see it: of the first and last key of the block, and of the last one of the warp.
+    // Queries from a key's own on see it, to its document's end or as far as the window: of the first and last key of the block, and of
+    // the last one of the warp.
     const int warp_row = lane.warp / 2 * kKeysWarpRows, part = lane.warp % 2;
     const int first_step = kKeysColumnParts == 2 ? part * kPartSteps : 0, part_query = kKeysQueryParts == 2 ? part * kStep : 0;
     const int last_key = first_key + keys - 1, warp_key = min(first_key + warp_row + kTiles * 16 - 1, last_key);
-    const int first_end = document_end(arguments.positions, arguments.tokens, first_key);
-    const int last_end = last_key < first_end ? first_end : document_end(arguments.positions, arguments.tokens, last_key);
-    const int warp_end = warp_key < first_end ? first_end : document_end(arguments.positions, arguments.tokens, warp_key);
+    const int tokens = arguments.tokens, window = arguments.window, document = document_end(arguments.positions, tokens, first_key);
+    const int first_end = visible_end(document, window, tokens, first_key);
+    const int last_end = visible_end(last_key < document ? document : document_end(arguments.positions, tokens, last_key), window, tokens, last_key);
+    const int warp_end = visible_end(warp_key < document ? document : document_end(arguments.positions, tokens, warp_key), window, tokens, warp_key);
 
     LeftRows<kTiles, kKeysInRegisters> k_rows;
     LeftRows<kTiles, false> v_rows;
@@ -669,7 +719,7 @@ attention_backward_keys(AttentionGradients arguments) {
     float d_k[kTiles][2 * kPartSteps][4], d_v[kTiles][2 * kPartSteps][4];
     clear(d_k);
     clear(d_v);
-    const float scale2 = arguments.scale * kLog2E;
+    const float scale2 = score_factor(arguments.scale, arguments.softcap);
 
     const int last_tile = (last_end - 1) / kTile, tile_count = (last_tile - first_tile + 1) * group;
     for (int count = 0; count < tile_count; count++) {
@@ -689,9 +739,10 @@ attention_backward_keys(AttentionGradients arguments) {
         const bf16* const d_output = tile.d_output + part_query * kPitch;
         float weights[kTiles][kStep / 8][4], d_scores[kTiles][kStep / 8][4];
         multiply_rows(weights, k_rows, q, lane);
+        if constexpr (kCapped) cap_scores(weights, arguments.scale, arguments.softcap);
         if (first_query < first_key + kRows - 1) hide_earlier_queries(weights, first_query, first_key + warp_row, lane);
         if (first_query + kStep > first_end)
-            hide_other_queries(weights, first_query, arguments.positions, arguments.tokens, first_key + warp_row, lane);
+            hide_other_queries(weights, first_query, arguments.positions, arguments.window, arguments.tokens, first_key + warp_row, lane);
         multiply_rows(d_scores, v_rows, d_output, lane);
 #pragma unroll
         for (int n = 0; n < kStep / 8; n++)
@@ -705,8 +756,10 @@ attention_backward_keys(AttentionGradients arguments) {
                     for (int half = 0; half < 2; half++) {
                         float& weight = weights[m][n][2 * half + i];
                         float& d_score = d_scores[m][n][2 * half + i];
+                        const float slope = kCapped ? cap_slope(weight) : 1.0f;
                         weight = fast_exp2(fmaf(weight, scale2, -lse2));
                         d_score = weight * (d_score - delta);
+                        if constexpr (kCapped) d_score *= slope;
                     }
             }
         u32 left[kTiles][kStep / 16][4];
@@ -778,11 +831,11 @@ attention_backward_queries(AttentionGradients arguments) {
             delta[m][half] = arguments.delta[(size_t)head * arguments.tokens + query];
         }
     const int last_query = first_query + queries - 1;
-    const int latest_start = document_start(arguments.positions, last_query, last_query);
-    const int first_tile = document_start(arguments.positions, first_query, first_query) / kTile, last_tile = last_query / kTile;
+    const int latest_start = first_visible(arguments.positions, arguments.window, last_query, last_query);
+    const int first_tile = first_visible(arguments.positions, arguments.window, first_query, first_query) / kTile, last_tile = last_query / kTile;
 
     const int warp_query = min(first_query + warp_row, last_query);
-    const int warp_start = document_start(arguments.positions, warp_query, warp_query);
+    const int warp_start = first_visible(arguments.positions, arguments.window, warp_query, warp_query);
 
     LeftRows<kTiles, kQueriesInRegisters> q_rows, d_output_rows;
     if constexpr (kQueriesInRegisters) {
@@ -795,7 +848,7 @@ attention_backward_queries(AttentionGradients arguments) {
 
     float d_q[kTiles][kChunks][4];
     clear(d_q);
-    const float scale2 = arguments.scale * kLog2E;
+    const float scale2 = score_factor(arguments.scale, arguments.softcap);
     const bf16* const k = arguments.k + key_head * head_dim;
     const bf16* const v = arguments.v + key_head * head_dim;
 
@@ -812,7 +865,7 @@ attention_backward_queries(AttentionGradients arguments) {
             load_tile<kTile, kThreads>(next + kTile * kPitch, v + first_element, kv_pitch, arguments.tokens - next_key, head_dim);
             cp_async_commit();
         }
-        if (tile < first_tile || next_key <= warp_start) continue;     // nothing to do yet, or before this warp's documents
+        if (tile < first_tile || next_key <= warp_start) continue;     // nothing to do yet, or before all that this warp sees
         const bf16* const k_tile = key_tiles + 2 * (tile & 1) * kTile * kPitch;
         const bf16* const v_tile = k_tile + kTile * kPitch;
 #pragma unroll
@@ -821,10 +874,11 @@ attention_backward_queries(AttentionGradients arguments) {
             if (first_key > first_query + warp_row + kTiles * 16 - 1) break;            // after all queries of this warp
             float weights[kTiles][kStep / 8][4], d_scores[kTiles][kStep / 8][4];
             multiply_rows(weights, q_rows, k_tile + step * kPitch, lane);
+            if constexpr (kCapped) cap_scores(weights, arguments.scale, arguments.softcap);
             multiply_rows(d_scores, d_output_rows, v_tile + step * kPitch, lane);
             if (first_key + kStep - 1 > first_query) hide_later_keys(weights, first_key, first_query + warp_row, lane);
             if (first_key < latest_start)
-                hide_other_documents(weights, first_key, arguments.positions, first_query + warp_row, arguments.tokens, 0, lane);
+                hide_earlier_keys(weights, first_key, arguments.positions, arguments.window, first_query + warp_row, arguments.tokens, 0, lane);
 #pragma unroll
             for (int m = 0; m < kTiles; m++)
 #pragma unroll
@@ -833,6 +887,7 @@ attention_backward_queries(AttentionGradients arguments) {
                     for (int i = 0; i < 4; i++) {
                         const float weight = fast_exp2(fmaf(weights[m][n][i], scale2, -lse2[m][i >> 1]));
                         d_scores[m][n][i] = weight * (d_scores[m][n][i] - delta[m][i >> 1]);
+                        if constexpr (kCapped) d_scores[m][n][i] *= cap_slope(weights[m][n][i]);
                     }
             u32 left[kTiles][kStep / 16][4];
             round_to_left(left, d_scores);

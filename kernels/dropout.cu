@@ -1,27 +1,7 @@
 // Dropout, and its backward (the same function on the gradient): output[i] = keep(first_element + i) ? input[i] * scale : 0.
-// keep(e): word e % 4 of Philox4x32-10 with key = seed (low word, high word), counter = (e / 4 low word, high word, step, stream) is below
-// the threshold. A mask depends on these numbers alone: any device, split or recomputation gives the same one, and none is stored.
+// keep(e): the random number of element e, stream and step is below the threshold. A mask depends on these numbers alone: any device, split
+// or recomputation gives the same one, and none is stored.
 #include "port.cuh"
-
-struct Philox {
-    u32 words[4];
-};
-
-LT_DEVICE Philox philox(u64 counter, u32 step, u32 stream, u64 seed) {
-    u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = step, c3 = stream, key0 = (u32)seed, key1 = (u32)(seed >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        const u32 high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
-        const u32 high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
-        c0 = high1 ^ c1 ^ key0;
-        c1 = low1;
-        c2 = high0 ^ c3 ^ key1;
-        c3 = low0;
-        key0 += 0x9E3779B9u;
-        key1 += 0xBB67AE85u;
-    }
-    return Philox{{c0, c1, c2, c3}};
-}
 
 // One Philox call serves four elements, where first_element is a multiple of four.
 // Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
@@ -52,10 +32,7 @@ dropout_apply(
             store_bf16x8(output + i, x);
         },
         [=](i64 i) {
-            const u64 element = first_element + i;
-            const Philox numbers = philox(element / 4, step, stream, seed);
-            const u32 pair = element & 2 ? 2 : 0;
-            const u32 even = pair ? numbers.words[2] : numbers.words[0], odd = pair ? numbers.words[3] : numbers.words[1];
-            output[i] = to_bf16((element & 1 ? odd : even) <= last_kept ? to_float(input[i]) * scale : 0.0f);
+            const bool kept = philox_of(first_element + i, step, stream, seed) <= last_kept;
+            output[i] = to_bf16(kept ? to_float(input[i]) * scale : 0.0f);
         });
 }

@@ -1,6 +1,6 @@
 // Rows of a table by token.
-//   forward   output[i] = table[tokens[i]]
-//   backward  d_table[t] += the rows of d_output whose token is t, in their order
+//   forward   output[i] = scale * table[tokens[i]]
+//   backward  d_table[t] += scale * the rows of d_output whose token is t, in their order
 // Table and activations bf16, the table's gradient fp32. Determinism: every row of the gradient has one block, which adds in the order of
 // the rows; the result is the one a loop over the rows would give, bit for bit.
 #include "port.cuh"
@@ -13,10 +13,25 @@ embedding_forward(
     const int* __restrict__ tokens,     // (N) in 0..V-1
     const bf16* __restrict__ table,     // (V, D)
     int rows,                           // N
-    int width) {                        // D
+    int width,                          // D
+    float scale) {
     if (blockIdx.x >= (unsigned)rows) return;
     const bool aligned = width % 8 == 0 && is_aligned_16(output) && is_aligned_16(table);
-    copy_row(output + (i64)blockIdx.x * width, table + (i64)tokens[blockIdx.x] * width, width, aligned);
+    bf16* const target = output + (i64)blockIdx.x * width;
+    const bf16* const source = table + (i64)tokens[blockIdx.x] * width;
+    if (scale == 1.0f) {
+        copy_row(target, source, width, aligned);
+    } else if (aligned) {
+        for (int i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
+            float x[8];
+            load_bf16x8(x, source + i);
+#pragma unroll
+            for (int k = 0; k < 8; k++) x[k] *= scale;
+            store_bf16x8(target + i, x);
+        }
+    } else {
+        for (int i = threadIdx.x; i < width; i += blockDim.x) target[i] = to_bf16(to_float(source[i]) * scale);
+    }
 }
 
 constexpr int BackwardThreads = 256;
@@ -61,7 +76,8 @@ embedding_backward(
     const int* __restrict__ tokens,     // (N) in 0..V-1
     int rows,                           // N
     int width,                          // D
-    int padding_token) {                // its row gets nothing; -1: there is none
+    int padding_token,                  // its row gets nothing; -1: there is none
+    float scale) {
     __shared__ int scratch[64];
     __shared__ unsigned matches[2][WordsPerStep];
     const int row = blockIdx.x, token = tokens[row];
@@ -100,7 +116,7 @@ embedding_backward(
                 float values[8];
                 load_columns(values, d_output + (i64)source * width, column, width, aligned);
 #pragma unroll
-                for (int i = 0; i < 8; i++) sums[i] += values[i];
+                for (int i = 0; i < 8; i++) sums[i] = __fadd_rn(sums[i], __fmul_rn(values[i], scale));
             }
         }
     }

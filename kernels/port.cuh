@@ -8,7 +8,7 @@
 //   threadIdx blockIdx blockDim gridDim   __syncthreads __syncwarp
 //   __shfl_sync __shfl_xor_sync __shfl_down_sync __shfl_up_sync (int, unsigned, float, double)   __ballot_sync __any_sync __all_sync
 //   __float_as_uint __uint_as_float __float_as_int __int_as_float   __umulhi __popc __ffs __clz   min max (int, unsigned, long long)
-//   fabsf fmaxf fminf fmaf sqrtf rsqrtf expf logf exp2f log2f sinf cosf   fabs fmax fma sqrt (double)
+//   fabsf fmaxf fminf fmaf rintf sqrtf rsqrtf expf logf exp2f log2f sinf cosf   fabs fmax fma sqrt (double)
 //   __fmul_rn __fadd_rn __fsub_rn __fdiv_rn __fsqrt_rn: one correctly rounded operation that is never contracted into an fma
 #pragma once
 
@@ -123,7 +123,10 @@ LT_DEVICE bool is_aligned_4(const void* address) { return ((size_t)address & 3) 
 LT_DEVICE u32 load_4_bytes(const void* address) { return ((const u32x1*)address)->x; }
 LT_DEVICE void store_4_bytes(void* address, u32 value) { ((u32x1*)address)->x = value; }
 
+LT_DEVICE bool is_aligned_8(const void* address) { return ((size_t)address & 7) == 0; }
+
 // 8 bytes in one access; the address is a multiple of 8.
+LT_DEVICE u32x2 load_8_bytes(const void* address) { return *(const u32x2*)address; }
 LT_DEVICE void store_8_bytes(void* address, const u32x2& value) { *(u32x2*)address = value; }
 
 LT_DEVICE void load_bf16x8(float (&values)[8], const bf16* address) { unpack_bf16x8(values, load_16_bytes(address)); }
@@ -296,6 +299,87 @@ LT_DEVICE float fast_exp2(float x) {
 #endif
 }
 
+// 1/x within 1 unit of the last place; 0 for an infinite x.
+LT_DEVICE float fast_reciprocal(float x) {
+#if defined(LT_EMULATOR)
+    return 1.0f / x;
+#else
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+#endif
+}
+
+// tanh within 3 units of the last place: the CPU's formula with the library's exponential.
+LT_DEVICE float tanh_of(float x) {
+    const float a = fabsf(x), z = x * x;
+    const float large = 1.0f - 2.0f / (expf(a + a) + 1.0f);
+    float p = fmaf(-5.70498872745e-3f, z, 2.06390887954e-2f);
+    p = fmaf(p, z, -5.37397155531e-2f);
+    p = fmaf(p, z, 1.33314422036e-1f);
+    p = fmaf(p, z, -3.33332819422e-1f);
+    const float magnitude = a < 0.625f ? fmaf(p * z, a, a) : large;
+    return __uint_as_float(__float_as_uint(magnitude) | (__float_as_uint(x) & 0x80000000u));
+}
+
+// ---- codes of eight bits ----------------------------------------------------------------------------------------------------------
+// A map has 256 ascending values; a number's code is that of the nearest one. Neighbours part at fl32(fl32(a + b) / 2), and a tie goes to the
+// even code.
+
+// The number just below a finite one.
+LT_DEVICE float decremented(float x) {
+    const u32 bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) == 0) return __uint_as_float(0x80000001u);
+    return __uint_as_float(bits & 0x80000000u ? bits + 1 : bits - 1);
+}
+
+// What parts codes i and i + 1, i below 255: a code counts the thresholds below a number. A tie above an odd code belongs to the even one
+// after it, so it has to count.
+LT_DEVICE float map_threshold(const float* map, int i) {
+    const float middle = __fmul_rn(__fadd_rn(map[i], map[i + 1]), 0.5f);
+    return i & 1 ? decremented(middle) : middle;
+}
+
+// The code of x by the 255 thresholds; 0 for a NaN.
+LT_DEVICE int map_code(const float* thresholds, float x) {
+    int code = 0;
+#pragma unroll
+    for (int half = 128; half >= 1; half /= 2) code += x > thresholds[code + half - 1] ? half : 0;
+    return code;
+}
+
+// ---- random numbers -------------------------------------------------------------------------------------------------------------
+
+struct Philox {
+    u32 words[4];
+};
+
+// Philox4x32-10 with key = seed (low word, high word) and counter = (low word, high word, step, stream): the numbers of the elements
+// 4 * counter .. 4 * counter + 3.
+LT_DEVICE Philox philox(u64 counter, u32 step, u32 stream, u64 seed) {
+    u32 c0 = (u32)counter, c1 = (u32)(counter >> 32), c2 = step, c3 = stream, key0 = (u32)seed, key1 = (u32)(seed >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const u32 high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+        const u32 high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+        c0 = high1 ^ c1 ^ key0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ key1;
+        c3 = low0;
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+    return Philox{{c0, c1, c2, c3}};
+}
+
+// The number of one element.
+LT_DEVICE u32 philox_of(u64 element, u32 step, u32 stream, u64 seed) {
+    const Philox numbers = philox(element / 4, step, stream, seed);
+    const bool upper = element & 2;
+    const u32 even = upper ? numbers.words[2] : numbers.words[0], odd = upper ? numbers.words[3] : numbers.words[1];
+    return element & 1 ? odd : even;
+}
+
 // ---- reductions -----------------------------------------------------------------------------------------------------------------
 // The order is fixed by the lane and warp numbers alone. Both operands of every step are exchanged, so all lanes end with the same
 // bits. A NaN goes through sums; a maximum skips it, as fmaxf does.
@@ -343,13 +427,13 @@ LT_DEVICE bool block_any(bool condition, int* scratch) {
     return __any_sync(LT_ALL_LANES, lane < warps ? scratch[lane] : 0);
 }
 
-// totals[column] += the sum over all rows of a term, for a matrix of (rows, width) terms. A block owns 32 columns. load(row, column) reads
+// totals[column] += finish(column, the sum over all rows of a term), for a matrix of (rows, width) terms. A block owns 32 columns. load(row, column) reads
 // what the terms of eight columns are made of, add(sums, loaded) adds them to eight sums; both are used where `aligned`.
 // one(row, column) gives a single term. There are few blocks, so each has kBatch rows a thread under way.
 // The sum of a column: row group g of G takes the rows g, g + G, ...; the groups of a warp meet by exchange, the warps in their order.
 // Launch: ceil(width / 32) blocks of 32 * W threads, W <= 32; `scratch` is shared memory for 1024 floats.
-template <int kBatch, class Load, class Add, class One>
-LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Load load, Add add, One one) {
+template <int kBatch, class Load, class Add, class One, class Finish>
+LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Load load, Add add, One one, Finish finish) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     if (aligned) {
         // Four neighbouring lanes cover the 32 columns; a warp takes eight rows at a time.
@@ -377,6 +461,11 @@ LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned,
     if (threadIdx.x < 32 && column < width) {
         float total = 0.0f;
         for (int i = 0; i < warps; i++) total += scratch[i * 32 + threadIdx.x];
-        totals[column] += total;
+        totals[column] += finish(column, total);
     }
+}
+
+template <int kBatch, class Load, class Add, class One>
+LT_DEVICE void add_column_sums(float* totals, int rows, int width, bool aligned, float* scratch, Load load, Add add, One one) {
+    add_column_sums<kBatch>(totals, rows, width, aligned, scratch, load, add, one, [](int, float total) { return total; });
 }

@@ -26,6 +26,25 @@ LT_DEVICE void store_normalized(bf16* output, const u32x4& packed, float rstd, c
     store_bf16x8(output, x);
 }
 
+// What a norm multiplies with where the stored weight is not the gain itself: gain = weight + offset.
+// Launch: ceil(D / 2048) blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(256)
+rms_norm_gain(
+    float* __restrict__ gain,           // (D) overwritten
+    const float* __restrict__ weight,   // (D)
+    float offset,
+    long long count) {                  // D
+    for_each_eight(
+        count, is_aligned_16(gain) && is_aligned_16(weight),
+        [=](i64 i) {
+            float w[8];
+            load_f32x8(w, weight + i);
+            store_f32x4(gain + i, f32x4{w[0] + offset, w[1] + offset, w[2] + offset, w[3] + offset});
+            store_f32x4(gain + i + 4, f32x4{w[4] + offset, w[5] + offset, w[6] + offset, w[7] + offset});
+        },
+        [=](i64 i) { gain[i] = weight[i] + offset; });
+}
+
 // y = x * rstd * w and rstd, one row a block.
 // Launch: N blocks of T = min(1024, 32 * ceil(D / 512)) threads, no dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(1024)

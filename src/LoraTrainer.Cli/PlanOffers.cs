@@ -63,11 +63,6 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
     {
-        if (inputs.Shape.NeedsCpu() is { } need)
-        {
-            return new OfferTable([], [$"No GPU is offered: this {inputs.Shape.ModelType} model needs {need}, which no GPU kernel computes yet."]);
-        }
-
         if (TrainedModel.WithoutGpuKernel(inputs.Config) is var (key, what))
         {
             return new OfferTable([], [$"{key}: {what} has no kernel for GPUs yet, so there are no offers for this run."]);
@@ -90,14 +85,9 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         return new OfferTable(filter.Apply(offers), [.. Notes(offers, unknown, filter)]);
     }
 
-    /// <summary>Training all parameters on the same offers; null where no GPU computes the model.</summary>
-    public FullTraining? Full(OfferFilter filter)
+    /// <summary>Training all parameters on the same offers.</summary>
+    public FullTraining Full(OfferFilter filter)
     {
-        if (inputs.Shape.NeedsCpu() is not null)
-        {
-            return null;
-        }
-
         long bytes = fits.LeastOfFullTraining().ArenaBytes;
         IEnumerable<Offer> offers = prices.Prices.Where(filter.Takes).Select(price => gpus.Named(price.Gpu) is { } gpu ? OfferFor(price, gpu, full: true) : null).OfType<Offer>().Where(offer => offer.Fits);
         return new FullTraining(bytes, filter.Apply(offers) is [var best, ..] ? best : null);

@@ -151,7 +151,7 @@ internal static class PlanPage
     }
 
     /// <summary>Services and full training, to compare the offers with.</summary>
-    public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining? full)
+    public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining full)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         var lines = new List<string> { $"Beside it{(tokens is { } count ? string.Create(culture, $", for {count:#,0} training tokens") : "")}:" };
@@ -165,11 +165,7 @@ internal static class PlanPage
         ];
         lines.Add(Columns.Align(cells, column => column == 3));
         lines.Add("  (these train models of their own, with tokens counted by their own tokenizers)");
-        if (full is not null)
-        {
-            lines.Add(Words(full));
-        }
-
+        lines.Add(Words(full));
         lines.Add("  As published, not derived: all of LLaMA-2 7B in fp32 with Adam takes 112 GB; ten hours on a p4d at $32 were $320.");
         return string.Join(Environment.NewLine, lines);
     }
@@ -232,7 +228,7 @@ internal static class PlanPage
     }
 
     /// <summary>The members <c>time</c>, <c>offers</c>, <c>services</c>, <c>full_training</c> and <c>notes</c>.</summary>
-    public static void Write(Utf8JsonWriter json, LocalTime here, Money? cost, OfferTable table, long? tokens, IReadOnlyList<TuningService> services, FullTraining? full)
+    public static void Write(Utf8JsonWriter json, LocalTime here, Money? cost, OfferTable table, long? tokens, IReadOnlyList<TuningService> services, FullTraining full)
     {
         json.WriteStartObject("time");
         json.WriteString("device", here.Device);
@@ -279,27 +275,19 @@ internal static class PlanPage
 
         json.WriteEndArray();
         json.WritePropertyName("full_training");
-        if (full is null)
+        json.WriteStartObject();
+        json.WriteNumber("device_bytes", full.Bytes);
+        json.WritePropertyName("offer");
+        if (full.Best is { } best)
         {
-            json.WriteNullValue();
+            Write(json, best);
         }
         else
         {
-            json.WriteStartObject();
-            json.WriteNumber("device_bytes", full.Bytes);
-            json.WritePropertyName("offer");
-            if (full.Best is { } best)
-            {
-                Write(json, best);
-            }
-            else
-            {
-                json.WriteNullValue();
-            }
-
-            json.WriteEndObject();
+            json.WriteNullValue();
         }
 
+        json.WriteEndObject();
         json.WriteStartArray("notes");
         foreach (string note in table.Notes)
         {

@@ -33,18 +33,6 @@ public enum BaseFormat
     EightBit,
 }
 
-/// <summary>Which devices have kernels for a format.</summary>
-public static class BaseFormats
-{
-    /// <summary>What a device cannot compute with, for a sentence that says so; null where it can.</summary>
-    public static string? WithoutKernel(this BaseFormat format, DevicePlatform platform) => (platform, format) switch
-    {
-        (DevicePlatform.Cuda, BaseFormat.Fp4 or BaseFormat.Fp4DoubleQuantized) => "the 4-bit type fp4",
-        (DevicePlatform.Cuda, BaseFormat.EightBit) => "a base in 8 bits",
-        _ => null,
-    };
-}
-
 /// <summary>
 /// Builds a model on a device and streams its weights in, tensor by tensor and piece by piece: on the host there is never more than one small
 /// buffer beside what the device keeps. On a <see cref="MeasureDevice"/> only the memory is laid out, and the folder may be missing.
@@ -75,7 +63,6 @@ public sealed class ModelLoader
 
     internal ModelLoader(ModelConfig config, ModelFolder? folder, Device device, AdapterStart? start, Action<string, double>? progress, QuantizedBaseFile? quantized = null)
     {
-        RefuseWithoutKernel(config, device.Platform);
         this.config = config;
         this.folder = folder;
         this.device = device;
@@ -110,18 +97,6 @@ public sealed class ModelLoader
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
         new ModelLoader(config, folder, device, start: null, progress).LoadTrainable();
-
-    /// <summary>Refuses a model that the device has no kernels for: before data are read, not in the middle of a run.</summary>
-    /// <param name="config">The model.</param>
-    /// <param name="platform">Of the device.</param>
-    /// <exception cref="ModelFormatException">Names what is missing.</exception>
-    public static void RefuseWithoutKernel(ModelConfig config, DevicePlatform platform)
-    {
-        if (platform == DevicePlatform.Cuda && config.NeedsCpu() is { } what)
-        {
-            throw new ModelFormatException($"This {config.ModelType} model needs {what}, which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.");
-        }
-    }
 
     private CausalLanguageModel LoadFrozen(BaseFormat format)
     {
@@ -392,7 +367,7 @@ public sealed class ModelLoader
                 quantizer.Add(values);
             },
             // Whole rows, because each has its scale.
-            Math.Max(1, ChunkElements / columns) * columns);
+            Int8Quantizer.RowsOfAPiece(columns) * columns);
         return quantizer.Finish();
     }
 

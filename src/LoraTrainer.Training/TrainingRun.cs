@@ -521,7 +521,6 @@ public sealed class TrainingRun
         }
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
-        ModelLoader.RefuseWithoutKernel(shape, selection.Platform);
         _ = TrainedModel.WithBase(config, shape);
         if (shape.Quantization is { } quantization)
         {

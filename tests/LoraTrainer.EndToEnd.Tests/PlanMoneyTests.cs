@@ -64,16 +64,15 @@ public sealed class PlanMoneyTests
     }
 
     /// <summary>The plan is that of a processor; what GPUs cannot run has no offers, and training all parameters is shown all the same.</summary>
-    [Theory]
-    [InlineData("load_in_8bit=true")]
-    [InlineData("optimizer=paged_adamw_8bit")]
-    public async Task Plan_OfWhatNoGpuRuns_HasNoOffersAndSaysWhy(string setting)
+    [Fact]
+    public async Task Plan_OfWhatNoGpuRuns_HasNoOffersAndSaysWhy()
     {
+        const string setting = "optimizer=paged_adamw_8bit";
         using var folder = new TinyFolder(changes: ("device", "cpu"));
         using JsonDocument plan = await JsonAsync(folder, "plan", "tiny.yaml", "--set", setting);
         Assert.Equal(0, plan.RootElement.GetProperty("offers").GetArrayLength());
         Assert.True(plan.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt64() > 0);
-        Assert.Equal(setting.Contains("paged", StringComparison.Ordinal), plan.RootElement.GetProperty("memory").GetProperty("mapped_bytes").GetInt64() > 0);
+        Assert.True(plan.RootElement.GetProperty("memory").GetProperty("mapped_bytes").GetInt64() > 0);
         Assert.True(plan.RootElement.GetProperty("full_training").GetProperty("device_bytes").GetInt64() > 0);
         Ending words = await folder.RunAsync("plan", "tiny.yaml", "--set", setting);
         Assert.Contains("has no kernel for GPUs yet, so there are no offers for this run.", words.Output, StringComparison.Ordinal);

@@ -29,6 +29,35 @@ public sealed class EveryKernelTests
             SwiGlu.Backward(a, b, Matrix(bench, 4, 123), a, b);
             return [h, a, b];
         },
+        ["geglu"] = bench =>
+        {
+            Tensor a = Matrix(bench, 1, 123), b = Matrix(bench, 2, 123), h = Matrix(bench, 3, 123);
+            GeGlu.Forward(h, a, b);
+            GeGlu.Backward(a, b, Matrix(bench, 4, 123), a, b);
+            return [h, a, b];
+        },
+        ["softcap"] = bench =>
+        {
+            Tensor y = bench.RandomF32(1, new Shape(N, 123), 40), dy = Matrix(bench, 2, 123);
+            Softcap.Forward(y, 20);
+            Softcap.Backward(dy, y, 20);
+            return [y, dy];
+        },
+        ["dora"] = bench =>
+        {
+            Tensor w = Matrix(bench, 1, 132), a = bench.RandomF32(2, new Shape(4, 132)), b = bench.RandomF32(3, new Shape(N, 4)), norms = bench.Poisoned(DType.F32, new Shape(N));
+            Dora.Norms(norms, new DenseMatrix(w), a, b, 2);
+            Tensor x = bench.RandomBf16(4, new Shape(50, N)), y = bench.RandomBf16(5, new Shape(50, N)), m = bench.RandomF32(6, new Shape(N)), dm = bench.RandomF32(7, new Shape(N));
+            Dora.Scale(y, x, m, norms, -1, GradientMode.Accumulate);
+            Dora.MagnitudeGradient(dm, x, y, norms);
+            return [norms, y, dm];
+        },
+        ["embedding_noise"] = bench =>
+        {
+            Tensor x = Matrix(bench, 1, 123);
+            EmbeddingNoise.Add(x, new PackedDocuments(Tensor.None, new[] { 0, 30, N }), 5, new DropoutKey(1, 2, 3, 5));
+            return [x];
+        },
         ["rope"] = bench =>
         {
             Tensor c = bench.Poisoned(DType.F32, new Shape(N, 16)), s = bench.Poisoned(DType.F32, new Shape(N, 16)), x = Matrix(bench, 1, 120);
@@ -57,7 +86,10 @@ public sealed class EveryKernelTests
             Tensor rows = bench.Integers(66, 0, 3), chosen = bench.Poisoned(DType.BF16, new Shape(3, 123)), whole = Matrix(bench, 1, 123);
             Rows.Gather(chosen, whole, rows);
             Rows.Scatter(whole, chosen, rows);
-            return [chosen, whole];
+            Tensor columns = bench.Poisoned(DType.BF16, new Shape(N, 40));
+            Columns.Gather(columns, whole, 7);
+            Columns.Scatter(whole, columns, 60);
+            return [chosen, whole, columns];
         },
         ["dropout"] = bench =>
         {
@@ -67,13 +99,19 @@ public sealed class EveryKernelTests
         },
         ["linear"] = bench =>
         {
-            FourBitMatrix single = Quantized(bench, false), doubled = Quantized(bench, true);
+            FourBitMatrix single = Quantized(bench, FourBitCode.Nf4, false), doubled = Quantized(bench, FourBitCode.Nf4, true), fp4 = Quantized(bench, FourBitCode.Fp4, false), fp4Doubled = Quantized(bench, FourBitCode.Fp4, true);
+            var quantizer = new Int8Quantizer(bench.Device, 50, 123);
+            quantizer.Add(Values(5, 50 * 123, 0.1f));
+            Int8Matrix bytes = quantizer.Finish();
             Tensor x = Matrix(bench, 1, 123), y = bench.Poisoned(DType.BF16, new Shape(N, 50)), z = bench.Poisoned(DType.F32, new Shape(N, 50)), dw = bench.RandomF32(3, new Shape(50, 123)), dx = Matrix(bench, 4, 123);
             Linear.Forward(y, x, single);
             Linear.Forward(z, x, doubled);
             Linear.BackwardInput(dx, y, doubled, GradientMode.Accumulate, 0.5f);
+            Linear.BackwardInput(dx, y, fp4, GradientMode.Accumulate);
+            Linear.BackwardInput(dx, y, fp4Doubled, GradientMode.Accumulate);
+            Linear.BackwardInput(dx, y, bytes, GradientMode.Accumulate);
             Linear.BackwardWeight(dw, y, x, 0.3f);
-            return [single.Packed, single.Absmax, doubled.Packed, doubled.AbsmaxCodes, doubled.NestedAbsmax, y, z, dx, dw];
+            return [fp4.Packed, fp4Doubled.AbsmaxCodes, bytes.Codes, bytes.Scales, single.Packed, single.Absmax, doubled.Packed, doubled.AbsmaxCodes, doubled.NestedAbsmax, y, z, dx, dw];
         },
         ["linear_cross_entropy"] = bench =>
         {
@@ -85,6 +123,8 @@ public sealed class EveryKernelTests
             return [losses, dx, dw, total];
         },
         ["attention"] = bench => [.. AttentionCase(bench, Heads), .. AttentionCase(bench, new AttentionHeads(2, 1, 128, 0.1f))],
+        ["attention_window"] = bench => AttentionCase(bench, Heads with { Window = 11 }),
+        ["attention_capped"] = bench => AttentionCase(bench, Heads with { Window = 11, Softcap = 2 }),
         ["adamw"] = bench =>
         {
             Tensor p = bench.RandomF32(1, new Shape(70_000)), g = bench.RandomF32(2, new Shape(70_000)), m = bench.RandomF32(3, new Shape(70_000)), v = bench.F32([.. Enumerable.Repeat(0.5f, 70_000)], new Shape(70_000));
@@ -92,6 +132,14 @@ public sealed class EveryKernelTests
             GradientNorm.Compute(report.Slice(1, new Shape(1)), g);
             AdamW.Step(p, g, m, v, [new(0, 500, 1, true), new(512, 69_488 - 3, 1, true)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, report, 0.7);
             return [report, p, m, v];
+        },
+        ["adamw_8bit"] = bench =>
+        {
+            const int count = 5000, blocks = 20;
+            Tensor p = bench.RandomF32(1, new Shape(70_000)), g = bench.RandomF32(2, new Shape(70_000)), s = bench.F32([.. Enumerable.Repeat(0.5f, blocks)], new Shape(blocks)), t = bench.F32([.. Enumerable.Repeat(0.1f, blocks)], new Shape(blocks));
+            Tensor m = bench.Bytes([.. Enumerable.Range(0, count).Select(i => (byte)(i * 7))]), v = bench.Bytes([.. Enumerable.Range(0, count).Select(i => (byte)(i * 5))]);
+            AdamW8Bit.Step(p, g, m, s, v, t, [new(new(512, 300, 1, true), 0), new(new(1280, 4488, 2, false), 512)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), 3, 1e-2, bench.F64([1, 2]), 0.7);
+            return [p, m, s, v, t];
         },
     };
 
@@ -165,6 +213,15 @@ public sealed class EveryKernelTests
         RmsNorm.Backward(none, weight, none, none, weight, rows, GradientMode.Accumulate);
         SwiGlu.Forward(none, none, none);
         SwiGlu.Backward(none, none, none, none, none);
+        GeGlu.Forward(none, none, none);
+        GeGlu.Backward(none, none, none, none, none);
+        Softcap.Forward(half, 1);
+        Softcap.Backward(bench.Poisoned(DType.BF16, new Shape(0, 4)), half, 1);
+        Dora.Scale(none, none, weight, weight, 0, GradientMode.Overwrite);
+        Dora.MagnitudeGradient(weight, none, none, bench.F32([.. Enumerable.Repeat(1f, 24)], new Shape(24)));
+        EmbeddingNoise.Add(none, new PackedDocuments(Tensor.None, new[] { 0, 0 }), 1, new DropoutKey(1, 2, 3, 4));
+        Columns.Gather(bench.Poisoned(DType.BF16, new Shape(0, 8)), none, 4);
+        Columns.Scatter(none, bench.Poisoned(DType.BF16, new Shape(0, 8)), 4);
         Rope.BuildTables(half, half, tokens, [1, 2, 3, 4], 1);
         Rope.Forward(none, 8, half, half);
         Embedding.Forward(none, tokens, table);
@@ -186,6 +243,7 @@ public sealed class EveryKernelTests
         var heads = new AttentionHeads(1, 1, 24, 1);
         Attention.Forward(none, lse, none, none, none, documents, heads);
         Attention.Backward(none, none, none, none, none, lse, none, none, none, documents, heads);
+        AdamW8Bit.Step(rows, rows, bench.Bytes([]), rows, bench.Bytes([]), rows, [], new AdamWSettings(0.9, 0.99, 1e-8, 0), 1, 1, bench.F64([1, 1]), 1);
         AdamW.Step(rows, rows, rows, rows, [], new AdamWSettings(0.9, 0.99, 1e-8, 0), 1, 1, bench.F64([1, 1]), 1);
 
         bench.CheckMargins();
@@ -218,10 +276,11 @@ public sealed class EveryKernelTests
 
     private static Tensor[] RmsNormCase(KernelBench bench, int d)
     {
+        const int offset = 1;
         Tensor x = Matrix(bench, 1, d), w = bench.RandomF32(2, new Shape(d)), y = bench.Poisoned(DType.BF16, new Shape(N, d)), r = bench.Poisoned(DType.F32, new Shape(N)), dw = bench.RandomF32(3, new Shape(d));
-        RmsNorm.Forward(y, r, x, w, 1e-5f);
+        RmsNorm.Forward(y, r, x, w, 1e-5f, offset);
         Tensor dx = Matrix(bench, 4, d);
-        RmsNorm.Backward(dx, dw, Matrix(bench, 5, d), x, w, r, GradientMode.Accumulate);
+        RmsNorm.Backward(dx, dw, Matrix(bench, 5, d), x, w, r, GradientMode.Accumulate, offset);
         return [y, r, dx, dw];
     }
 
@@ -236,9 +295,9 @@ public sealed class EveryKernelTests
         return [o, lse, dq, dk, dv];
     }
 
-    private static FourBitMatrix Quantized(KernelBench bench, bool doubled)
+    private static FourBitMatrix Quantized(KernelBench bench, FourBitCode code, bool doubled)
     {
-        var quantizer = new FourBitQuantizer(bench.Device, FourBitCode.Nf4, 50, 123, doubled);
+        var quantizer = new FourBitQuantizer(bench.Device, code, 50, 123, doubled);
         quantizer.Add(Values(5, 50 * 123, 0.1f));
         return quantizer.Finish();
     }

@@ -59,13 +59,6 @@ public sealed class BaseFormatTests
             $"{folder.Path}: tensor '{Changed}' holds -70000 at element 300; a base in 8 bits is made from f16, which ends at 65504. Use load_in_4bit: true, or neither.", exception.Message);
     }
 
-    [Fact]
-    public void WithoutKernel_OnlyWhatGpusLack_IsNamed()
-    {
-        Assert.All(Enum.GetValues<BaseFormat>(), format => Assert.Null(format.WithoutKernel(DevicePlatform.Cpu)));
-        Assert.Equal([BaseFormat.Fp4, BaseFormat.Fp4DoubleQuantized, BaseFormat.EightBit], Enum.GetValues<BaseFormat>().Where(format => format.WithoutKernel(DevicePlatform.Cuda) is not null));
-    }
-
     private static TemporaryFolder Base(float value)
     {
         var folder = new TemporaryFolder();

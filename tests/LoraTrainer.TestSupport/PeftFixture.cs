@@ -82,13 +82,6 @@ public sealed class PeftFixture : IDisposable
     /// <summary>The folder of the model fixtures that the case trains; empty where there is no such case.</summary>
     public static string BaseModelOf(string relative) => Read(relative) is { } description ? Path.GetFileName(description.GetProperty("base_model").GetString()!) : string.Empty;
 
-    /// <summary>Whether a GPU has kernels for all of the case's base.</summary>
-    public static bool RunsOnAGpu(string relative) =>
-        Read(relative) is not { } description || (!UsesDora(description) && ModelFixture.RunsOnAGpu(description.GetProperty("base_model").GetString()!) && FormatOf(description).WithoutKernel(DevicePlatform.Cuda) is null);
-
-    private static bool UsesDora(JsonElement description) =>
-        description.TryGetProperty("peft", out JsonElement settings) && settings.ValueKind == JsonValueKind.Object && settings.TryGetProperty("use_dora", out JsonElement value) && value.ValueKind == JsonValueKind.True;
-
     /// <summary>The case's description; null where there is no such case.</summary>
     private static JsonElement? Read(string relative)
     {

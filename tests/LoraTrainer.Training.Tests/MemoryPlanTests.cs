@@ -41,25 +41,14 @@ public sealed class MemoryPlanTests
     }
 
     /// <summary>Where <c>device: auto</c> took a GPU this is where it shows; a GPU that the config names is refused with the config.</summary>
-    [Theory]
-    [InlineData("fp4", "bnb_config_kwargs.bnb_4bit_quant_type: the 4-bit type fp4 has no kernel for GPUs yet. Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
-    [InlineData("int8", "load_in_8bit: a base in 8 bits has no kernel for GPUs yet. Use device: cpu, or leave load_in_8bit out.")]
-    [InlineData("adamw8", "optimizer: the 8-bit optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
-    [InlineData("noise", "neftune_noise_alpha: noise on the embeddings has no kernel for GPUs yet. Use device: cpu, or leave neftune_noise_alpha out.")]
-    [InlineData("paged", "optimizer: a paged optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.")]
-    public void WhatAGpuHasNoKernelFor_IsRefusedInOneSentence(string what, string sentence)
+    [Fact]
+    public void WhatAGpuHasNoKernelFor_IsRefusedInOneSentence()
     {
-        var config = new TrainingConfig
-        {
-            NeftuneNoiseAlpha = what == "noise" ? 5 : null,
-            Adapter = new AdapterOptions { Kind = AdapterKind.Lora },
-            Quantization = new QuantizationOptions { LoadIn4Bit = what == "fp4", LoadIn8Bit = what == "int8", FourBit = new FourBitOptions { Type = what == "fp4" ? FourBitType.Fp4 : FourBitType.Nf4 } },
-            Optimizer = new OptimizerOptions { Kind = what == "adamw8" ? OptimizerKind.AdamW8Bit : what == "paged" ? OptimizerKind.PagedAdamW32Bit : OptimizerKind.AdamW },
-        };
+        var config = new TrainingConfig { Adapter = new AdapterOptions { Kind = AdapterKind.Lora }, Optimizer = new OptimizerOptions { Kind = OptimizerKind.PagedAdamW32Bit } };
         ModelConfig shape = Shape(hidden: 64, intermediate: 128, layers: 1, heads: 2, keyValueHeads: 1, vocabulary: 64);
         var passes = new PlannedPasses(64, [], 64);
         TrainingSetupException exception = Assert.Throws<TrainingSetupException>(() => MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cuda, 2, null), passes));
-        Assert.Equal(sentence, exception.Message);
+        Assert.Equal("optimizer: a paged optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.", exception.Message);
         Assert.True(MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cpu, 2, null), passes).ArenaBytes > 0);
     }
 
@@ -74,18 +63,6 @@ public sealed class MemoryPlanTests
 
         // Norms, activations, softmax and the like come on top: a few per cent. The lowest block's input gradient is not formed: a little less.
         Assert.InRange(plan.FlopsPerToken, 0.99 * expected, 1.04 * expected);
-    }
-
-    [Fact]
-    public void RunPlan_ForAGpuThatLacksAKernel_IsRefused()
-    {
-        using var folder = new TemporaryFolder();
-        File.WriteAllText(folder.File("config.json"), "{\"model_type\": \"mistral\", \"sliding_window\": 512}");
-        var config = new TrainingConfig { BaseModel = folder.Path, Device = new DeviceOptions { Choice = DeviceChoice.Cuda } };
-        using RunInputs inputs = RunInputs.Read(config, SilentObserver.Instance, TestContext.Current.CancellationToken);
-        Assert.Equal(
-            "This mistral model needs attention in a sliding window of 512 tokens (sliding_window), which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.",
-            Assert.Throws<ModelFormatException>(() => RunPlan.Of(inputs)).Message);
     }
 
     private static MemoryPlan Plan(ModelConfig shape, bool fourBit, bool recompute, int tokens)

@@ -306,11 +306,6 @@ internal static class InspectVerb
         }
 
         sheet.Line("tokenizer", Tokenizing(path, config));
-        if (config.NeedsCpu() is { } needed)
-        {
-            sheet.Line("GPU", $"not yet: it needs {needed}");
-        }
-
         using ModelFolder folder = ModelFolder.Open(path);
         ModelTensorLayout layout = config.CheckTensors(folder);
         sheet.Line("weights", string.Create(CultureInfo.InvariantCulture, $"{Quantities.Bytes(folder.TotalBytes)} in {(folder.Files.Count == 1 ? "1 file" : $"{folder.Files.Count} files")}; they fit config.json"));

@@ -105,7 +105,7 @@ internal static class PlanVerb
         LocalTime here = offers.Here(plan.Device, gpu?.Name);
         Money? cost = here.Time is { } time && config.Cost.Rate is { } rate ? new Money(rate, config.Cost.Currency) * (decimal)Math.Min(time.Hours, 1e12) : null;
         OfferTable table = offers.Of(filter);
-        FullTraining? full = offers.Full(filter);
+        FullTraining full = offers.Full(filter);
         IReadOnlyList<TuningService> services = TuningService.Shipped;
         DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
         terminal.Result(Words(inputs, plan, available, PlanPage.Lines(here, cost, config.Cost)));

@@ -40,7 +40,7 @@ internal sealed class CudaKernel
     private readonly CudaKernel?[] variants;
     private readonly int variantStep;
 
-    private CudaKernel(string file, string name, IReadOnlyList<KernelParameter> parameters, string? variantName, int variantStep, int variantLimit, int variant)
+    private CudaKernel(string file, string name, IReadOnlyList<KernelParameter> parameters, string? variantName, int variantStep, int variantLimit, string? formName, int forms, int variant, int form)
     {
         File = file;
         Name = name;
@@ -48,15 +48,17 @@ internal sealed class CudaKernel
         VariantName = variantName;
         VariantLimit = variantLimit;
         Variant = variant;
+        FormName = formName;
+        Forms = forms;
         this.variantStep = variantStep;
         Index = Interlocked.Increment(ref count) - 1;
-        variants = variantName is not null && variant == 0 ? new CudaKernel?[variantLimit / variantStep] : [];
-        Title = variant == 0 ? name : string.Create(CultureInfo.InvariantCulture, $"{name} ({variantName}={variant})");
-        Define = variant == 0 ? null : string.Create(CultureInfo.InvariantCulture, $"{variantName}={variant}");
+        variants = variantName is not null && variant == 0 ? new CudaKernel?[variantLimit / variantStep * forms] : [];
+        Define = variant == 0 ? null : string.Create(CultureInfo.InvariantCulture, $"{variantName}={variant}{(form == 0 ? "" : $" {formName}={form}")}");
+        Title = variant == 0 ? name : $"{name} ({Define})";
     }
 
     public CudaKernel(string file, string name, params IReadOnlyList<KernelParameter> parameters)
-        : this(file, name, parameters, null, 1, 0, 0)
+        : this(file, name, parameters, null, 1, 0, null, 1, 0, 0)
     {
     }
 
@@ -77,7 +79,13 @@ internal sealed class CudaKernel
     /// <summary>The value of the macro; 0 where there is none, or none was chosen.</summary>
     public int Variant { get; }
 
-    /// <summary>NAME=VALUE for the compiler, or null.</summary>
+    /// <summary>A second macro, the values of which count from 0, or null; 0 is not named to the compiler.</summary>
+    public string? FormName { get; }
+
+    /// <summary>Values of the second macro.</summary>
+    public int Forms { get; }
+
+    /// <summary>NAME=VALUE for the compiler, a blank between two; or null.</summary>
     public string? Define { get; }
 
     /// <summary>The name for messages.</summary>
@@ -94,12 +102,16 @@ internal sealed class CudaKernel
     /// <param name="variantName">The macro.</param>
     /// <param name="step">Its values are the multiples of this ...</param>
     /// <param name="limit">... up to this.</param>
+    /// <param name="formName">A second macro, or null.</param>
+    /// <param name="forms">Its values are those below this.</param>
     /// <param name="parameters">What it takes.</param>
-    public static CudaKernel WithVariants(string file, string name, string variantName, int step, int limit, params IReadOnlyList<KernelParameter> parameters)
-        => new(file, name, parameters, variantName, step, limit, 0);
+    public static CudaKernel WithVariants(string file, string name, string variantName, int step, int limit, string? formName, int forms, params IReadOnlyList<KernelParameter> parameters)
+        => new(file, name, parameters, variantName, step, limit, formName, forms, 0, 0);
 
     /// <summary>The kernel compiled for <paramref name="value"/>, rounded up to the next value that it comes in. The same instance every time.</summary>
-    public CudaKernel With(int value)
+    /// <param name="value">Of the first macro.</param>
+    /// <param name="form">Of the second one.</param>
+    public CudaKernel With(int value, int form = 0)
     {
         if (!NeedsVariant)
         {
@@ -111,13 +123,15 @@ internal sealed class CudaKernel
             throw new ArgumentOutOfRangeException(nameof(value), value, $"{Name} is compiled for {VariantName} up to {VariantLimit}");
         }
 
-        int index = (value + variantStep - 1) / variantStep - 1;
+        ArgumentOutOfRangeException.ThrowIfNegative(form);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(form, Forms);
+        int step = (value + variantStep - 1) / variantStep, index = (step - 1) * Forms + form;
         if (Volatile.Read(ref variants[index]) is { } known)
         {
             return known;
         }
 
-        var made = new CudaKernel(File, Name, Parameters, VariantName, variantStep, VariantLimit, (index + 1) * variantStep);
+        var made = new CudaKernel(File, Name, Parameters, VariantName, variantStep, VariantLimit, FormName, Forms, step * variantStep, form);
         return Interlocked.CompareExchange(ref variants[index], made, null) ?? made;
     }
 

@@ -37,6 +37,39 @@ internal struct AdamWConstants
     public float Epsilon;
 }
 
+/// <summary>A tensor with moments in eight bits, as one optimizer step treats it (adamw.cu).</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct AdamW8BitSegment
+{
+    /// <summary>First element in the flat buffers.</summary>
+    public long Offset;
+
+    /// <summary>First element in the buffers of codes; a multiple of 256.</summary>
+    public long Moments;
+
+    /// <summary>Elements; in the codes padding follows up to the next multiple of 256.</summary>
+    public long Count;
+
+    /// <summary>Learning rate with both bias corrections.</summary>
+    public float StepSize;
+
+    /// <summary>What weight decay leaves of a parameter: 1 - learning rate * decay.</summary>
+    public float Keep;
+}
+
+/// <summary>What is the same for every element of an optimizer step with moments in eight bits (adamw.cu).</summary>
+[StructLayout(LayoutKind.Sequential)]
+internal struct AdamW8BitConstants
+{
+    public float Beta1;
+    public float OneMinusBeta1;
+    public float Beta2;
+    public float OneMinusBeta2;
+
+    /// <summary>Added to the root of the second moment: epsilon with its bias correction.</summary>
+    public float Epsilon;
+}
+
 /// <summary>Arguments of attention's forward pass (attention.cu).</summary>
 [StructLayout(LayoutKind.Sequential)]
 internal struct AttentionArguments
@@ -64,6 +97,12 @@ internal struct AttentionArguments
     public int KeyHeads;
     public int HeadDim;
     public float Scale;
+
+    /// <summary>Keys that a query sees at most; read by kernels that are compiled for a window.</summary>
+    public int Window;
+
+    /// <summary>Read by kernels that are compiled for one.</summary>
+    public float Softcap;
 }
 
 /// <summary>Arguments of attention's backward pass (attention.cu).</summary>
@@ -107,4 +146,10 @@ internal struct AttentionGradients
     public int KeyHeads;
     public int HeadDim;
     public float Scale;
+
+    /// <summary>Keys that a query sees at most; read by kernels that are compiled for a window.</summary>
+    public int Window;
+
+    /// <summary>Read by kernels that are compiled for one.</summary>
+    public float Softcap;
 }

@@ -13,7 +13,14 @@ internal static class CudaKernels
 
     public const int LargestHeadDim = 256;
 
+    // What attention's kernels do to scores besides scaling them: the forms that they come in.
+    public const int PlainScores = 0;
+    public const int ScoresInAWindow = 1;
+    public const int CappedScores = 2;
+
     private static readonly List<CudaKernel> Declared = [];
+
+    public static readonly CudaKernel RmsNormGain = Declare("rms_norm.cu", "rms_norm_gain", Pointer("gain"), Pointer("weight"), Float32("offset"), Int64("count"));
 
     public static readonly CudaKernel RmsNormForward = Declare("rms_norm.cu", "rms_norm_forward", Pointer("output"), Pointer("rstd"), Pointer("input"), Pointer("weight"), Int32("width"), Float32("eps"));
 
@@ -29,13 +36,27 @@ internal static class CudaKernels
 
     public static readonly CudaKernel SwiGluBackward = Declare("swiglu.cu", "swiglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
-    public static readonly CudaKernel EmbeddingForward = Declare("embedding.cu", "embedding_forward", Pointer("output"), Pointer("tokens"), Pointer("table"), Int32("rows"), Int32("width"));
+    public static readonly CudaKernel GeGluForward = Declare("geglu.cu", "geglu_forward", Pointer("output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
-    public static readonly CudaKernel EmbeddingBackward = Declare("embedding.cu", "embedding_backward", Pointer("d_table"), Pointer("d_output"), Pointer("tokens"), Int32("rows"), Int32("width"), Int32("padding_token"));
+    public static readonly CudaKernel GeGluBackward = Declare("geglu.cu", "geglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
+
+    public static readonly CudaKernel SoftcapForward = Declare("softcap.cu", "softcap_forward", Pointer("values"), Int64("count"), Float32("cap"));
+
+    public static readonly CudaKernel SoftcapBackward = Declare("softcap.cu", "softcap_backward", Pointer("d_values"), Pointer("values"), Int64("count"), Float32("cap"));
+
+    public static readonly CudaKernel EmbeddingForward = Declare("embedding.cu", "embedding_forward", Pointer("output"), Pointer("tokens"), Pointer("table"), Int32("rows"), Int32("width"), Float32("scale"));
+
+    public static readonly CudaKernel EmbeddingBackward = Declare("embedding.cu", "embedding_backward", Pointer("d_table"), Pointer("d_output"), Pointer("tokens"), Int32("rows"), Int32("width"), Int32("padding_token"), Float32("scale"));
+
+    public static readonly CudaKernel EmbeddingNoise = Declare("embedding_noise.cu", "embedding_noise", Pointer("embedded"), Pointer("magnitudes"), Int32("rows"), Int32("width"), UInt64("first_element"), UInt64("seed"), UInt32("stream"), UInt32("step"));
 
     public static readonly CudaKernel RowsGather = Declare("rows.cu", "rows_gather", Pointer("output"), Pointer("input"), Pointer("rows"), Int32("count"), Int32("width"));
 
     public static readonly CudaKernel RowsScatter = Declare("rows.cu", "rows_scatter", Pointer("output"), Pointer("input"), Pointer("rows"), Int32("count"), Int32("width"));
+
+    public static readonly CudaKernel ColumnsGather = Declare("rows.cu", "columns_gather", Pointer("output"), Pointer("input"), Int32("count"), Int32("width"), Int32("whole_width"), Int32("first"));
+
+    public static readonly CudaKernel ColumnsScatter = Declare("rows.cu", "columns_scatter", Pointer("output"), Pointer("input"), Int32("count"), Int32("width"), Int32("whole_width"), Int32("first"));
 
     public static readonly CudaKernel Add = Declare("elementwise.cu", "add", Pointer("output"), Pointer("first"), Pointer("second"), Int64("count"));
 
@@ -46,6 +67,12 @@ internal static class CudaKernels
     public static readonly CudaKernel CastToBf16 = Declare("elementwise.cu", "cast_to_bf16", Pointer("output"), Pointer("input"), Int64("count"));
 
     public static readonly CudaKernel DropoutApply = Declare("dropout.cu", "dropout_apply", Pointer("output"), Pointer("input"), Int64("count"), UInt64("first_element"), UInt64("keep_threshold"), Float32("scale"), UInt64("seed"), UInt32("stream"), UInt32("step"));
+
+    public static readonly CudaKernel DoraNorms = Declare("dora.cu", "dora_norms", Pointer("norms"), Pointer("weight"), Pointer("a"), Pointer("b"), Float32("scaling"), Int32("rank"), Int32("rows"), Int32("width"));
+
+    public static readonly CudaKernel DoraScale = Declare("dora.cu", "dora_scale", Pointer("output"), Pointer("input"), Pointer("magnitude"), Pointer("norms"), Float32("shift"), Int32("rows"), Int32("width"), Int32("accumulate"));
+
+    public static readonly CudaKernel DoraMagnitudeGradient = Declare("dora.cu", "dora_magnitude_gradient", Pointer("d_magnitude"), Pointer("d_output"), Pointer("product"), Pointer("norms"), Int32("rows"), Int32("width"));
 
     public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Int32("kept_pieces"), Float32("gradient_scale"));
 
@@ -59,13 +86,25 @@ internal static class CudaKernels
 
     public static readonly CudaKernel AdamWStep = Declare("adamw.cu", "adamw_step", Pointer("parameters"), Pointer("gradients"), Pointer("first_moment"), Pointer("second_moment"), Pointer("segments"), Int32("segment_count"), Pointer("report"), Float64("max_grad_norm"), Struct<AdamWConstants>("constants"));
 
-    public static readonly CudaKernel Nf4Quantize = Declare("nf4.cu", "nf4_quantize", Pointer("packed"), Pointer("absmax"), Pointer("values"), Int64("count"));
+    public static readonly CudaKernel AdamW8BitStep = Declare("adamw.cu", "adamw_8bit_step", Pointer("parameters"), Pointer("gradients"), Pointer("first_codes"), Pointer("first_absmax"), Pointer("second_codes"), Pointer("second_absmax"), Pointer("segments"), Int32("segment_count"), Pointer("first_map"), Pointer("second_map"), Pointer("report"), Float64("max_grad_norm"), Struct<AdamW8BitConstants>("constants"));
 
-    public static readonly CudaKernel Nf4Dequantize = Declare("nf4.cu", "nf4_dequantize", Pointer("output"), Pointer("packed"), Pointer("absmax"), Int64("count"));
+    public static readonly CudaKernel Nf4Quantize = Declare("four_bit.cu", "nf4_quantize", Pointer("packed"), Pointer("absmax"), Pointer("values"), Int64("count"));
 
-    public static readonly CudaKernel Nf4DequantizeDouble = Declare("nf4.cu", "nf4_dequantize_double", Pointer("output"), Pointer("packed"), Pointer("absmax_codes"), Pointer("nested_absmax"), Pointer("nested_map"), Float32("offset"), Int64("count"));
+    public static readonly CudaKernel Nf4Dequantize = Declare("four_bit.cu", "nf4_dequantize", Pointer("output"), Pointer("packed"), Pointer("absmax"), Int64("count"));
 
-    public static readonly CudaKernel QuantizeAbsmax = Declare("nf4.cu", "quantize_absmax", Pointer("codes"), Pointer("nested_absmax"), Pointer("absmax"), Pointer("nested_map"), Float32("offset"), Int64("blocks"));
+    public static readonly CudaKernel Nf4DequantizeDouble = Declare("four_bit.cu", "nf4_dequantize_double", Pointer("output"), Pointer("packed"), Pointer("absmax_codes"), Pointer("nested_absmax"), Pointer("nested_map"), Float32("offset"), Int64("count"));
+
+    public static readonly CudaKernel Fp4Quantize = Declare("four_bit.cu", "fp4_quantize", Pointer("packed"), Pointer("absmax"), Pointer("values"), Int64("count"));
+
+    public static readonly CudaKernel Fp4Dequantize = Declare("four_bit.cu", "fp4_dequantize", Pointer("output"), Pointer("packed"), Pointer("absmax"), Int64("count"));
+
+    public static readonly CudaKernel Fp4DequantizeDouble = Declare("four_bit.cu", "fp4_dequantize_double", Pointer("output"), Pointer("packed"), Pointer("absmax_codes"), Pointer("nested_absmax"), Pointer("nested_map"), Float32("offset"), Int64("count"));
+
+    public static readonly CudaKernel QuantizeAbsmax = Declare("four_bit.cu", "quantize_absmax", Pointer("codes"), Pointer("nested_absmax"), Pointer("absmax"), Pointer("nested_map"), Float32("offset"), Int64("blocks"));
+
+    public static readonly CudaKernel Int8Quantize = Declare("int8.cu", "int8_quantize", Pointer("codes"), Pointer("scales"), Pointer("values"), Int32("rows"), Int32("width"));
+
+    public static readonly CudaKernel Int8Dequantize = Declare("int8.cu", "int8_dequantize", Pointer("output"), Pointer("codes"), Pointer("scales"), Int32("rows"), Int32("width"));
 
     public static readonly CudaKernel AttentionForward = DeclareForHeadDims("attention_forward", Struct<AttentionArguments>("arguments"));
 
@@ -80,7 +119,7 @@ internal static class CudaKernels
 
     private static CudaKernel Declare(string file, string name, params KernelParameter[] parameters) => Listed(new CudaKernel(file, name, parameters));
 
-    private static CudaKernel DeclareForHeadDims(string name, params KernelParameter[] parameters) => Listed(CudaKernel.WithVariants("attention.cu", name, "LT_HEAD_DIM", HeadDimStep, LargestHeadDim, parameters));
+    private static CudaKernel DeclareForHeadDims(string name, params KernelParameter[] parameters) => Listed(CudaKernel.WithVariants("attention.cu", name, "LT_HEAD_DIM", HeadDimStep, LargestHeadDim, "LT_SCORES", CappedScores + 1, parameters));
 
     private static CudaKernel Listed(CudaKernel kernel)
     {

@@ -204,14 +204,14 @@ internal sealed record KernelTarget(string Architecture, NvrtcOutput Output)
     }
 
     /// <summary>The options of a compilation.</summary>
-    /// <param name="define">NAME=VALUE, or null.</param>
+    /// <param name="define">NAME=VALUE, a blank between two; or null.</param>
     public List<string> Options(string? define)
     {
         // Contraction to fused multiply-adds is on by default and wanted; it is named because results depend on it.
         List<string> options = [$"--gpu-architecture={Architecture}", "--std=c++17", "-default-device", "--fmad=true"];
         if (define is not null)
         {
-            options.Add("-D" + define);
+            options.AddRange(define.Split(' ').Select(macro => "-D" + macro));
         }
 
         return options;

@@ -13,7 +13,7 @@ public static unsafe partial class AdamW8Bit
 
     private static void StepCpu(
         CpuDevice cpu, Tensor parameters, Tensor gradients, Tensor firstCodes, Tensor firstAbsmax, Tensor secondCodes, Tensor secondAbsmax,
-        in Factors factors, Tensor report, double maxGradientNorm)
+        ReadOnlySpan<AdamW8BitSegment> segments, in AdamW8BitConstants constants, Tensor report, double maxGradientNorm)
     {
         (double lossSum, double norm) = (report.F64[0], report.F64[1]);
         if (!double.IsFinite(lossSum) || !double.IsFinite(norm))
@@ -21,24 +21,27 @@ public static unsafe partial class AdamW8Bit
             return;
         }
 
-        var work = new StepWork
+        foreach (AdamW8BitSegment segment in segments)
         {
-            P = parameters.F32,
-            G = gradients.F32,
-            FirstCodes = firstCodes.U8,
-            FirstAbsmax = firstAbsmax.F32,
-            SecondCodes = secondCodes.U8,
-            SecondAbsmax = secondAbsmax.F32,
-            FirstValues = DynamicMap.Signed.Values,
-            FirstThresholds = DynamicMap.Signed.Thresholds,
-            SecondValues = DynamicMap.Unsigned.Values,
-            SecondThresholds = DynamicMap.Unsigned.Thresholds,
-            Count = parameters.ElementCount,
-            GradientScale = GradientNorm.ClipCoefficient(norm, maxGradientNorm),
-            Factors = factors,
-            Split = new RowSplit(Blocks(parameters.ElementCount), cpu.ThreadCount, 8),
-        };
-        cpu.Pool.Run(work.Split.Parts, ref work);
+            var work = new StepWork
+            {
+                P = parameters.F32 + segment.Offset,
+                G = gradients.F32 + segment.Offset,
+                FirstCodes = firstCodes.U8 + segment.Moments,
+                FirstAbsmax = firstAbsmax.F32 + segment.Moments / Blocksize,
+                SecondCodes = secondCodes.U8 + segment.Moments,
+                SecondAbsmax = secondAbsmax.F32 + segment.Moments / Blocksize,
+                FirstValues = DynamicMap.Signed.Values,
+                FirstThresholds = DynamicMap.Signed.Thresholds,
+                SecondValues = DynamicMap.Unsigned.Values,
+                SecondThresholds = DynamicMap.Unsigned.Thresholds,
+                GradientScale = GradientNorm.ClipCoefficient(norm, maxGradientNorm),
+                Segment = segment,
+                Constants = constants,
+                Split = new RowSplit(Blocks(segment.Count), cpu.ThreadCount, 8),
+            };
+            cpu.Pool.Run(work.Split.Parts, ref work);
+        }
     }
 
     private struct StepWork : IParallelWork
@@ -46,9 +49,9 @@ public static unsafe partial class AdamW8Bit
         public float* P, G, FirstAbsmax, SecondAbsmax;
         public float* FirstValues, FirstThresholds, SecondValues, SecondThresholds;
         public byte* FirstCodes, SecondCodes;
-        public long Count;
         public float GradientScale;
-        public Factors Factors;
+        public AdamW8BitSegment Segment;
+        public AdamW8BitConstants Constants;
         public RowSplit Split;
 
         public readonly void Execute(int part, int worker)
@@ -58,7 +61,7 @@ public static unsafe partial class AdamW8Bit
             for (long block = start; block < end; block++)
             {
                 long i = block * Blocksize;
-                int count = (int)Math.Min(Blocksize, Count - i);
+                int count = (int)Math.Min(Blocksize, Segment.Count - i);
                 Dequantize(FirstValues, FirstCodes + i, FirstAbsmax[block], count, first);
                 Dequantize(SecondValues, SecondCodes + i, SecondAbsmax[block], count, second);
                 Update(P + i, G + i, first, second, count);
@@ -75,13 +78,13 @@ public static unsafe partial class AdamW8Bit
             {
                 long lanes = count - i;
                 Vector512<float> gradient = VectorMath.Load(g + i, lanes) * Vector512.Create(GradientScale);
-                Vector512<float> m = Vector512.FusedMultiplyAdd(Vector512.Create(Factors.OneMinusBeta1), gradient, Vector512.Create(Factors.Beta1) * VectorMath.Load(first + i, lanes));
+                Vector512<float> m = Vector512.FusedMultiplyAdd(Vector512.Create(Constants.OneMinusBeta1), gradient, Vector512.Create(Constants.Beta1) * VectorMath.Load(first + i, lanes));
                 Vector512<float> v = Vector512.FusedMultiplyAdd(
-                    Vector512.Create(Factors.OneMinusBeta2) * gradient, gradient, Vector512.Create(Factors.Beta2) * VectorMath.Load(second + i, lanes));
-                Vector512<float> change = m / (Vector512.Sqrt(v) + Vector512.Create(Factors.Epsilon));
+                    Vector512.Create(Constants.OneMinusBeta2) * gradient, gradient, Vector512.Create(Constants.Beta2) * VectorMath.Load(second + i, lanes));
+                Vector512<float> change = m / (Vector512.Sqrt(v) + Vector512.Create(Constants.Epsilon));
                 VectorMath.Store(m, first + i, lanes);
                 VectorMath.Store(v, second + i, lanes);
-                VectorMath.Store((VectorMath.Load(p + i, lanes) - Vector512.Create(Factors.StepSize) * change) * Vector512.Create(Factors.Keep), p + i, lanes);
+                VectorMath.Store((VectorMath.Load(p + i, lanes) - Vector512.Create(Segment.StepSize) * change) * Vector512.Create(Segment.Keep), p + i, lanes);
             }
         }
 

@@ -8,6 +8,11 @@ public static unsafe partial class Attention
     private const uint DeltaThreads = 256;
     private const int DeltaRows = 32;
 
+    private static int ScoresOf(in AttentionHeads heads) => heads.Softcap > 0 ? CudaKernels.CappedScores : heads.Window > 0 ? CudaKernels.ScoresInAWindow : CudaKernels.PlainScores;
+
+    // A window that nothing is outside of stands for none.
+    private static int WindowOf(in AttentionHeads heads) => heads.Window > 0 ? heads.Window : int.MaxValue;
+
     // lse and positions may be none: generation with a cache.
     private static void ForwardCuda(CudaDevice cuda, Tensor output, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor positions, in AttentionHeads heads)
     {
@@ -25,8 +30,10 @@ public static unsafe partial class Attention
             KeyHeads = heads.KeyValue,
             HeadDim = heads.Dim,
             Scale = heads.Scale,
+            Window = WindowOf(heads),
+            Softcap = heads.Softcap,
         };
-        cuda.Launch(CudaKernels.AttentionForward.With(heads.Dim), CudaAttentionTiles.Forward(heads.Dim).Launch(heads.Query, arguments.Queries), KernelArgument.Struct(&arguments));
+        cuda.Launch(CudaKernels.AttentionForward.With(heads.Dim, ScoresOf(heads)), CudaAttentionTiles.Forward(heads.Dim).Launch(heads.Query, arguments.Queries), KernelArgument.Struct(&arguments));
     }
 
     private static void BackwardCuda(
@@ -50,12 +57,14 @@ public static unsafe partial class Attention
             KeyHeads = heads.KeyValue,
             HeadDim = heads.Dim,
             Scale = heads.Scale,
+            Window = WindowOf(heads),
+            Softcap = heads.Softcap,
         };
         int tokens = arguments.Tokens;
         var perRow = new LaunchShape((uint)heads.Query, (uint)LaunchShape.Ceiling(tokens, DeltaRows), 1, DeltaThreads, 0);
-        cuda.Launch(CudaKernels.AttentionDelta.With(heads.Dim), perRow, KernelArgument.Struct(&arguments));
-        cuda.Launch(CudaKernels.AttentionBackwardKeys.With(heads.Dim), CudaAttentionTiles.BackwardKeys(heads.Dim).Launch(heads.KeyValue, tokens), KernelArgument.Struct(&arguments));
-        cuda.Launch(CudaKernels.AttentionBackwardQueries.With(heads.Dim), CudaAttentionTiles.BackwardQueries(heads.Dim).Launch(heads.Query, tokens), KernelArgument.Struct(&arguments));
+        cuda.Launch(CudaKernels.AttentionDelta.With(heads.Dim, ScoresOf(heads)), perRow, KernelArgument.Struct(&arguments));
+        cuda.Launch(CudaKernels.AttentionBackwardKeys.With(heads.Dim, ScoresOf(heads)), CudaAttentionTiles.BackwardKeys(heads.Dim).Launch(heads.KeyValue, tokens), KernelArgument.Struct(&arguments));
+        cuda.Launch(CudaKernels.AttentionBackwardQueries.With(heads.Dim, ScoresOf(heads)), CudaAttentionTiles.BackwardQueries(heads.Dim).Launch(heads.Query, tokens), KernelArgument.Struct(&arguments));
     }
 }
 

@@ -115,7 +115,6 @@ public static unsafe partial class Attention
         Contract.Expect(op, k, q.DType, t, heads.KeyValueWidth);
         Contract.Expect(op, v, q.DType, t, heads.KeyValueWidth);
         Contract.ExpectSameDevice(op, q, k, v, output);
-        RefuseWithoutKernel(op, q.Device, heads);
         Device device = q.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(DecodeWorkspace(device, heads)));
@@ -169,12 +168,6 @@ public static unsafe partial class Attention
     /// <summary>Keys that the last of so many tokens sees.</summary>
     private static double Visible(double tokens, in AttentionHeads heads) => heads.Window > 0 ? Math.Min(tokens, heads.Window) : tokens;
 
-    private static void RefuseWithoutKernel(string op, Device device, in AttentionHeads heads)
-    {
-        Contract.ExpectCpu(op, device, heads.Window > 0, "a sliding window");
-        Contract.ExpectCpu(op, device, heads.Softcap > 0, "a softcap");
-    }
-
     private static long Check(string op, Tensor q, Tensor k, Tensor v, in PackedDocuments documents, in AttentionHeads heads)
     {
         (long n, long _) = Contract.ExpectActivations(op, q);
@@ -188,7 +181,6 @@ public static unsafe partial class Attention
             throw new ShapeMismatchException($"{op}: document offsets must run from 0 to {n}.");
         }
 
-        RefuseWithoutKernel(op, q.Device, heads);
         if (q.Device.Platform == DevicePlatform.Cuda && heads.Dim is var dim && (dim % 8 != 0 || dim > 256))
         {
             throw new ShapeMismatchException($"{op}: a GPU takes head dims that are multiples of 8 up to 256, got {dim}.");
@@ -208,8 +200,8 @@ public readonly record struct PackedDocuments(Tensor Positions, ReadOnlyMemory<i
 /// <param name="KeyValue">Hkv; divides H.</param>
 /// <param name="Dim">Dh</param>
 /// <param name="Scale">Multiplies the scores.</param>
-/// <param name="Window">W: a query sees W keys at most, its own included; 0 for all of its document before it. Not on a GPU.</param>
-/// <param name="Softcap">c: scaled scores s become c * tanh(s/c) before they are masked; 0 for none. Not on a GPU.</param>
+/// <param name="Window">W: a query sees W keys at most, its own included; 0 for all of its document before it.</param>
+/// <param name="Softcap">c: scaled scores s become c * tanh(s/c) before they are masked; 0 for none.</param>
 public readonly record struct AttentionHeads(int Query, int KeyValue, int Dim, float Scale, int Window = 0, float Softcap = 0)
 {
     public int QueryWidth => Query * Dim;

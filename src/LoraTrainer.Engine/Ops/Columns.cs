@@ -3,7 +3,7 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
 
-/// <summary>Copies between neighbouring columns of a matrix and a matrix of their own: what a fused linear layer gives, taken apart and put together. Not on a GPU.</summary>
+/// <summary>Copies between neighbouring columns of a matrix and a matrix of their own: what a fused linear layer gives, taken apart and put together.</summary>
 public static partial class Columns
 {
     /// <summary>output[i, j] = input[i, first + j]; overwritten.</summary>
@@ -29,11 +29,13 @@ public static partial class Columns
         }
 
         Contract.ExpectSameDevice(op, whole, chosen);
-        Contract.ExpectCpu(op, whole.Device, isAsked: true, "columns of a matrix");
         switch (whole.Device)
         {
             case CpuDevice cpu:
                 MoveCpu(cpu, whole, chosen, first, gather);
+                break;
+            case CudaDevice cuda:
+                MoveCuda(cuda, whole, chosen, first, gather);
                 break;
             case MeasureDevice measure:
                 measure.Count(0, chosen, chosen);

@@ -59,27 +59,10 @@ internal static class Contract
         }
     }
 
-    /// <summary>Refuses a way of calling an operation for which only the CPU has a kernel; a plan for a GPU is refused as the GPU itself is.</summary>
-    /// <param name="op">The operation.</param>
-    /// <param name="device">Where it is to run.</param>
-    /// <param name="isAsked">Whether it is called that way.</param>
-    /// <param name="what">What is asked for, with its article.</param>
-    public static void ExpectCpu(string op, Device device, bool isAsked, string what)
-    {
-        if (isAsked && device.Platform != DevicePlatform.Cpu)
-        {
-            ThrowCpuOnly(op, what);
-        }
-    }
-
     /// <summary>The device has no kernel for this operation.</summary>
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
     public static void ThrowNoKernel(string op, Device device) => throw new NotSupportedException($"{op} has no kernel for {device.Description}.");
-
-    [DoesNotReturn]
-    [MethodImpl(MethodImplOptions.NoInlining)]
-    private static void ThrowCpuOnly(string op, string what) => throw new NotSupportedException($"{op} has no GPU kernel for {what}; the CPU has one.");
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]

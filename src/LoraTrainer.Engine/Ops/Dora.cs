@@ -6,11 +6,11 @@ namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
 /// What DoRA (Liu et al. 2024, PEFT tuners/lora/dora.py) adds to LoRA: with V = W + s B A, the row norms n = ||V||, and a trained magnitude m, the
-/// layer computes g * (x V^T) with g = m/n, column by column. Gradients do not go through n. A row of V that is all zeros has g = 1. Not on a GPU.
+/// layer computes g * (x V^T) with g = m/n, column by column. Gradients do not go through n. A row of V that is all zeros has g = 1.
 /// </summary>
 public static partial class Dora
 {
-    /// <summary>norms[o] = ||W[o] + s * (B A)[o]||; OVERWRITTEN. The matrix is dequantized row by row, the sum is never stored.</summary>
+    /// <summary>norms[o] = ||W[o] + s * (B A)[o]||; OVERWRITTEN. W is as products multiply with it: a quantized matrix dequantized, and on a device that computes in bf16 rounded to it. The sum is never stored.</summary>
     /// <param name="norms">(Out) f32</param>
     /// <param name="weight">(Out, In)</param>
     /// <param name="a">(R, In) f32, or none for the norms of W alone.</param>
@@ -29,17 +29,22 @@ public static partial class Dora
             Contract.ExpectSameDevice(op, norms, a, b);
         }
 
-        Contract.ExpectCpu(op, norms.Device, isAsked: true, "DoRA");
-        switch (norms.Device)
+        Device device = norms.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        Tensor expanded = Linear.ExpansionScratch(device, weight);
+        switch (device)
         {
             case CpuDevice cpu:
-                NormsCpu(cpu, norms, weight, a, b, scaling);
+                NormsCpu(cpu, norms, Linear.Multiplied(cpu, expanded, weight), a, b, scaling);
+                break;
+            case CudaDevice cuda:
+                NormsCuda(cuda, norms, Linear.Multiplied(cuda, expanded, weight), a, b, scaling);
                 break;
             case MeasureDevice measure:
                 measure.Count(WorkKind.Product, 2.0 * (rank + 1) * weight.Out * weight.In, weight.SizeBytes);
                 break;
             default:
-                Contract.ThrowNoKernel(op, norms.Device);
+                Contract.ThrowNoKernel(op, device);
                 break;
         }
     }
@@ -59,12 +64,14 @@ public static partial class Dora
         Contract.Expect(op, magnitude, DType.F32, d);
         Contract.Expect(op, norms, DType.F32, d);
         Contract.ExpectSameDevice(op, output, input, magnitude, norms);
-        Contract.ExpectCpu(op, output.Device, isAsked: true, "DoRA");
         switch (output.Device)
         {
             case CpuDevice cpu:
                 ScaleCpu(cpu, output, input, magnitude, norms, shift, mode);
                 cpu.RoundActivations(output);
+                break;
+            case CudaDevice cuda:
+                ScaleCuda(cuda, output, input, magnitude, norms, shift, mode);
                 break;
             case MeasureDevice measure:
                 measure.Count(2.0 * n * d, output, input);
@@ -88,11 +95,13 @@ public static partial class Dora
         Contract.Expect(op, dMagnitude, DType.F32, d);
         Contract.Expect(op, norms, DType.F32, d);
         Contract.ExpectSameDevice(op, dOutput, product, dMagnitude, norms);
-        Contract.ExpectCpu(op, dOutput.Device, isAsked: true, "DoRA");
         switch (dOutput.Device)
         {
             case CpuDevice cpu:
                 MagnitudeGradientCpu(cpu, dMagnitude, dOutput, product, norms);
+                break;
+            case CudaDevice cuda:
+                MagnitudeGradientCuda(cuda, dMagnitude, dOutput, product, norms);
                 break;
             case MeasureDevice measure:
                 measure.Count(2.0 * n * d, dOutput, product);

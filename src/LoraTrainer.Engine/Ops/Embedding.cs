@@ -9,7 +9,7 @@ public static partial class Embedding
     /// <param name="output">(N, D) activations; overwritten.</param>
     /// <param name="tokens">(N) i32, each in 0..V-1 (checked where the data is read).</param>
     /// <param name="table">(V, D) f32 or bf16; bf16 on a device whose activations are</param>
-    /// <param name="scale">Multiplies each row. On a GPU 1.</param>
+    /// <param name="scale">Multiplies each row.</param>
     public static void Forward(Tensor output, Tensor tokens, Tensor table, float scale = 1)
     {
         const string op = "Embedding.Forward";
@@ -18,7 +18,6 @@ public static partial class Embedding
         Contract.Expect(op, table, output.Device.Platform == DevicePlatform.Cuda ? output.DType : table.DType, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
         Contract.ExpectSameDevice(op, output, tokens, table);
-        Contract.ExpectCpu(op, output.Device, scale != 1, "scaled rows");
         switch (output.Device)
         {
             case CpuDevice cpu:
@@ -26,7 +25,7 @@ public static partial class Embedding
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
-                ForwardCuda(cuda, output, tokens, table);
+                ForwardCuda(cuda, output, tokens, table, scale);
                 break;
             case MeasureDevice measure:
                 measure.Count(0, output, output);
@@ -51,14 +50,13 @@ public static partial class Embedding
         Contract.Expect(op, dTable, DType.F32, v, d);
         Contract.Expect(op, tokens, DType.I32, n);
         Contract.ExpectSameDevice(op, dOutput, dTable, tokens);
-        Contract.ExpectCpu(op, dOutput.Device, scale != 1, "scaled rows");
         switch (dOutput.Device)
         {
             case CpuDevice cpu:
                 BackwardCpu(cpu, dTable, dOutput, tokens, paddingToken, scale);
                 break;
             case CudaDevice cuda:
-                BackwardCuda(cuda, dTable, dOutput, tokens, paddingToken);
+                BackwardCuda(cuda, dTable, dOutput, tokens, paddingToken, scale);
                 break;
             case MeasureDevice measure:
                 measure.Count((double)n * d, dOutput, dOutput);

@@ -38,7 +38,7 @@ public static unsafe partial class EmbeddingNoise
                     document++;
                 }
 
-                var magnitude = Vector512.Create((float)(alpha / Math.Sqrt((double)(documents[document + 1] - documents[document]) * width)));
+                var magnitude = Vector512.Create(MagnitudeOf(alpha, documents[document + 1] - documents[document], width));
                 for (int first = 0; first < width; first += Chunk)
                 {
                     int count = Math.Min(Chunk, width - first);

@@ -5,7 +5,7 @@ namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
 /// Uniform noise on embedded tokens (NEFTune): x[t, j] += (2u - 1) * alpha / sqrt(L * D), u in [0, 1) drawn for each element from its address, L the length of the token's
-/// document. The gradient passes through as it is. Not on a GPU.
+/// document. The gradient passes through as it is.
 /// </summary>
 public static partial class EmbeddingNoise
 {
@@ -24,19 +24,29 @@ public static partial class EmbeddingNoise
             throw new ShapeMismatchException($"{op}: the documents end at token {(documents.Offsets.Length == 0 ? 0 : documents.Offsets.Span[^1])}, expected {n}");
         }
 
-        Contract.ExpectCpu(op, embedded.Device, isAsked: true, "noise on embeddings");
-        switch (embedded.Device)
+        Device device = embedded.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+
+        // On a GPU: what the numbers of each token are multiplied with.
+        Tensor magnitudes = device.Platform == DevicePlatform.Cuda ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(n)) : Tensor.None;
+        switch (device)
         {
             case CpuDevice cpu:
                 AddCpu(cpu, embedded, documents.Offsets, alpha, key);
                 cpu.RoundActivations(embedded);
                 break;
+            case CudaDevice cuda:
+                AddCuda(cuda, magnitudes, embedded, documents.Offsets.Span, alpha, key);
+                break;
             case MeasureDevice measure:
                 measure.Count(4.0 * n * d, embedded, embedded);
                 break;
             default:
-                Contract.ThrowNoKernel(op, embedded.Device);
+                Contract.ThrowNoKernel(op, device);
                 break;
         }
     }
+
+    /// <summary>alpha / sqrt(L * D) for a document of L tokens.</summary>
+    private static float MagnitudeOf(float alpha, int tokens, int width) => (float)(alpha / Math.Sqrt((double)tokens * width));
 }

@@ -16,9 +16,6 @@ internal interface IGateActivation
     /// <summary>Floating-point operations of an element, forward; backward takes twice as many.</summary>
     static abstract double Flops { get; }
 
-    /// <summary>What has no kernel on a GPU; null where it has one.</summary>
-    static abstract string? WithoutKernel { get; }
-
     /// <summary>act(a).</summary>
     static abstract Vector512<float> Value(Vector512<float> a);
 
@@ -41,7 +38,6 @@ internal static partial class GatedUnit<TActivation>
         Contract.Expect(op, up, gate.DType, n, f);
         Contract.Expect(op, output, gate.DType, n, f);
         Contract.ExpectSameDevice(op, gate, up, output);
-        Contract.ExpectCpu(op, gate.Device, TActivation.WithoutKernel is not null, TActivation.WithoutKernel ?? string.Empty);
         switch (gate.Device)
         {
             case CpuDevice cpu:
@@ -69,7 +65,6 @@ internal static partial class GatedUnit<TActivation>
         Contract.Expect(op, dGate, gate.DType, n, f);
         Contract.Expect(op, dUp, gate.DType, n, f);
         Contract.ExpectSameDevice(op, gate, up, dOutput, dGate, dUp);
-        Contract.ExpectCpu(op, gate.Device, TActivation.WithoutKernel is not null, TActivation.WithoutKernel ?? string.Empty);
         switch (gate.Device)
         {
             case CpuDevice cpu:

@@ -1,6 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Engine.Tensors;
 
@@ -8,9 +7,9 @@ namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
 /// h = gelu(gate) * up with gelu(a) = a/2 * (1 + tanh(c * (a + 0.044715 a^3))), c = sqrt(2/pi): the gated activation of Gemma's MLP (the tanh form).
-/// Nothing but its two inputs is kept. Not on a GPU.
+/// Nothing but its two inputs is kept.
 /// </summary>
-public static class GeGlu
+public static partial class GeGlu
 {
     private const float SqrtTwoOverPi = 0.7978845608028654f;
     private const float Cubic = 0.044715f;
@@ -31,15 +30,13 @@ public static class GeGlu
     /// <param name="up">(N, F) activations</param>
     public static void Backward(Tensor dGate, Tensor dUp, Tensor dOutput, Tensor gate, Tensor up) => GatedUnit<GeluTanh>.Backward(dGate, dUp, dOutput, gate, up);
 
-    private readonly struct GeluTanh : IGateActivation
+    private readonly partial struct GeluTanh : IGateActivation
     {
         public static string Forward => "GeGlu.Forward";
 
         public static string Backward => "GeGlu.Backward";
 
         public static double Flops => 10;
-
-        public static string? WithoutKernel => "GELU";
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public static Vector512<float> Value(Vector512<float> a) => a * Vector512.Create(0.5f) * (Vector512<float>.One + Inner(a, a * a));
@@ -57,10 +54,6 @@ public static class GeGlu
             slope = half * ((one + t) + bend);
             return a * half * (one + t);
         }
-
-        public static void ForwardCuda(CudaDevice cuda, Tensor output, Tensor gate, Tensor up) => Contract.ThrowNoKernel(Forward, cuda);
-
-        public static void BackwardCuda(CudaDevice cuda, Tensor dGate, Tensor dUp, Tensor dOutput, Tensor gate, Tensor up) => Contract.ThrowNoKernel(Backward, cuda);
 
         /// <summary>tanh(c * (a + 0.044715 a^3)) for a and its square.</summary>
         [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -13,7 +13,7 @@ public static unsafe partial class Linear
         int m = (int)input.Shape[0];
         int n = (int)output.Shape[1];
         int k = (int)input.Shape[1];
-        GemmOperand operand = Operand(expanded.IsNone ? weight : Expand(cpu, expanded, weight), transposeWeight);
+        GemmOperand operand = Operand(Multiplied(cpu, expanded, weight), transposeWeight);
         CpuGemm.Run(
             cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(input.F32, k), operand, output.F32, n, alpha, mode == GradientMode.Accumulate);
     }
@@ -26,6 +26,12 @@ public static unsafe partial class Linear
         CpuGemm.Run(
             cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(dOutput.F32, m, transposed: true), GemmOperand.F32(input.F32, n), dWeight.F32, n, alpha, accumulate: true);
     }
+
+    /// <summary>The matrix as products multiply with it: where the CPU rounds to bf16 the rounded values of a quantized one.</summary>
+    /// <param name="cpu">Where it lies.</param>
+    /// <param name="expanded">From <see cref="ExpansionScratch"/>.</param>
+    /// <param name="weight">The matrix.</param>
+    internal static WeightMatrix Multiplied(CpuDevice cpu, Tensor expanded, WeightMatrix weight) => expanded.IsNone ? weight : Expand(cpu, expanded, weight);
 
     private static DenseMatrix Expand(CpuDevice cpu, Tensor expanded, WeightMatrix matrix)
     {

@@ -11,12 +11,7 @@ public static partial class Linear
 
     private static void ProductCuda(CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
-        Tensor values = weight switch
-        {
-            DenseMatrix { Values.DType: DType.BF16 } dense => dense.Values,
-            FourBitMatrix nf4 when nf4.Code == FourBitCode.Nf4 => Expand(cuda, expanded, nf4),
-            _ => throw new NotSupportedException($"A GPU has no kernel for {weight.GetType().Name} of this type."),
-        };
+        Tensor values = Multiplied(cuda, expanded, weight);
         cuda.Multiply(new GemmCall
         {
             M = input.Shape[0],
@@ -65,20 +60,35 @@ public static partial class Linear
         });
     }
 
-    /// <summary>The whole matrix in bf16, in memory that the next product uses again.</summary>
-    private static Tensor Expand(CudaDevice cuda, Tensor expanded, FourBitMatrix matrix)
+    /// <summary>The whole matrix in bf16, as products multiply with it.</summary>
+    /// <param name="cuda">Where it lies.</param>
+    /// <param name="expanded">From <see cref="ExpansionScratch"/>: a quantized matrix is expanded into it.</param>
+    /// <param name="weight">The matrix.</param>
+    internal static Tensor Multiplied(CudaDevice cuda, Tensor expanded, WeightMatrix weight) => weight switch
+    {
+        DenseMatrix { Values.DType: DType.BF16 } dense => dense.Values,
+        FourBitMatrix or Int8Matrix => Expand(cuda, expanded, weight),
+        _ => throw new NotSupportedException($"A GPU has no kernel for {weight.GetType().Name} of this type."),
+    };
+
+    /// <summary>A quantized matrix in memory that the next product uses again.</summary>
+    private static Tensor Expand(CudaDevice cuda, Tensor expanded, WeightMatrix matrix)
     {
         long count = expanded.ElementCount;
         LaunchShape shape = LaunchShape.Blocks(LaunchShape.Ceiling(count, ExpandedPerBlock), ExpansionThreads);
-        if (matrix.IsDoubleQuantized)
+        switch (matrix)
         {
-            cuda.Launch(
-                CudaKernels.Nf4DequantizeDouble, shape,
-                expanded, matrix.Packed, matrix.AbsmaxCodes, matrix.NestedAbsmax, matrix.NestedMap, matrix.Offset, count);
-        }
-        else
-        {
-            cuda.Launch(CudaKernels.Nf4Dequantize, shape, expanded, matrix.Packed, matrix.Absmax, count);
+            case FourBitMatrix { IsDoubleQuantized: true } fourBit:
+                cuda.Launch(
+                    fourBit.Code == FourBitCode.Nf4 ? CudaKernels.Nf4DequantizeDouble : CudaKernels.Fp4DequantizeDouble, shape,
+                    expanded, fourBit.Packed, fourBit.AbsmaxCodes, fourBit.NestedAbsmax, fourBit.NestedMap, fourBit.Offset, count);
+                break;
+            case FourBitMatrix fourBit:
+                cuda.Launch(fourBit.Code == FourBitCode.Nf4 ? CudaKernels.Nf4Dequantize : CudaKernels.Fp4Dequantize, shape, expanded, fourBit.Packed, fourBit.Absmax, count);
+                break;
+            case Int8Matrix int8:
+                cuda.Launch(CudaKernels.Int8Dequantize, LaunchShape.PerRow(int8.Out, int8.In), expanded, int8.Codes, int8.Scales, int8.Out, int8.In);
+                break;
         }
 
         return expanded;

@@ -80,7 +80,7 @@ public static partial class Linear
     internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
 
     /// <summary>Where a device that computes in bf16 expands a quantized matrix just before its product; the CPU in f32 dequantizes while it packs.</summary>
-    private static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is not DenseMatrix
+    internal static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is not DenseMatrix
         ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(weight.Out, weight.In))
         : Tensor.None;
 

@@ -31,7 +31,7 @@ public static partial class LinearCrossEntropy
     /// <param name="targets">(N) i32; read at scored rows only.</param>
     /// <param name="scoredRows">(M) i32, ascending: the rows that have a target.</param>
     /// <param name="gradientScale">One over the number of scored tokens of the whole global batch.</param>
-    /// <param name="softcap">c; 0 for none. On a GPU 0.</param>
+    /// <param name="softcap">c; 0 for none.</param>
     public static void ForwardBackward(
         Tensor losses, Tensor dHidden, Tensor dWeight, Tensor hidden, WeightMatrix weight, Tensor targets, Tensor scoredRows, float gradientScale, float softcap = 0)
     {
@@ -54,7 +54,6 @@ public static partial class LinearCrossEntropy
 
         Contract.ExpectSameDevice(op, hidden, losses, targets, scoredRows, dHidden, dWeight);
         Device device = hidden.Device;
-        Contract.ExpectCpu(op, device, softcap > 0, "capped logits");
         device.Zero(losses);
         if (!dHidden.IsNone)
         {
@@ -67,8 +66,9 @@ public static partial class LinearCrossEntropy
         Tensor hiddenChunk = device.Arena.Allocate(MemoryKind.Workspace, hidden.DType, new Shape(chunkRows, d));
         Tensor logitsChunk = device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(chunkRows, weight.Out));
         bool needsGradient = !dHidden.IsNone || !dWeight.IsNone;
-        Tensor cappedChunk = softcap > 0 && needsGradient ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, logitsChunk.Shape) : Tensor.None;
-        Tensor gradientChunk = hidden.DType == DType.F32 || !needsGradient ? logitsChunk : device.Arena.Allocate(MemoryKind.Workspace, hidden.DType, logitsChunk.Shape);
+        bool inPlace = hidden.DType == DType.F32;
+        Tensor cappedChunk = softcap > 0 && needsGradient && inPlace ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, logitsChunk.Shape) : Tensor.None;
+        Tensor gradientChunk = inPlace || !needsGradient ? logitsChunk : device.Arena.Allocate(MemoryKind.Workspace, hidden.DType, logitsChunk.Shape);
         long scored = scoredRows.ElementCount;
         for (long start = 0; start < scored; start += chunkRows)
         {
@@ -84,15 +84,15 @@ public static partial class LinearCrossEntropy
                 Softcap.Forward(logits, softcap);
             }
 
-            // The softmax writes its gradient over the logits, and the cap's gradient needs them.
-            Tensor capped = cappedChunk.IsNone ? Tensor.None : cappedChunk.Rows(0, count);
-            if (!capped.IsNone)
+            // Where the softmax writes its gradient over the logits the cap's gradient, which needs them, has a copy.
+            Tensor capped = cappedChunk.IsNone ? logits : cappedChunk.Rows(0, count);
+            if (!cappedChunk.IsNone)
             {
                 device.Copy(capped, logits);
             }
 
             SoftmaxCrossEntropy(losses, dLogits, logits, targets, rows, gradientScale);
-            if (!capped.IsNone)
+            if (softcap > 0 && needsGradient)
             {
                 Softcap.Backward(dLogits, capped, softcap);
             }

@@ -15,7 +15,7 @@ public static partial class RmsNorm
     /// <param name="input">(N, D) activations</param>
     /// <param name="weight">(D) f32</param>
     /// <param name="eps">Added to the mean of the squares.</param>
-    /// <param name="gainOffset">Added to the weight. On a GPU 0.</param>
+    /// <param name="gainOffset">Added to the weight.</param>
     /// <exception cref="ShapeMismatchException">A shape, type or device is wrong.</exception>
     public static void Forward(Tensor output, Tensor rstd, Tensor input, Tensor weight, float eps, float gainOffset = 0)
     {
@@ -27,7 +27,7 @@ public static partial class RmsNorm
         Contract.ExpectNoAlias(op, output, input);
         Contract.ExpectSameDevice(op, input, output, rstd, weight);
         using ArenaFrame frame = input.Device.Arena.Frame();
-        Tensor gain = Gain(op, weight, gainOffset);
+        Tensor gain = Gain(weight, gainOffset);
         switch (input.Device)
         {
             case CpuDevice cpu:
@@ -73,7 +73,7 @@ public static partial class RmsNorm
 
         Contract.ExpectSameDevice(op, input, dInput, dWeight, dOutput, weight, rstd);
         using ArenaFrame frame = input.Device.Arena.Frame();
-        Tensor gain = Gain(op, weight, gainOffset);
+        Tensor gain = Gain(weight, gainOffset);
         switch (input.Device)
         {
             case CpuDevice cpu:
@@ -99,18 +99,22 @@ public static partial class RmsNorm
     }
 
     /// <summary>The weight itself, or its sum with the offset in the current frame: kernels know one vector, and their loops do not grow.</summary>
-    private static Tensor Gain(string op, Tensor weight, float offset)
+    private static Tensor Gain(Tensor weight, float offset)
     {
         if (offset == 0)
         {
             return weight;
         }
 
-        Contract.ExpectCpu(op, weight.Device, isAsked: true, "a gain with an offset");
         Tensor gain = weight.Device.Arena.Allocate(MemoryKind.Workspace, DType.F32, weight.Shape);
-        if (weight.Device is CpuDevice)
+        switch (weight.Device)
         {
-            OffsetCpu(gain, weight, offset);
+            case CpuDevice:
+                OffsetCpu(gain, weight, offset);
+                break;
+            case CudaDevice cuda:
+                cuda.Launch(CudaKernels.RmsNormGain, LaunchShape.EightEach(weight.ElementCount), gain, weight, offset, weight.ElementCount);
+                break;
         }
 
         return gain;

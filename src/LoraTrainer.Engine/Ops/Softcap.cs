@@ -3,7 +3,7 @@ using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
 
-/// <summary>y = c * tanh(x/c), element by element: logits that never leave (-c, c). Not on a GPU.</summary>
+/// <summary>y = c * tanh(x/c), element by element: logits that never leave (-c, c).</summary>
 public static partial class Softcap
 {
     /// <summary>values is changed in place.</summary>
@@ -14,11 +14,13 @@ public static partial class Softcap
         const string op = "Softcap.Forward";
         (long n, long v) = Contract.ExpectMatrix(op, values, DType.F32);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(cap);
-        Contract.ExpectCpu(op, values.Device, isAsked: true, "capped logits");
         switch (values.Device)
         {
             case CpuDevice cpu:
                 ForwardCpu(cpu, values, cap);
+                break;
+            case CudaDevice cuda:
+                cuda.Launch(CudaKernels.SoftcapForward, LaunchShape.EightEach(values.ElementCount), values, values.ElementCount, cap);
                 break;
             case MeasureDevice measure:
                 measure.Count(4.0 * n * v, values, values);
@@ -30,21 +32,24 @@ public static partial class Softcap
     }
 
     /// <summary>dValues becomes the gradient before the cap, in place: dx = dy * (1 - (y/c)^2).</summary>
-    /// <param name="dValues">(N, V) f32; in: gradient of y; out: of x.</param>
+    /// <param name="dValues">(N, V) activations; in: gradient of y; out: of x.</param>
     /// <param name="values">(N, V) f32: y, as <see cref="Forward"/> left it.</param>
     /// <param name="cap">c, above 0</param>
     public static void Backward(Tensor dValues, Tensor values, float cap)
     {
         const string op = "Softcap.Backward";
         (long n, long v) = Contract.ExpectMatrix(op, values, DType.F32);
-        Contract.Expect(op, dValues, DType.F32, n, v);
+        Contract.Expect(op, dValues, values.Device.ActivationType, n, v);
         Contract.ExpectSameDevice(op, values, dValues);
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(cap);
-        Contract.ExpectCpu(op, values.Device, isAsked: true, "capped logits");
         switch (values.Device)
         {
             case CpuDevice cpu:
                 BackwardCpu(cpu, dValues, values, cap);
+                cpu.RoundActivations(dValues);
+                break;
+            case CudaDevice cuda:
+                cuda.Launch(CudaKernels.SoftcapBackward, LaunchShape.EightEach(values.ElementCount), dValues, values, values.ElementCount, cap);
                 break;
             case MeasureDevice measure:
                 measure.Count(4.0 * n * v, dValues, dValues, values);

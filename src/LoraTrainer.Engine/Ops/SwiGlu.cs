@@ -32,8 +32,6 @@ public static partial class SwiGlu
 
         public static double Flops => 5;
 
-        public static string? WithoutKernel => null;
-
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public static Vector512<float> Value(Vector512<float> a) => a * VectorMath.Sigmoid(a);
 

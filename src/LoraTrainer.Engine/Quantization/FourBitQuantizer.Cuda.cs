@@ -11,7 +11,8 @@ public sealed partial class FourBitQuantizer
         cuda.Upload(piece, MemoryMarshal.AsBytes(values));
         Tensor codes = matrix.Packed.Slice(position / 2, new Shape((values.Length + 1) / 2));
         Tensor scales = absmax.Slice(position / BlockwiseFourBit.Blocksize, new Shape((values.Length + BlockwiseFourBit.Blocksize - 1) / BlockwiseFourBit.Blocksize));
-        cuda.Launch(CudaKernels.Nf4Quantize, LaunchShape.EightEach(values.Length), codes, scales, piece, (long)values.Length);
+        CudaKernel kernel = matrix.Code == FourBitCode.Nf4 ? CudaKernels.Nf4Quantize : CudaKernels.Fp4Quantize;
+        cuda.Launch(kernel, LaunchShape.EightEach(values.Length), codes, scales, piece, (long)values.Length);
     }
 
     private float NestCuda(CudaDevice cuda)

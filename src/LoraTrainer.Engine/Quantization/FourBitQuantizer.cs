@@ -24,17 +24,12 @@ public sealed partial class FourBitQuantizer
     private long position;
 
     /// <param name="device">Where the matrix is to live.</param>
-    /// <param name="code">What the codes stand for; a GPU has kernels for <see cref="FourBitCode.Nf4"/> only.</param>
+    /// <param name="code">What the codes stand for.</param>
     /// <param name="rows">Out</param>
     /// <param name="columns">In</param>
     /// <param name="doubleQuantized">Quantize the scales too.</param>
     public FourBitQuantizer(Device device, FourBitCode code, int rows, int columns, bool doubleQuantized)
     {
-        if (device.Platform == DevicePlatform.Cuda && code != FourBitCode.Nf4)
-        {
-            throw new NotSupportedException($"A GPU has no kernel for {code.Name}.");
-        }
-
         this.device = device;
         matrix = FourBitMatrix.Allocate(device, code, rows, columns, doubleQuantized, offset: 0);
         long elements = (long)rows * columns;

@@ -135,17 +135,6 @@ public sealed partial record ModelConfig
         return inBF16 ? BrainFloat.Round(scale) : scale;
     }
 
-    /// <summary>What of this model's mathematics no GPU kernel computes yet, in words; null where a GPU computes all of it.</summary>
-    public string? NeedsCpu() =>
-        AttentionSoftcap is not null ? "capped attention scores (attn_logit_softcapping)"
-        : LogitSoftcap is not null ? "capped logits (final_logit_softcapping)"
-        : Activation != GatedActivation.Silu ? "GELU in its MLP (hidden_activation)"
-        : NormGainOffset != 0 ? "norms with a gain of one and the weight"
-        : ScalesEmbeddings ? "scaled embeddings"
-        : FusedProjections ? "fused projections (qkv_proj, gate_up_proj)"
-        : SlidingWindow is { } window ? $"attention in a sliding window of {window} tokens (sliding_window)"
-        : null;
-
     private static ModelConfig Parse(JsonFields json)
     {
         var notices = new List<string>();

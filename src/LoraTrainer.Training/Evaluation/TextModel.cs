@@ -103,7 +103,7 @@ public sealed class LoadedModel : IDisposable
     /// <param name="notice">Receives what the user should see but need not act on.</param>
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     /// <exception cref="FormatException">A file is damaged, or the adapter is for another base.</exception>
-    /// <exception cref="TrainingSetupException">The device does not have the memory, or no kernel for what is asked.</exception>
+    /// <exception cref="TrainingSetupException">The device does not have the memory.</exception>
     public static LoadedModel Load(
         TextModelSource source, DeviceSelection selection, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null)
     {
@@ -113,12 +113,6 @@ public sealed class LoadedModel : IDisposable
             source = source.Format == BaseFormat.AsStored || source.Format == stored.Format
                 ? source with { Format = stored.Format }
                 : throw new TrainingSetupException($"{source.BaseFolder} is quantized already, {stored.Description}, and is taken as it is. Leave --load-in-4bit out.");
-        }
-
-        if (source.Format.WithoutKernel(selection.Platform) is { } what)
-        {
-            throw new TrainingSetupException(
-                $"{(shape.Quantization is null ? "The run keeps" : "The files hold")} {source.BaseFolder} as {what}, which has no kernel for GPUs yet. Use --device cpu{(shape.Quantization is null ? ", or --load-in-4bit, which takes another format" : "")}.");
         }
 
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);

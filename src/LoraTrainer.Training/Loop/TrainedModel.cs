@@ -41,11 +41,6 @@ public sealed class TrainedModel
         TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null)
     {
         config = WithBase(config, shape);
-        if (shape.Quantization is { } stored && stored.Format.WithoutKernel(device.Platform) is not null)
-        {
-            throw new TrainingSetupException($"{config.BaseModel} is quantized already, {stored.Description}, which has no kernel for GPUs yet. Use device: cpu, or the model's original weights.");
-        }
-
         if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
         {
             throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
@@ -117,20 +112,7 @@ public sealed class TrainedModel
     }
 
     /// <summary>What of a config a GPU has no kernel for: the key, and what it asks for; null where all runs on it.</summary>
-    public static (string Key, string What)? WithoutGpuKernel(TrainingConfig config)
-    {
-        if (config.Adapter.Kind != AdapterKind.None && FormatOf(config.Quantization).WithoutKernel(DevicePlatform.Cuda) is { } format)
-        {
-            return (config.Quantization.LoadIn4Bit ? "bnb_config_kwargs.bnb_4bit_quant_type" : "load_in_8bit", format);
-        }
-
-        if (config.Adapter is { Kind: not AdapterKind.None, UseDora: true })
-        {
-            return ("peft_use_dora", "DoRA");
-        }
-
-        return config.NeftuneNoiseAlpha is not null ? ("neftune_noise_alpha", "noise on the embeddings") : config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : config.Optimizer.IsEightBit ? ("optimizer", "the 8-bit optimizer") : null;
-    }
+    public static (string Key, string What)? WithoutGpuKernel(TrainingConfig config) => config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : null;
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
     private static void RefuseUnknownNames(string key, IEnumerable<string> names, IReadOnlyList<ModelModule> modules, IReadOnlyList<string> known)

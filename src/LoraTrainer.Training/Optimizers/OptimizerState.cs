@@ -24,6 +24,7 @@ public sealed class OptimizerState
 
     // One for each parameter; null where the buffers lie like the parameters.
     private readonly Place[]? places;
+    private readonly EightBitSegment[] eightBit = [];
     private readonly Tensor firstCodes;
     private readonly Tensor firstAbsmax;
     private readonly Tensor secondCodes;
@@ -42,6 +43,7 @@ public sealed class OptimizerState
         if (options.IsEightBit)
         {
             places = PlacesOf(parameters, out wide, out narrow);
+            eightBit = [.. places.Index().Where(place => place.Item.IsEightBit).Select(place => new EightBitSegment(parameters.Segments[place.Index], place.Item.First))];
         }
 
         long blocks = AdamW8Bit.Blocks(narrow);
@@ -92,29 +94,19 @@ public sealed class OptimizerState
             return;
         }
 
+        if (eightBit.Length > 0)
+        {
+            AdamW8Bit.Step(
+                parameters.Values, parameters.Gradients, firstCodes, firstAbsmax, secondCodes, secondAbsmax, eightBit, settings, step, learningRate, report, maxGradientNorm);
+        }
+
         for (int i = 0; i < places.Length; i++)
         {
-            ParameterSegment segment = parameters.Segments[i];
-            if (places[i].IsEightBit)
+            if (!places[i].IsEightBit)
             {
-                StepEightBit(segment, places[i].First, step, learningRate, report);
-            }
-            else
-            {
-                StepWide(segment, places[i].First, step, learningRate, report);
+                StepWide(parameters.Segments[i], places[i].First, step, learningRate, report);
             }
         }
-    }
-
-    private void StepEightBit(in ParameterSegment segment, long first, int step, double learningRate, Tensor report)
-    {
-        var shape = new Shape(segment.Count);
-        var blocks = new Shape(AdamW8Bit.Blocks(segment.Count));
-        long firstBlock = first / AdamW8Bit.Blocksize;
-        AdamW8Bit.Step(
-            parameters.Values.Slice(segment.Offset, shape), parameters.Gradients.Slice(segment.Offset, shape), firstCodes.Slice(first, shape), firstAbsmax.Slice(firstBlock, blocks),
-            secondCodes.Slice(first, shape), secondAbsmax.Slice(firstBlock, blocks), segment.Decays ? settings : settings with { WeightDecay = 0 },
-            step, learningRate * segment.LearningRateScale, report, maxGradientNorm);
     }
 
     private void StepWide(ParameterSegment segment, long first, int step, double learningRate, Tensor report)

@@ -15,7 +15,6 @@ public sealed record RunPlan(DeviceSelection Device, MemoryPlan Memory, long Hos
     {
         TrainingConfig config = inputs.Config;
         DeviceSelection selection = DeviceSelection.ForPlan(config.Device.Choice, config.Device.Threads);
-        ModelLoader.RefuseWithoutKernel(inputs.Shape, selection.Platform);
         int tokens = inputs.Cut(config.Batch.MicroBatchSize)!.Value.LargestTokens;
         return new RunPlan(selection, inputs.Memory(config, selection, tokens), ModelLoader.HostBufferBytes, tokens);
     }

@@ -66,7 +66,7 @@ internal static unsafe class CudaTestKernels
 
     public static readonly CudaKernel WriteTo = new("test.cu", "write_to", KernelParameter.Pointer("address"));
 
-    public static readonly CudaKernel Variant = CudaKernel.WithVariants("variant.cu", "variant", "LT_TEST_SIZE", 16, 256, KernelParameter.Pointer("output"));
+    public static readonly CudaKernel Variant = CudaKernel.WithVariants("variant.cu", "variant", "LT_TEST_SIZE", 16, 256, null, 1, KernelParameter.Pointer("output"));
 
     public static KernelSources Sources { get; } = With();
 

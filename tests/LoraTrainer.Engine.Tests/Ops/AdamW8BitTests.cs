@@ -138,8 +138,8 @@ public sealed class AdamW8BitTests(ITestOutputHelper output)
         using Device device = Open("cpu");
         var state = new State(device, 512);
         Tensor x = device.Filled(0, new Shape(512)), codes = device.Arena.Allocate(MemoryKind.Moments, DType.U8, new Shape(512)), scales = device.Filled(0, new Shape(2));
-        Throws("AdamW8Bit.Step: firstAbsmax must be F32 (2), got F32 (512).", () => AdamW8Bit.Step(x, x, codes, x, codes, scales, Settings, 1, 1, device.Report(1, 1), 0));
-        Throws("AdamW8Bit.Step: secondCodes must be U8 (512), got F32 (512).", () => AdamW8Bit.Step(x, x, codes, scales, x, scales, Settings, 1, 1, device.Report(1, 1), 0));
+        Throws("AdamW8Bit.Step: firstAbsmax must be F32 (2), got F32 (512).", () => AdamW8Bit.Step(x, x, codes, x, codes, scales, [], Settings, 1, 1, device.Report(1, 1), 0));
+        Throws("AdamW8Bit.Step: secondCodes must be U8 (512), got F32 (512).", () => AdamW8Bit.Step(x, x, codes, scales, x, scales, [], Settings, 1, 1, device.Report(1, 1), 0));
         Assert.Throws<ArgumentOutOfRangeException>(() => state.Step(Settings, 0, 1, device.Report(1, 1), 0));
     }
 
@@ -225,7 +225,7 @@ public sealed class AdamW8BitTests(ITestOutputHelper output)
         }
 
         public void Step(in AdamWSettings settings, int step, double rate, Tensor report, double maxGradientNorm) =>
-            AdamW8Bit.Step(Parameters, gradients, first, FirstAbsmax, second, SecondAbsmax, settings, step, rate, report, maxGradientNorm);
+            AdamW8Bit.Step(Parameters, gradients, first, FirstAbsmax, second, SecondAbsmax, [new(new(0, count, 1, true), 0)], settings, step, rate, report, maxGradientNorm);
 
         private byte[] Bytes(Tensor tensor)
         {

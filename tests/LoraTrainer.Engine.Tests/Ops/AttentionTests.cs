@@ -176,18 +176,6 @@ public sealed class AttentionTests
         TensorAssert.BitEqual(output.Download().AsSpan(137 * H * Dh), last.Download(), "cached");
     }
 
-    [Theory]
-    [InlineData(7, 0, "Attention.Forward has no GPU kernel for a sliding window; the CPU has one.")]
-    [InlineData(0, 30, "Attention.Forward has no GPU kernel for a softcap; the CPU has one.")]
-    public void Contract_PlannedForAGpu_RefusesWhatItsKernelDoesNotDo(int window, float softcap, string message)
-    {
-        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
-        Tensor Make(DType type, params ReadOnlySpan<long> extents) => gpu.Arena.Allocate(MemoryKind.Activations, type, extents.Length == 1 ? new Shape(extents[0]) : new Shape(extents[0], extents[1]));
-        Tensor q = Make(DType.BF16, 4, 16), lse = Make(DType.F32, 2, 4);
-        var documents = new PackedDocuments(Make(DType.I32, 4), new[] { 0, 4 });
-        Assert.Equal(message, Assert.Throws<NotSupportedException>(() => Attention.Forward(q, lse, q, q, q, documents, new AttentionHeads(2, 2, 8, 1, window, softcap))).Message);
-    }
-
     [Fact]
     public void Backward_OfRowsWithInfiniteLse_GivesZeros()
     {

@@ -159,7 +159,7 @@ public sealed class EveryOpTests
             Tensor m = device.AllocateZeroed(MemoryKind.Moments, DType.U8, new Shape(70001)), v = device.AllocateZeroed(MemoryKind.Moments, DType.U8, new Shape(70001));
             for (int step = 3; step < 5; step++)
             {
-                AdamW8Bit.Step(p, g, m, s, v, t, new AdamWSettings(0.9, 0.99, 1e-8, 0.1), step, 1e-2, device.Report(1, 2), 0.7);
+                AdamW8Bit.Step(p, g, m, s, v, t, [new(new(0, p.ElementCount, 1, true), 0)], new AdamWSettings(0.9, 0.99, 1e-8, 0.1), step, 1e-2, device.Report(1, 2), 0.7);
             }
 
             return [p, s, t];

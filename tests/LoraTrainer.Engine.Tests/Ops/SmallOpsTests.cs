@@ -216,21 +216,4 @@ public sealed class SmallOpsTests
         Throws("Rope.BuildTables: 7 frequencies for tables with 8 columns.", () => Rope.BuildTables(x, x, device.Integers(0, 1), v.Download(), 1));
         Throws("Rope.Forward: heads of 8 elements do not divide a row of 8, or their rotary part (16) is larger than a head.", () => Rope.Forward(x, 8, x, x));
     }
-
-    [Fact]
-    public void Calls_PlannedForAGpuThatHasNoKernel_AreRefused()
-    {
-        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
-        Tensor Make(DType type) => gpu.Arena.Allocate(MemoryKind.Activations, type, new Shape(2, 8));
-        Tensor x = Make(DType.BF16), f = Make(DType.F32), tokens = gpu.Integers(0, 1), w = gpu.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(8)), r = gpu.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(2));
-        Refused("Embedding.Forward has no GPU kernel for scaled rows; the CPU has one.", () => Embedding.Forward(x, tokens, Make(DType.BF16), 2));
-        Refused("Embedding.Backward has no GPU kernel for scaled rows; the CPU has one.", () => Embedding.Backward(f, x, tokens, -1, 2));
-        Refused("Columns.Gather has no GPU kernel for columns of a matrix; the CPU has one.", () => Columns.Gather(x, Make(DType.BF16), 0));
-        Refused("RmsNorm.Forward has no GPU kernel for a gain with an offset; the CPU has one.", () => RmsNorm.Forward(x, r, Make(DType.BF16), w, 1e-6f, 1));
-        Refused(
-            "LinearCrossEntropy.ForwardBackward has no GPU kernel for capped logits; the CPU has one.",
-            () => LinearCrossEntropy.ForwardBackward(r, Tensor.None, Tensor.None, x, new DenseMatrix(Make(DType.BF16)), tokens, tokens, 1, softcap: 30));
-
-        static void Refused(string message, Action action) => Assert.Equal(message, Assert.Throws<NotSupportedException>(action).Message);
-    }
 }

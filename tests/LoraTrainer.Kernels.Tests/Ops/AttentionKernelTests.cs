@@ -38,6 +38,24 @@ public sealed class AttentionKernelTests
         }
     }
 
+    /// <summary>Where the scores' other forms are tried: in each mode one head dim, and in one all that the tiles differ by.</summary>
+    public static TheoryData<string, int> FormCases
+    {
+        get
+        {
+            var data = new TheoryData<string, int>();
+            foreach (string mode in KernelModes.Names)
+            {
+                foreach (int dh in mode == KernelModes.Names[0] ? (int[])[24, 64, 80, 128, 192, 256] : [24, 128])
+                {
+                    data.Add(mode, dh);
+                }
+            }
+
+            return data;
+        }
+    }
+
     [Theory]
     [MemberData(nameof(Cases))]
     public void ForwardAndBackward_RaggedDocuments_AreAsCloseAsThePlainComputation(string mode, int dh)
@@ -52,6 +70,43 @@ public sealed class AttentionKernelTests
             Result result = problem.Run(bench);
             bench.CheckMargins();
             problem.Check(result);
+        }
+    }
+
+    /// <summary>
+    /// A window of one key, of less than a tile, of a tile and a key, of more than a document; scores that a cap leaves nearly alone, and such as it bends.
+    /// Each head dim that the kernels' tiles differ by.
+    /// </summary>
+    [Theory]
+    [MemberData(nameof(FormCases))]
+    public void ForwardAndBackward_WindowsAndSoftcaps_AreAsCloseAsThePlainComputation(string mode, int dh)
+    {
+        (int[] Lengths, int H, int Hkv, int Window, float Softcap)[] problems =
+        [
+            (Streams[0], 4, 2, 20, 0), (Streams[3], 2, 2, 65, 2), (Streams[2], 2, 1, 1, 0), (Streams[4], 2, 2, 7, 0.5f), ([130], 2, 1, 0, 3), (Streams[0], 2, 1, 500, 30),
+        ];
+        foreach ((int[] lengths, int h, int hkv, int window, float softcap) in problems)
+        {
+            var problem = new Problem(lengths, h, hkv, dh, window: window, softcap: softcap);
+            using var bench = new KernelBench(mode);
+            Result result = problem.Run(bench);
+            bench.CheckMargins();
+            problem.Check(result);
+        }
+    }
+
+    /// <summary>A window that nothing is outside of changes no bit of the plain kernels' results.</summary>
+    [Theory]
+    [InlineData(64)]
+    [InlineData(128)]
+    [InlineData(256)]
+    public void ForwardAndBackward_WindowOverAll_HasTheBitsOfNone(int dh)
+    {
+        using var bench = new KernelBench(KernelModes.Names[0]);
+        Result plain = new Problem(Streams[0], 2, 1, dh).Run(bench), windowed = new Problem(Streams[0], 2, 1, dh, window: 1000).Run(bench);
+        foreach ((string name, float[] expected, float[] actual) in plain.All().Zip(windowed.All(), (a, b) => (a.Name, a.Values, b.Values)))
+        {
+            TensorAssert.BitEqual(expected, actual, name);
         }
     }
 
@@ -101,6 +156,46 @@ public sealed class AttentionKernelTests
     }
 
     [Theory]
+    [InlineData(16, 40, 0)]
+    [InlineData(64, 0, 2)]
+    [InlineData(128, 70, 2)]
+    [InlineData(256, 5, 0)]
+    public void ForwardCached_InAWindowOrCapped_HasTheBitsOfTheWhole(int dh, int window, float softcap)
+    {
+        const int tokens = 133;
+        var problem = new Problem([tokens], 4, 2, dh, window: window, softcap: softcap);
+        using var bench = new KernelBench(KernelModes.Names[0]);
+        Result whole = problem.Run(bench, backward: false);
+        foreach (int queries in (int[])[1, 70])
+        {
+            var shape = new Shape(queries, problem.Heads.QueryWidth);
+            int first = (tokens - queries) * problem.Heads.QueryWidth;
+            Tensor output = bench.Poisoned(DType.BF16, shape), q = bench.Bf16(problem.Q[first..], shape);
+            Attention.ForwardCached(output, q, problem.Upload(bench, problem.K), problem.Upload(bench, problem.V), problem.Heads);
+
+            // Tiles start at other keys than for the whole where the window begins with these rows; what is summed is the same, in another order.
+            TensorAssert.RelativeL2(whole.Output.AsSpan(first).ToArray(), output.Download(), KernelBench.HalfUlp, $"the last {queries} rows");
+        }
+
+        bench.CheckMargins();
+    }
+
+    /// <summary>Products far beyond the cap: every score is the cap or its negative, nothing overflows, and no gradient passes the cap.</summary>
+    [Theory]
+    [InlineData(16)]
+    [InlineData(96)]
+    [InlineData(192)]
+    public void ForwardAndBackward_ScoresFarBeyondTheCap_AreFinite(int dh)
+    {
+        var problem = new Problem([130], 2, 1, dh, magnitude: 1e4f, window: 50, softcap: 2);
+        using var bench = new KernelBench(KernelModes.Names[0]);
+        Result result = problem.Run(bench);
+        Assert.All(result.All(), pair => Assert.DoesNotContain(pair.Values, v => !float.IsFinite(v)));
+        double[] exact = problem.Reference().Forward(Doubles(problem.Q), Doubles(problem.K), Doubles(problem.V)).Output;
+        TensorAssert.RelativeL2([.. exact.Select(v => (float)v)], result.Output, 0.02, "output");
+    }
+
+    [Theory]
     [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
     public void Forward_LargeScores_StaysFinite(string mode)
     {
@@ -124,10 +219,10 @@ public sealed class AttentionKernelTests
         private readonly int[] lengths;
         private readonly float[] dOutput;
 
-        public Problem(int[] lengths, int h, int hkv, int dh, float magnitude = 1.5f)
+        public Problem(int[] lengths, int h, int hkv, int dh, float magnitude = 1.5f, int window = 0, float softcap = 0)
         {
             this.lengths = lengths;
-            Heads = new AttentionHeads(h, hkv, dh, (float)(1 / Math.Sqrt(dh)));
+            Heads = new AttentionHeads(h, hkv, dh, (float)(1 / Math.Sqrt(dh)), window, softcap);
             Q = KernelBench.Rounded(OpHarness.Values(1, Tokens * h * dh, magnitude));
             K = KernelBench.Rounded(OpHarness.Values(2, Tokens * hkv * dh, magnitude));
             V = KernelBench.Rounded(OpHarness.Values(3, Tokens * hkv * dh));
@@ -146,7 +241,7 @@ public sealed class AttentionKernelTests
 
         private int[] Offsets => [0, .. lengths.Select((_, i) => lengths[..(i + 1)].Sum())];
 
-        public AttentionReference Reference() => new(Heads.Query, Heads.KeyValue, Heads.Dim, Offsets, Heads.Scale);
+        public AttentionReference Reference() => new(Heads.Query, Heads.KeyValue, Heads.Dim, Offsets, Heads.Scale, Heads.Window, Heads.Softcap);
 
         /// <summary>Other numbers, and larger ones, in all inputs of some rows.</summary>
         public void Change(int first, int count)
@@ -186,7 +281,7 @@ public sealed class AttentionKernelTests
             (double[] dq, double[] dk, double[] dv) = exact.Backward(dO, q, k, v);
             (double[] plainOutput, _) = plain.Forward(q, k, v);
             (double[] plainDQ, double[] plainDK, double[] plainDV) = plain.Backward(dO, q, k, v);
-            string what = $"{Heads.Query}/{Heads.KeyValue} heads of {Heads.Dim}, documents {string.Join('+', lengths)}: ";
+            string what = $"{Heads.Query}/{Heads.KeyValue} heads of {Heads.Dim}, documents {string.Join('+', lengths)}, window {Heads.Window}, softcap {Heads.Softcap}: ";
             Compare(output, plainOutput, actual.Output, ForwardFactor, what + "output");
             Compare(dv, plainDV, actual.DV, GradientFactor, what + "dv");
             Compare(dq, plainDQ, actual.DQ, GradientFactor, what + "dq");

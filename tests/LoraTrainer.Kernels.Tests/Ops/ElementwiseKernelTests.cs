@@ -168,4 +168,27 @@ public sealed class ElementwiseKernelTests
         Dropout.Apply(output, bench.Bf16(values, new Shape(1, 123)), 0, new DropoutKey(1, 2, 3, 4));
         TensorAssert.BitEqual(values, output.Download(), "probability 0");
     }
+
+    /// <summary>Columns of a fused matrix: from its start, its middle and its end, at vectors' borders and not.</summary>
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void Columns_GatheredAndScattered_AreThoseOfTheMatrix(string mode)
+    {
+        const int n = 5;
+        foreach ((int d, int c, int first) in ((int, int, int)[])[(1, 1, 0), (24, 8, 8), (24, 16, 8), (25, 8, 16), (24, 8, 5), (2600, 1032, 520), (77, 31, 46), (40, 24, 0)])
+        {
+            foreach (bool shifted in (bool[])[false, true])
+            {
+                using var bench = new KernelBench(mode, shifted);
+                Tensor whole = bench.RandomBf16(1, new Shape(n, d)), part = bench.Poisoned(DType.BF16, new Shape(n, c)), other = bench.RandomBf16(2, new Shape(n, c));
+                float[] before = whole.Download(), taken = other.Download();
+                Columns.Gather(part, whole, first);
+                TensorAssert.BitEqual([.. Enumerable.Range(0, n * c).Select(i => before[i / c * d + first + i % c])], part.Download(), $"columns {first} to {first + c} of {d}");
+                Columns.Scatter(whole, other, first);
+                TensorAssert.BitEqual(
+                    [.. before.Select((value, i) => i % d >= first && i % d < first + c ? taken[i / d * c + i % d - first] : value)], whole.Download(), $"columns {first} to {first + c} of {d} written");
+                bench.CheckMargins();
+            }
+        }
+    }
 }

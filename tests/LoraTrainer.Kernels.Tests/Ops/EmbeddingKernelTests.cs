@@ -17,6 +17,7 @@ public sealed class EmbeddingKernelTests
     public void ForwardAndBackward_AnyShape_EqualTheDefinition(string mode, int n, int d)
     {
         const int vocabulary = 6, padding = 1;
+        const float Scale = 6.9375f;
 
         // Token 5 occurs in the first and in the last row only, the others all over.
         int[] ids = [.. Enumerable.Range(0, n).Select(i => i == 0 || i == n - 1 ? 5 : i * i % 5)];
@@ -28,20 +29,24 @@ public sealed class EmbeddingKernelTests
             Embedding.Forward(output, tokens, table);
             TensorAssert.BitEqual(ids.SelectMany(id => values[(id * d)..((id + 1) * d)]).ToArray(), output.Download(), "output");
 
+            Embedding.Forward(output, tokens, table, Scale);
+            TensorAssert.BitEqual(KernelBench.Rounded([.. ids.SelectMany(id => values[(id * d)..((id + 1) * d)]).Select(value => value * Scale)]), output.Download(), "scaled output");
+
             Tensor dOutput = bench.RandomBf16(2, new Shape(n, d)), dTable = bench.RandomF32(3, new Shape(vocabulary, d));
-            foreach (int left in (int[])[padding, -1])
+            foreach ((int left, float scale) in ((int, float)[])[(padding, 1), (-1, 1), (padding, Scale)])
             {
                 float[] g = dOutput.Download(), expected = dTable.Download();
-                Embedding.Backward(dTable, dOutput, tokens, left);
+                Embedding.Backward(dTable, dOutput, tokens, left, scale);
                 for (int i = 0; i < n * d; i++)
                 {
                     if (ids[i / d] != left)
                     {
-                        expected[ids[i / d] * d + i % d] += g[i];
+                        float scaled = g[i] * scale;
+                        expected[ids[i / d] * d + i % d] += scaled;
                     }
                 }
 
-                TensorAssert.BitEqual(expected, dTable.Download(), $"table gradient without token {left}");
+                TensorAssert.BitEqual(expected, dTable.Download(), $"table gradient without token {left}, scale {scale}");
             }
 
             bench.CheckMargins();

@@ -22,10 +22,10 @@ public sealed class LinearKernelTests
         get
         {
             var data = new TheoryData<string, string, int, int, int>();
-            foreach (string kind in (string[])["dense", "nf4", "double"])
+            foreach (string kind in (string[])["dense", "nf4", "double", "fp4", "int8"])
             {
-                // The scheduling of threads matters to the kernels that expand a quantized matrix.
-                foreach (string mode in kind == "dense" ? KernelModes.Names[..1] : KernelModes.Names)
+                // The scheduling of threads matters to the kernels that expand a quantized matrix; those of FP4 and of bytes have tests of their own.
+                foreach (string mode in kind is "nf4" or "double" ? KernelModes.Names : KernelModes.Names[..1])
                 {
                     data.Add(kind, mode, 1, 1, 1);
                     data.Add(kind, mode, 3, 7, 5);
@@ -98,7 +98,7 @@ public sealed class LinearKernelTests
     }
 
     /// <summary>A matrix and its values as the product sees them: in bf16.</summary>
-    private static (WeightMatrix Weight, double[] Values) Matrix(KernelBench bench, string kind, int rows, int columns)
+    internal static (WeightMatrix Weight, double[] Values) Matrix(KernelBench bench, string kind, int rows, int columns)
     {
         float[] values = Values(1, (long)rows * columns, 0.1f);
         if (kind == "dense")
@@ -107,10 +107,18 @@ public sealed class LinearKernelTests
             return (new DenseMatrix(dense), dense.Doubles());
         }
 
-        var quantizer = new FourBitQuantizer(bench.Device, FourBitCode.Nf4, rows, columns, kind == "double");
+        if (kind == "int8")
+        {
+            var eight = new Int8Quantizer(bench.Device, rows, columns);
+            eight.Add(values);
+            Int8Matrix bytes = eight.Finish();
+            return (bytes, [.. Rounded(QuantizedValues.Of(bytes)).Select(v => (double)v)]);
+        }
+
+        var quantizer = new FourBitQuantizer(bench.Device, kind == "fp4" ? FourBitCode.Fp4 : FourBitCode.Nf4, rows, columns, kind == "double");
         quantizer.Add(values);
         FourBitMatrix matrix = quantizer.Finish();
-        return (matrix, [.. Rounded(Nf4Values.Of(matrix)).Select(v => (double)v)]);
+        return (matrix, [.. Rounded(QuantizedValues.Of(matrix)).Select(v => (double)v)]);
     }
 
     private static (double[] Sums, double[] Sizes) Product(int rows, int inner, int columns, Func<int, int, double> a, Func<int, int, double> b)

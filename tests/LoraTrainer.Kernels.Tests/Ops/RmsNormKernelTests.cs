@@ -70,6 +70,32 @@ public sealed class RmsNormKernelTests
         }
     }
 
+    /// <summary>A gain of one and the weight: the bits of a norm with that sum for its weight.</summary>
+    [Theory]
+    [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]
+    public void ForwardAndBackward_GainWithAnOffset_AreThoseOfTheSum(string mode)
+    {
+        foreach ((int n, int d, bool shifted) in ((int, int, bool)[])[(3, 7, false), (2, 2056, false), (4, 100, true)])
+        {
+            using var bench = new KernelBench(mode, shifted);
+            var shape = new Shape(n, d);
+            Tensor x = bench.RandomBf16(1, shape), w = bench.RandomF32(2, new Shape(d)), gain = bench.F32([.. w.Download().Select(v => v + 1)], new Shape(d)), dy = bench.RandomBf16(3, shape);
+            Tensor[] outputs = [bench.Poisoned(DType.BF16, shape), bench.Poisoned(DType.BF16, shape)], gradients = [bench.Poisoned(DType.BF16, shape), bench.Poisoned(DType.BF16, shape)];
+            Tensor[] weights = [bench.RandomF32(4, new Shape(d)), bench.RandomF32(4, new Shape(d))];
+            Tensor rstd = bench.Poisoned(DType.F32, new Shape(n));
+            for (int i = 0; i < 2; i++)
+            {
+                RmsNorm.Forward(outputs[i], rstd, x, i == 0 ? gain : w, Eps, i);
+                RmsNorm.Backward(gradients[i], weights[i], dy, x, i == 0 ? gain : w, rstd, GradientMode.Overwrite, i);
+            }
+
+            TensorAssert.BitEqual(outputs[0].Download(), outputs[1].Download(), "y");
+            TensorAssert.BitEqual(gradients[0].Download(), gradients[1].Download(), "dx");
+            TensorAssert.BitEqual(weights[0].Download(), weights[1].Download(), "dw");
+            bench.CheckMargins();
+        }
+    }
+
     /// <summary>Columns are summed by threads that have different rows: as many rows that every thread has a whole batch, and most have more.</summary>
     [Theory]
     [MemberData(nameof(KernelModes.All), MemberType = typeof(KernelModes))]

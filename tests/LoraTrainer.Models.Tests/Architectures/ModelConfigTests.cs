@@ -112,22 +112,6 @@ public class ModelConfigTests
         Assert.Equal((true, true, true, 128), (qwen3.AttentionBias, qwen3.OutputBias, qwen3.QueryKeyNorm, qwen3.HeadDim));
     }
 
-    [Theory]
-    [InlineData("llama", null)]
-    [InlineData("qwen2", null)]
-    [InlineData("qwen3", null)]
-    [InlineData("mistral", "attention in a sliding window of 4096 tokens (sliding_window)")]
-    [InlineData("phi3", "fused projections (qkv_proj, gate_up_proj)")]
-    [InlineData("gemma2", "capped attention scores (attn_logit_softcapping)")]
-    public void RefuseWithoutKernel_ForAGpu_NamesWhatIsMissing(string family, string? missing)
-    {
-        ModelConfig config = Parse($"{{\"model_type\": \"{family}\"}}");
-        ModelLoader.RefuseWithoutKernel(config, DevicePlatform.Cpu);
-        using var gpu = new MeasureDevice(1, DevicePlatform.Cuda);
-        Exception? refusal = Record.Exception(() => ModelLoader.LoadFrozen(config with { NumHiddenLayers = 1 }, null, gpu, BaseFormat.AsStored));
-        Assert.Equal(missing is null ? null : $"This {family} model needs {missing}, which no GPU kernel computes yet. Use device: cpu, or choose a base model without it.", refusal?.Message);
-    }
-
     [Fact]
     public void Parse_NullIsNotMissing()
     {

@@ -90,13 +90,10 @@ public sealed class ConfigurationLoaderTests
     [InlineData("val_set_size: 0.1\ntest_datasets: [{path: a, type: alpaca}]", "val_set_size (tiny.yaml:6) and test_datasets (tiny.yaml:7) both name a held-out set. Keep one.")]
     [InlineData("test_datasets: [{path: a, type: alpaca, field: b}]", "test_datasets[0].field belongs to type: completion only (tiny.yaml:6). Name the fields in a block under type, or remove it.")]
     [InlineData("interruption: {sources: [aws], file: stop}", "interruption.file (tiny.yaml:6) is given, but interruption.sources (tiny.yaml:6) does not watch it. Add file to the sources, or remove interruption.file.")]
-    [InlineData("device: cuda\nload_in_8bit: true", "load_in_8bit (tiny.yaml:7): a base in 8 bits has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave load_in_8bit out.")]
-    [InlineData("device: cuda\noptimizer: adamw_8bit", "optimizer (tiny.yaml:7): the 8-bit optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
     [InlineData("device: cuda\noptimizer: paged_adamw_8bit", "optimizer (tiny.yaml:7): a paged optimizer has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave optimizer out.")]
     [InlineData("test_datasets: [{path: 'https://me:pw@host/x.jsonl', type: alpaca}]", "test_datasets[0].path holds a user or a password; the configuration is copied into every run, so leave it out (tiny.yaml:6).")]
     [InlineData("test_datasets: [{path: 'https://host/x.jsonl#md5=1', type: alpaca}]", "test_datasets[0].path has a '#' that is not followed by sha256= and 64 hexadecimal digits (tiny.yaml:6).")]
     [InlineData("quantized_cache: {uri: s3://bucket/p}", "quantized_cache.uri is given (tiny.yaml:6), but no quantized_cache.path. Add the folder of this machine where what comes from the store lies, for example path: /tmp/quantized.")]
-    [InlineData("device: cuda\nload_in_4bit: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs.bnb_4bit_quant_type (tiny.yaml:8): the 4-bit type fp4 has no kernel for GPUs yet, and device is cuda (tiny.yaml:6). Use device: cpu, or leave bnb_config_kwargs.bnb_4bit_quant_type out.")]
     [InlineData("interruption: {sources: [file, aws]}", "interruption.sources (tiny.yaml:6) names file, but interruption.file is missing. Add it, for example file: /tmp/stop-training.")]
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 

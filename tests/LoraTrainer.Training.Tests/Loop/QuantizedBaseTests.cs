@@ -51,18 +51,6 @@ public sealed class QuantizedBaseTests
         Assert.StartsWith("base is quantized already, " + message, exception.Message, StringComparison.Ordinal);
     }
 
-    [Theory]
-    [InlineData(BaseFormat.Fp4DoubleQuantized, "in 4 bits (fp4, scales quantized too)")]
-    [InlineData(BaseFormat.EightBit, "in 8 bits")]
-    public void Build_NoKernelOnAGpu_IsRefusedByWhatTheFilesAre(BaseFormat format, string what)
-    {
-        TrainingConfig config = ConfigurationLoader.LoadText("base_model: base\nadapter: lora\ndatasets: [{path: a.jsonl, type: alpaca}]\n", "tiny.yaml", []).Require();
-        using var device = new MeasureDevice(1, DevicePlatform.Cuda);
-        Assert.Equal(
-            $"base is quantized already, {what}, which has no kernel for GPUs yet. Use device: cpu, or the model's original weights.",
-            Assert.Throws<TrainingSetupException>(() => TrainedModel.Build(config, Shape(format), null, device)).Message);
-    }
-
     [Fact]
     public void WithBase_ConfigLeavesItOpen_FilesDecideAndItStaysSo()
     {

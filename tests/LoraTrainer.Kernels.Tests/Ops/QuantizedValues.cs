@@ -1,10 +1,11 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.TestSupport;
 
 namespace LoraTrainer.Kernels.Tests.Ops;
 
-/// <summary>What an NF4 matrix on any device stands for, by the CPU's code.</summary>
-internal static unsafe class Nf4Values
+/// <summary>What a quantized matrix on any device stands for, by the CPU's code.</summary>
+internal static unsafe class QuantizedValues
 {
     public static float[] Of(FourBitMatrix matrix)
     {
@@ -15,10 +16,17 @@ internal static unsafe class Nf4Values
         fixed (byte* p = packed, c = codes)
         fixed (float* s = scales, m = map, v = values)
         {
-            FourBitBlocks blocks = matrix.IsDoubleQuantized ? new FourBitBlocks(p, FourBitCode.Nf4.Values, c, s, m, matrix.Offset) : new FourBitBlocks(p, FourBitCode.Nf4.Values, s);
+            FourBitBlocks blocks = matrix.IsDoubleQuantized ? new FourBitBlocks(p, matrix.Code.Values, c, s, m, matrix.Offset) : new FourBitBlocks(p, matrix.Code.Values, s);
             blocks.Dequantize(0, values.Length, v);
         }
 
         return values;
+    }
+
+    public static float[] Of(Int8Matrix matrix)
+    {
+        sbyte[] codes = MemoryMarshal.Cast<byte, sbyte>(matrix.Codes.DownloadBytes()).ToArray();
+        float[] scales = matrix.Scales.Download();
+        return [.. codes.Select((code, i) => code * scales[i / matrix.In])];
     }
 }

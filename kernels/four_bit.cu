@@ -1,6 +1,8 @@
-// NF4, bit for bit as the CPU's code and so as bitsandbytes. Blocks of 64 consecutive elements of the flattened tensor share
-// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))), and the code of w counts the thresholds below x, which are the fp32
-// midpoints of neighbouring values; a tie takes the lower code. Element 2i has the high nibble of byte i, element 2i+1 the low one.
+// NF4 and FP4, bit for bit as the CPU's code and so as bitsandbytes. Blocks of 64 consecutive elements of the flattened tensor share
+// absmax = max |w|; x = fl32(w * fl32(1 / max(absmax, 1e-38))). Element 2i has the high nibble of byte i, element 2i+1 the low one.
+//   NF4   the code of w counts the thresholds below x, which are the fp32 midpoints of neighbouring values; a tie takes the lower code
+//   FP4   bit 3 is the sign of x, the others name the magnitude that |x| is nearest to, by bitsandbytes' thresholds; a tie takes the
+//         smaller one; codes 0 and 8 are both +0
 // The value of a code is fl32(table[code] * absmax), rounded to bf16 when it is stored.
 // Double quantization: absmax = fl32(fl32(map[code] * nested_absmax[block / 256]) + offset).
 #include "port.cuh"
@@ -11,6 +13,9 @@
     0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
 
 __constant__ float nf4_values[16] = {LT_NF4_VALUES};
+__constant__ float fp4_values[16] = {
+    0.0f, 1.0f / 192, 2.0f / 3, 1.0f, 1.0f / 3, 1.0f / 2, 1.0f / 6, 1.0f / 4,
+    0.0f, -1.0f / 192, -2.0f / 3, -1.0f, -1.0f / 3, -1.0f / 2, -1.0f / 6, -1.0f / 4};
 
 // Below this the reciprocal overflows; it also gives a block of zeros the code of zero.
 constexpr float SmallestAbsmax = 1e-38f;
@@ -33,15 +38,18 @@ LT_DEVICE u32 nf4_code(float x) {
     return code;
 }
 
+// The magnitudes by their size are 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1; the eight digits of a number are their codes, the smallest last.
+LT_DEVICE u32 fp4_code(float x) {
+    constexpr float thresholds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f, 0.4166667f, 0.583333f, 0.8333333f};
+    u32 above = 0;
+#pragma unroll
+    for (int i = 0; i < 7; i++) above += fabsf(x) > thresholds[i];
+    return (0x32547610u >> above * 4 & 7) | (x < 0.0f ? 8 : 0);
+}
+
 // Codes and scales of a tensor, or of a piece of one that starts at a multiple of 64. Eight lanes have a block of 64, eight elements each.
-// An element that is not finite makes its absmax not finite.
-// Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
-extern "C" __global__ void __launch_bounds__(256)
-nf4_quantize(
-    unsigned char* __restrict__ packed,     // (ceil(count / 2)) overwritten; an odd count is filled up with the code of zero
-    float* __restrict__ absmax,             // (ceil(count / 64)) overwritten
-    const float* __restrict__ values,       // (count)
-    long long count) {
+// An element that is not finite makes its absmax not finite. code_of_scaled(x) is the code of x.
+template <class Code> LT_DEVICE void quantize(unsigned char* packed, float* absmax, const float* values, i64 count, Code code_of_scaled) {
     const i64 first = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * 8;
     const int elements = (int)max(min(count - first, 8ll), 0ll);
     float w[8] = {};
@@ -65,7 +73,7 @@ nf4_quantize(
     if ((threadIdx.x & 7) == 0) absmax[first / 64] = block_absmax;
     u32 bytes = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) bytes |= nf4_code(__fmul_rn(w[i], inverse)) << (i * 4 ^ 4);
+    for (int i = 0; i < 8; i++) bytes |= code_of_scaled(__fmul_rn(w[i], inverse)) << (i * 4 ^ 4);
     if (elements == 8 && is_aligned_4(packed)) {
         store_4_bytes(packed + first / 2, bytes);
     } else {
@@ -73,6 +81,26 @@ nf4_quantize(
         for (int i = 0; i < 4; i++)
             if (i * 2 < elements) packed[first / 2 + i] = (unsigned char)(bytes >> (i * 8));
     }
+}
+
+// Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(256)
+nf4_quantize(
+    unsigned char* __restrict__ packed,     // (ceil(count / 2)) overwritten; an odd count is filled up with the code of zero
+    float* __restrict__ absmax,             // (ceil(count / 64)) overwritten
+    const float* __restrict__ values,       // (count)
+    long long count) {
+    quantize(packed, absmax, values, count, [](float x) { return nf4_code(x); });
+}
+
+// Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(256)
+fp4_quantize(
+    unsigned char* __restrict__ packed,     // (ceil(count / 2)) overwritten; an odd count is filled up with the code of zero
+    float* __restrict__ absmax,             // (ceil(count / 64)) overwritten
+    const float* __restrict__ values,       // (count)
+    long long count) {
+    quantize(packed, absmax, values, count, [](float x) { return fp4_code(x); });
 }
 
 // Six blocks have to fit on a multiprocessor: bytes enough on their way, and registers for all that a thread has read.
@@ -125,6 +153,29 @@ LT_DEVICE void dequantize(bf16* output, const unsigned char* packed, i64 count, 
     }
 }
 
+// The same with the 16 values in constant memory and a scale a block in fp32.
+LT_DEVICE void dequantize_single(bf16* output, const unsigned char* packed, const float* absmax, i64 count, const float* values) {
+    __shared__ float table[16];
+    if (threadIdx.x < 16) table[threadIdx.x] = values[threadIdx.x];
+    __syncthreads();
+    dequantize(output, packed, count, table, [=](i64 block) { return absmax[block]; });
+}
+
+// The same with scales in eight bits.
+LT_DEVICE void dequantize_double(
+    bf16* output, const unsigned char* packed, const unsigned char* absmax_codes, const float* nested_absmax, const float* nested_map,
+    float offset, i64 count, const float* values) {
+    __shared__ float table[16];
+    __shared__ float map[256];
+    if (threadIdx.x < 16) table[threadIdx.x] = values[threadIdx.x];
+    map[threadIdx.x] = nested_map[threadIdx.x];
+    __syncthreads();
+    const float* scale_map = map;
+    dequantize(output, packed, count, table, [=](i64 block) {
+        return __fadd_rn(__fmul_rn(scale_map[absmax_codes[block]], nested_absmax[block / 256]), offset);
+    });
+}
+
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
 nf4_dequantize(
@@ -132,10 +183,7 @@ nf4_dequantize(
     const unsigned char* __restrict__ packed,   // (ceil(count / 2))
     const float* __restrict__ absmax,           // (ceil(count / 64))
     long long count) {
-    __shared__ float table[16];
-    if (threadIdx.x < 16) table[threadIdx.x] = nf4_values[threadIdx.x];
-    __syncthreads();
-    dequantize(output, packed, count, table, [=](i64 block) { return absmax[block]; });
+    dequantize_single(output, packed, absmax, count, nf4_values);
 }
 
 // Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
@@ -148,25 +196,33 @@ nf4_dequantize_double(
     const float* __restrict__ nested_map,               // (256)
     float offset,                                       // mean of all absmax
     long long count) {
-    __shared__ float table[16];
-    __shared__ float map[256];
-    if (threadIdx.x < 16) table[threadIdx.x] = nf4_values[threadIdx.x];
-    map[threadIdx.x] = nested_map[threadIdx.x];
-    __syncthreads();
-    const float* scale_map = map;
-    dequantize(output, packed, count, table, [=](i64 block) {
-        return __fadd_rn(__fmul_rn(scale_map[absmax_codes[block]], nested_absmax[block / 256]), offset);
-    });
+    dequantize_double(output, packed, absmax_codes, nested_absmax, nested_map, offset, count, nf4_values);
+}
+
+// Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
+fp4_dequantize(
+    bf16* __restrict__ output,                  // (count) overwritten
+    const unsigned char* __restrict__ packed,   // (ceil(count / 2))
+    const float* __restrict__ absmax,           // (ceil(count / 64))
+    long long count) {
+    dequantize_single(output, packed, absmax, count, fp4_values);
+}
+
+// Launch: ceil(count / 8192) blocks of 256 threads, no dynamic shared memory.
+extern "C" __global__ void __launch_bounds__(DequantizeThreads, 6)
+fp4_dequantize_double(
+    bf16* __restrict__ output,                          // (count) overwritten
+    const unsigned char* __restrict__ packed,           // (ceil(count / 2))
+    const unsigned char* __restrict__ absmax_codes,     // (nb) with nb = ceil(count / 64)
+    const float* __restrict__ nested_absmax,            // (ceil(nb / 256))
+    const float* __restrict__ nested_map,               // (256)
+    float offset,                                       // mean of all absmax
+    long long count) {
+    dequantize_double(output, packed, absmax_codes, nested_absmax, nested_map, offset, count, fp4_values);
 }
 
 constexpr int NestedBlock = 256;
-
-// The number just below a finite one.
-LT_DEVICE float decremented(float x) {
-    const u32 bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) == 0) return __uint_as_float(0x80000001u);
-    return __uint_as_float(bits & 0x80000000u ? bits + 1 : bits - 1);
-}
 
 // Scales to eight bits. d = fl32(absmax - offset); blocks of 256 share nested_absmax = max |d|; the code is the map's entry nearest to
 // fl32(d * fl32(1 / max(nested_absmax, 1e-38))), where neighbours part at fl32(fl32(a + b) / 2) and a tie goes to the even code.
@@ -183,18 +239,11 @@ quantize_absmax(
     __shared__ float scratch[32];
     const i64 i = (i64)blockIdx.x * NestedBlock + threadIdx.x;
     const float difference = i < blocks ? __fsub_rn(absmax[i], offset) : 0.0f;
-    if (threadIdx.x < NestedBlock - 1) {
-        // The code counts the thresholds below x. A tie above an odd code belongs to the even one after it, so it has to count.
-        const float middle = __fmul_rn(__fadd_rn(nested_map[threadIdx.x], nested_map[threadIdx.x + 1]), 0.5f);
-        thresholds[threadIdx.x] = threadIdx.x & 1 ? decremented(middle) : middle;
-    }
+    if (threadIdx.x < NestedBlock - 1) thresholds[threadIdx.x] = map_threshold(nested_map, threadIdx.x);
     const float largest = block_max(fabsf(difference), scratch);        // its barrier also closes the thresholds
     if (threadIdx.x == 0) nested_absmax[blockIdx.x] = largest;
     if (i >= blocks) return;
     absmax[i] = difference;
     const float x = __fmul_rn(difference, __fdiv_rn(1.0f, fmaxf(largest, SmallestAbsmax)));
-    int code = 0;
-#pragma unroll
-    for (int half = NestedBlock / 2; half >= 1; half /= 2) code += x > thresholds[code + half - 1] ? half : 0;
-    codes[i] = (unsigned char)code;
+    codes[i] = (unsigned char)map_code(thresholds, x);
 }
