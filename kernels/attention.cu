@@ -68,20 +68,24 @@ constexpr int kPitch = kHeadDim + (kSwizzled ? 0 : 8);
 // A warp owns kXxxRowTiles times 16 rows. Two such tiles share every fragment of the other factor and so halve the traffic of shared
 // memory, but the sums they keep have to fit into 255 registers.
 
+// From compute capability 10.0 on the same code needs a few registers more, and some sizes have none left: they take smaller steps there. The
+// table of launches is that of the others; shared memory that is left over hurts nobody.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kFewRegisters = true;
+#else
+constexpr bool kFewRegisters = false;
+#endif
+
 constexpr int kForwardWarps = 4;
 constexpr int kForwardRowTiles = kHeadDim <= 128 ? 2 : 1;
 constexpr int kForwardRows = kForwardWarps * kForwardRowTiles * 16;
-constexpr int kForwardTile = kHeadDim <= 192 ? 64 : 32;
+constexpr int kForwardTile = kHeadDim > 192 ? 32 : kFewRegisters && kHeadDim == 96 && LT_SCORES == 1 ? 48 : 64;
 constexpr int kForwardThreads = kForwardWarps * 32;
 constexpr int kForwardBytes = 2 * kPitch * (kForwardRows + 2 * kForwardTile);
 constexpr bool kForwardQueriesInRegisters = kHeadDim <= 64;
 
 // Whether a warp leaves out a tile of which its rows see nothing. It takes registers, which some sizes do not have.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim > 128;
-#else
-constexpr bool kForwardWarpsRest = kHeadDim <= 64 || kHeadDim >= 128;
-#endif
+constexpr bool kForwardWarpsRest = kHeadDim <= 64 || (kFewRegisters ? kHeadDim > 128 : kHeadDim >= 128);
 
 // Two warps share their keys, so that a block has few of them: the first keys of a document are seen by all of its queries, and the last
 // block to end must not be much longer than the others. Up to 128 columns each of the two takes one half of every tile of queries, and
@@ -108,7 +112,7 @@ constexpr int kQueriesWarps = kHeadDim > 64 && kHeadDim <= 128 ? 8 : 4;
 constexpr int kQueriesRowTiles = kHeadDim <= 64 ? 2 : 1;
 constexpr int kQueriesRows = kQueriesWarps * kQueriesRowTiles * 16;
 constexpr int kQueriesTile = kHeadDim <= 128 ? 64 : kHeadDim <= 192 ? 32 : 16;
-constexpr int kQueriesStep = kQueriesTile < 32 ? kQueriesTile : 32;
+constexpr int kQueriesStep = kQueriesTile < 32 || (kFewRegisters && kHeadDim == 64 && kCapped) ? 16 : 32;
 constexpr int kQueriesThreads = kQueriesWarps * 32;
 constexpr bool kQueriesInRegisters = kHeadDim <= 128;
 constexpr int kQueriesTileRows = (kQueriesInRegisters ? 0 : 2) * kQueriesRows + 4 * kQueriesTile;

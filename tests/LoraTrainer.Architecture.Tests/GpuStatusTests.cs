@@ -79,7 +79,7 @@ public sealed partial class GpuStatusTests
     [GeneratedRegex(@"^\| `(?<kernel>\w+)` \| (?<tests>[\w, ]+?) \| (?<compiled>yes|no) \| (?<gpu>[^|]+) \|$", RegexOptions.Multiline)]
     private static partial Regex Row();
 
-    [GeneratedRegex(@"^\| (?<name>[a-z]\w+)(?:, D = \d+)? \| \d", RegexOptions.Multiline)]
+    [GeneratedRegex(@"^\| (?<name>[a-z]\w+)(?:, D = \d+(?:, \w+)?)? \| \d", RegexOptions.Multiline)]
     private static partial Regex CompiledKernel();
 
     [GeneratedRegex(@"extern ""C"" __global__ void\s+__launch_bounds__\([^()]*\)\s+(?<name>\w+)\(")]

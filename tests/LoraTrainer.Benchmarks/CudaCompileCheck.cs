@@ -56,7 +56,7 @@ internal static partial class CudaCompileCheck
 
     /// <summary>Every kernel, in each of its forms.</summary>
     private static IEnumerable<CudaKernel> Forms() => CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant
-        ? Enumerable.Range(1, CudaKernels.LargestHeadDim / CudaKernels.HeadDimStep).Select(step => kernel.With(step * CudaKernels.HeadDimStep))
+        ? Enumerable.Range(1, CudaKernels.LargestHeadDim / CudaKernels.HeadDimStep).SelectMany(step => Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(step * CudaKernels.HeadDimStep, form)))
         : [kernel]);
 
     private static int Compile(Nvrtc nvrtc, KernelTarget target, string file, string? define, CudaKernel[] kernels, ref int spills)

@@ -25,6 +25,12 @@ public sealed partial class CudaSourcesTests
 
     private static readonly int[] HeadDims = [16, 64, 80, 96, 128, 192, 256];
 
+    // Of the models that have windows, and of those with softcaps and their like.
+    private static readonly int[][] HeadDimsOfForms = [HeadDims, [64, 96, 128, 256], [64, 128, 256]];
+
+    // What the page calls the forms that attention comes in.
+    private static readonly string[] ScoresNames = ["", ", window", ", softcap"];
+
     // What the cards that are served give a block at most, those of 9.0 and 10.0.
     private const int LargestSharedBytesPerBlock = 227 << 10;
 
@@ -42,16 +48,16 @@ public sealed partial class CudaSourcesTests
     private static readonly Lazy<ConcurrentDictionary<(Unit Unit, int Card), CompilerReport>> Reports = new(CompileAll);
 
     /// <summary>A file as it is compiled: attention once for each head dim.</summary>
-    public static TheoryData<string, int, int> Compilations
+    public static TheoryData<string, int, int, int> Compilations
     {
         get
         {
-            var data = new TheoryData<string, int, int>();
+            var data = new TheoryData<string, int, int, int>();
             foreach (Unit unit in Units)
             {
                 foreach (int card in Cards)
                 {
-                    data.Add(unit.File, unit.HeadDim, card);
+                    data.Add(unit.File, unit.HeadDim, unit.Scores, card);
                 }
             }
 
@@ -62,14 +68,16 @@ public sealed partial class CudaSourcesTests
     public static TheoryData<string> KernelNames => [.. CudaKernels.All.Select(kernel => kernel.Name)];
 
     private static IEnumerable<Unit> Units => KernelSources.Embedded.Files.Where(file => file.EndsWith(".cu", StringComparison.Ordinal))
-        .SelectMany(file => (CudaKernels.All.Any(kernel => kernel.File == file && kernel.NeedsVariant) ? HeadDims : [0]).Select(dim => new Unit(file, dim)));
+        .SelectMany(file => CudaKernels.All.First(kernel => kernel.File == file) is { NeedsVariant: true } kernel
+            ? Enumerable.Range(0, kernel.Forms).SelectMany(scores => HeadDimsOfForms[scores].Select(dim => new Unit(file, dim, scores)))
+            : [new Unit(file, 0, 0)]);
 
     [Theory]
     [MemberData(nameof(Compilations))]
-    public void Compile_ForEveryCard_HasNoWarningAndNoSpill(string file, int headDim, int card)
+    public void Compile_ForEveryCard_HasNoWarningAndNoSpill(string file, int headDim, int scores, int card)
     {
         _ = Compiler.Value;
-        CompilerReport report = Reports.Value[(new Unit(file, headDim), card)];
+        CompilerReport report = Reports.Value[(new Unit(file, headDim, scores), card)];
         Assert.Equal("", report.Complaints);
         Assert.Equal(CudaKernels.All.Where(kernel => kernel.File == file).Select(kernel => kernel.Name).Order(StringComparer.Ordinal), report.Kernels.Select(kernel => kernel.Name).Order(StringComparer.Ordinal));
         Assert.All(report.Kernels, kernel => Assert.True(kernel.SpillBytes == 0, $"{kernel.Name} spills: {kernel}"));
@@ -89,7 +97,7 @@ public sealed partial class CudaSourcesTests
 
             Registers of a thread for each architecture, and the shared memory of a block in bytes, as NVRTC {version} compiles `kernels/*.cu`. None of them
             spills registers to memory. Dynamic shared memory is the most that a launch asks for; attention is compiled for each head dim by itself (D, here those that
-            models have). A test compares this page with the compiler: `LT_UPDATE_DOCS=1` with `tests/LoraTrainer.Kernels.Tests` writes it anew. The test needs NVIDIA's
+            models have) and each thing that is done to its scores. A test compares this page with the compiler: `LT_UPDATE_DOCS=1` with `tests/LoraTrainer.Kernels.Tests` writes it anew. The test needs NVIDIA's
             library, in the folder that `LT_NVRTC_DIR` names or in `../shared/tools/nvrtc` beside the checkout, and is skipped elsewhere.
 
             | kernel | static | dynamic | {string.Join(" | ", cards)} |
@@ -102,7 +110,7 @@ public sealed partial class CudaSourcesTests
             {
                 KernelReport[] reports = [.. Cards.Select(card => Reports.Value[(unit, card)].Kernels.Single(report => report.Name == kernel.Name))];
                 int[] staticBytes = [.. reports.Select(report => report.StaticBytes).Distinct().Order()];
-                string name = unit.HeadDim == 0 ? kernel.Name : string.Create(CultureInfo.InvariantCulture, $"{kernel.Name}, D = {unit.HeadDim}");
+                string name = unit.HeadDim == 0 ? kernel.Name : string.Create(CultureInfo.InvariantCulture, $"{kernel.Name}, D = {unit.HeadDim}{ScoresNames[unit.Scores]}");
                 text.Append(CultureInfo.InvariantCulture, $"| {name} | {string.Join(" or ", staticBytes)} | {DynamicBytes(kernel, unit.HeadDim)} | {string.Join(" | ", reports.Select(report => report.Registers))} |\n");
             }
         }
@@ -144,13 +152,15 @@ public sealed partial class CudaSourcesTests
     }
 
     [Theory]
-    [InlineData(64)]
-    [InlineData(80)]
-    [InlineData(128)]
-    [InlineData(256)]
-    public void Attention_OnTensorCores_UsesTheirInstructions(int headDim)
+    [InlineData(64, 0)]
+    [InlineData(80, 0)]
+    [InlineData(128, 0)]
+    [InlineData(256, 0)]
+    [InlineData(128, 1)]
+    [InlineData(256, 2)]
+    public void Attention_OnTensorCores_UsesTheirInstructions(int headDim, int scores)
     {
-        string ptx = Ptx(new Unit("attention.cu", headDim));
+        string ptx = Ptx(new Unit("attention.cu", headDim, scores));
         foreach (string kernel in (string[])["attention_forward", "attention_backward_keys", "attention_backward_queries"])
         {
             int start = ptx.IndexOf($".entry {kernel}(", StringComparison.Ordinal), end = ptx.IndexOf(".entry ", start + 1, StringComparison.Ordinal);
@@ -319,10 +329,10 @@ public sealed partial class CudaSourcesTests
     [GeneratedRegex(@"//[^\n]*")]
     private static partial Regex Comment();
 
-    /// <summary>A source file with the head dim that it is compiled for, or 0.</summary>
-    private readonly record struct Unit(string File, int HeadDim)
+    /// <summary>A source file with the head dim that it is compiled for, or 0, and what attention does to scores.</summary>
+    private readonly record struct Unit(string File, int HeadDim, int Scores)
     {
-        public string? Define => HeadDim == 0 ? null : string.Create(CultureInfo.InvariantCulture, $"LT_HEAD_DIM={HeadDim}");
+        public string? Define => HeadDim == 0 ? null : CudaKernels.All.First(kernel => kernel.NeedsVariant).With(HeadDim, Scores).Define;
     }
 
     private sealed record KernelReport(string Name, int Registers, int StaticBytes, int StackBytes, int SpillBytes);

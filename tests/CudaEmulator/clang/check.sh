@@ -29,7 +29,9 @@ for architecture in sm_80 sm_90; do
         name=$(basename "$file" .cu)
         if grep -q LT_HEAD_DIM "$file"; then
             for size in 16 64 80 96 128 192 256; do
-                compile $architecture "$file" "$out/$name.$size.$architecture.ptx" -DLT_HEAD_DIM=$size || failed=1
+                for scores in 0 1 2; do
+                    compile $architecture "$file" "$out/$name.$size.$scores.$architecture.ptx" -DLT_HEAD_DIM=$size -DLT_SCORES=$scores || failed=1
+                done
             done
         else
             compile $architecture "$file" "$out/$name.$architecture.ptx" || failed=1
