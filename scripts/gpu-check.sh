@@ -280,10 +280,10 @@ nvcc_all() {
   mkdir -p "$outputs"
   for file in kernels/*.cu; do
     defines=(LT_NOTHING)
-    grep -q LT_HEAD_DIM "$file" && defines=(LT_HEAD_DIM={16,64,80,96,128,192,256})
+    grep -q LT_HEAD_DIM "$file" && defines=(LT_HEAD_DIM={16,64,80,96,128,192,256} LT_SCORES=1,LT_HEAD_DIM={64,96,128,256} LT_SCORES=2,LT_HEAD_DIM={64,128,256})
     for define in "${defines[@]}"; do echo "$file $define"; done
   done | xargs -P "$(nproc)" -L 1 bash -c 'log=$2/$(basename "$3" .cu)-$4; echo "== $3 $4" > "$log.txt"
-    "$0" -std=c++17 -O3 -arch="sm_$1" -cubin -Xptxas -v "-D$4" -o "$log.cubin" "$3" >> "$log.txt" 2>&1 || touch "$log.failed"' "$nvcc" "$architecture" "$outputs"
+    "$0" -std=c++17 -O3 -arch="sm_$1" -cubin -Xptxas -v -D${4/,/ -D} -o "$log.cubin" "$3" >> "$log.txt" 2>&1 || touch "$log.failed"' "$nvcc" "$architecture" "$outputs"
   cat "$outputs"/*.txt | tee "$results/compile-nvcc.txt"
   local failures
   failures=$(find "$outputs" -name '*.failed' | wc -l)

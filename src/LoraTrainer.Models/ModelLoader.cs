@@ -85,10 +85,11 @@ public sealed class ModelLoader
     /// <param name="progress">Is told the tensor that is being loaded and the fraction that is done.</param>
     /// <param name="quantized">What quantizing these weights so gave before, or null; not with a <paramref name="start"/>, which changes them. The matrices that it has not, or has damaged, are quantized.</param>
     /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
-    /// <exception cref="ModelFormatException">The folder does not fit the shape, or a weight is not finite.</exception>
+    /// <param name="headInEightBits">Keep the output layer as <see cref="BaseFormat.EightBit"/> keeps matrices, whatever <paramref name="format"/> says of the blocks.</param>
+    /// <exception cref="ModelFormatException">The folder does not fit the shape, a weight is not finite, or the output layer that is to be quantized is the embedding.</exception>
     public static CausalLanguageModel LoadFrozen(
-        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null) =>
-        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format);
+        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null, bool headInEightBits = false) =>
+        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format, headInEightBits);
 
     /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
     /// <param name="config">The model's shape.</param>
@@ -98,7 +99,7 @@ public sealed class ModelLoader
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
         new ModelLoader(config, folder, device, start: null, progress).LoadTrainable();
 
-    private CausalLanguageModel LoadFrozen(BaseFormat format)
+    private CausalLanguageModel LoadFrozen(BaseFormat format, bool headInEightBits)
     {
         if (config.Quantization is { } stored && stored.Format != format)
         {
@@ -137,8 +138,20 @@ public sealed class ModelLoader
         }
 
         model.FinalNorm.Weight = LoadVector(model.FinalNorm.Name + ".weight", model.FinalNorm.Width);
-        model.Head = new DenseMatrix(layout.HeadName is null ? model.EmbeddingTable : LoadDense(layout.HeadName, config.VocabSize, config.HiddenSize));
+        model.Head = LoadHead(model.EmbeddingTable, headInEightBits);
         return model;
+    }
+
+    private WeightMatrix LoadHead(Tensor embedding, bool inEightBits)
+    {
+        if (layout.HeadName is not { } name)
+        {
+            return inEightBits
+                ? throw new ModelFormatException("The output layer of this model is its embedding (tie_word_embeddings), so in 8 bits it would be kept twice. Use lm_head: bf16.")
+                : new DenseMatrix(embedding);
+        }
+
+        return inEightBits ? LoadInt8(name, config.VocabSize, config.HiddenSize, "Use lm_head: bf16.") : new DenseMatrix(LoadDense(name, config.VocabSize, config.HiddenSize));
     }
 
     /// <summary>Lets the adapters take their start values out of the layer's weight; what is left is loaded in its place.</summary>
@@ -336,7 +349,7 @@ public sealed class ModelLoader
         BaseFormat.Nf4DoubleQuantized => LoadFourBit(FourBitCode.Nf4, name, rows, columns, doubleQuantized: true),
         BaseFormat.Fp4 => LoadFourBit(FourBitCode.Fp4, name, rows, columns, doubleQuantized: false),
         BaseFormat.Fp4DoubleQuantized => LoadFourBit(FourBitCode.Fp4, name, rows, columns, doubleQuantized: true),
-        BaseFormat.EightBit => LoadInt8(name, rows, columns),
+        BaseFormat.EightBit => LoadInt8(name, rows, columns, "Use load_in_4bit: true, or neither."),
         _ => throw new ArgumentOutOfRangeException(nameof(format), format, "not a format"),
     };
 
@@ -347,7 +360,7 @@ public sealed class ModelLoader
         return quantizer.Finish();
     }
 
-    private Int8Matrix LoadInt8(string name, int rows, int columns)
+    private Int8Matrix LoadInt8(string name, int rows, int columns, string instead)
     {
         var quantizer = new Int8Quantizer(device, rows, columns);
         ForEachChunk(
@@ -360,7 +373,7 @@ public sealed class ModelLoader
                     {
                         throw new ModelFormatException(string.Create(
                             CultureInfo.InvariantCulture,
-                            $"{folder!.Path}: tensor '{name}' holds {values[i]} at element {first + i}; a base in 8 bits is made from f16, which ends at 65504. Use load_in_4bit: true, or neither."));
+                            $"{folder!.Path}: tensor '{name}' holds {values[i]} at element {first + i}; a base in 8 bits is made from f16, which ends at 65504. {instead}"));
                     }
                 }
 

@@ -14,7 +14,7 @@ internal static class CudaKernelBenchmarks
     private const int BF16 = 2, F32 = 4;
 
     public static IEnumerable<CudaRow> Rows(CudaSizes s) =>
-        [.. Copies(s), .. Norms(s), .. Ropes(s), .. Activations(s), .. TokenRows(s), .. Elementwise(s), .. Loss(s), .. Optimizer(s), .. Quantization(s)];
+        [.. Copies(s), .. Norms(s), .. Ropes(s), .. Activations(s), .. Gemma(s), .. Magnitudes(s), .. TokenRows(s), .. Elementwise(s), .. Loss(s), .. Optimizer(s), .. Quantization(s)];
 
     private static CudaRow Row(string kernel, string size, double bytes, Func<CudaBench, Action<int>> prepare) => new($"cuda_kernel_{kernel}_{size}", bytes, CudaBaseline.Copy, prepare);
 
@@ -101,6 +101,76 @@ internal static class CudaKernelBenchmarks
         });
     }
 
+    /// <summary>What Gemma has in place of Llama's activation and norms, and its capped logits.</summary>
+    private static IEnumerable<CudaRow> Gemma(CudaSizes s)
+    {
+        (int n, int f, int d, int v) = (s.Tokens, s.Intermediate, s.Hidden, s.Vocabulary);
+        long count = (long)n * f;
+        double matrix = (double)count * BF16;
+        yield return Row("geglu_forward", $"{n}x{f}", 3 * matrix, bench =>
+        {
+            var sets = bench.Sets(3 * matrix, () => (Gate: bench.BF16(n, f), Up: bench.BF16(n, f), Out: bench.BF16(n, f)));
+            return i => bench.Device.Launch(CudaKernels.GeGluForward, LaunchShape.EightEach(count), sets[i % sets.Length].Out, sets[i % sets.Length].Gate, sets[i % sets.Length].Up, count);
+        });
+        yield return Row("geglu_backward", $"{n}x{f}", 5 * matrix, bench =>
+        {
+            var sets = bench.Sets(5 * matrix, () => (DGate: bench.BF16(n, f), DUp: bench.BF16(n, f), DOut: bench.BF16(n, f), Gate: bench.BF16(n, f), Up: bench.BF16(n, f)));
+            return i =>
+            {
+                var (dGate, dUp, dOut, gate, up) = sets[i % sets.Length];
+                bench.Device.Launch(CudaKernels.GeGluBackward, LaunchShape.EightEach(count), dGate, dUp, dOut, gate, up, count);
+            };
+        });
+        yield return Row("rms_norm_gain", $"{d}", 2.0 * d * F32, bench =>
+        {
+            Tensor gain = bench.F32(d), weight = bench.F32(d);
+            return _ => bench.Device.Launch(CudaKernels.RmsNormGain, LaunchShape.EightEach(d), gain, weight, 1f, (long)d);
+        });
+        int rows = LinearCrossEntropy.ChunkRows(DevicePlatform.Cuda, n, v);
+        long logits = (long)rows * v;
+        yield return Row("softcap_forward", $"{rows}x{v}", 2.0 * logits * F32, bench =>
+        {
+            Tensor[] sets = bench.Sets((double)logits * F32, () => bench.F32(rows, v));
+            return i => bench.Device.Launch(CudaKernels.SoftcapForward, LaunchShape.EightEach(logits), sets[i % sets.Length], logits, 30f);
+        });
+        yield return Row("softcap_backward", $"{rows}x{v}", (double)logits * (F32 + 2 * BF16), bench =>
+        {
+            var sets = bench.Sets((double)logits * (F32 + BF16), () => (Gradient: bench.BF16(rows, v), Values: bench.F32(rows, v)));
+            return i => bench.Device.Launch(CudaKernels.SoftcapBackward, LaunchShape.EightEach(logits), sets[i % sets.Length].Gradient, sets[i % sets.Length].Values, logits, 30f);
+        });
+    }
+
+    /// <summary>DoRA on the square matrix of a block at rank 16, and what it does to activations.</summary>
+    private static IEnumerable<CudaRow> Magnitudes(CudaSizes s)
+    {
+        const int rank = 16;
+        (int n, int d) = (s.Tokens, s.Hidden);
+        double matrix = (double)n * d * BF16, weights = (double)d * d * BF16;
+        yield return Row("dora_norms", $"{d}x{d}", weights + 2.0 * rank * d * F32, bench =>
+        {
+            Tensor[] sets = bench.Sets(weights, () => bench.BF16(d, d));
+            Tensor a = bench.F32(rank, d), b = bench.F32(d, rank), norms = bench.F32(d);
+            return i => Dora.Norms(norms, new DenseMatrix(sets[i % sets.Length]), a, b, 2);
+        });
+        foreach (GradientMode mode in (GradientMode[])[GradientMode.Overwrite, GradientMode.Accumulate])
+        {
+            bool adds = mode == GradientMode.Accumulate;
+            yield return Row(adds ? "dora_scale_accumulate" : "dora_scale", $"{n}x{d}", (adds ? 3 : 2) * matrix, bench =>
+            {
+                var sets = bench.Sets(2 * matrix, () => (X: bench.BF16(n, d), Y: bench.BF16(n, d)));
+                Tensor magnitude = bench.Positive(d), norms = bench.Positive(d);
+                return i => Dora.Scale(sets[i % sets.Length].Y, sets[i % sets.Length].X, magnitude, norms, 0, mode);
+            });
+        }
+
+        yield return Row("dora_magnitude_gradient", $"{n}x{d}", 2 * matrix, bench =>
+        {
+            var sets = bench.Sets(2 * matrix, () => (Gradient: bench.BF16(n, d), Product: bench.BF16(n, d)));
+            Tensor gradient = bench.F32(d), norms = bench.Positive(d);
+            return i => Dora.MagnitudeGradient(gradient, sets[i % sets.Length].Gradient, sets[i % sets.Length].Product, norms);
+        });
+    }
+
     private static IEnumerable<CudaRow> TokenRows(CudaSizes s)
     {
         (int n, int d, int v) = (s.Tokens, s.Hidden, s.Vocabulary);
@@ -111,15 +181,34 @@ internal static class CudaKernelBenchmarks
         {
             Tensor table = bench.BF16(v, d), ids = bench.Integers(tokens);
             Tensor[] outputs = bench.Sets(matrix, () => bench.BF16(n, d));
-            return i => bench.Device.Launch(CudaKernels.EmbeddingForward, LaunchShape.PerRow(n, d), outputs[i % outputs.Length], ids, table, n, d);
+            return i => bench.Device.Launch(CudaKernels.EmbeddingForward, LaunchShape.PerRow(n, d), outputs[i % outputs.Length], ids, table, n, d, 1f);
         });
         yield return Row("embedding_backward", $"{n}x{d}", matrix + 2.0 * different * d * F32, bench =>
         {
             Tensor table = bench.F32(v, d), ids = bench.Integers(tokens);
             Tensor[] gradients = bench.Sets(matrix, () => bench.BF16(n, d));
             var shape = new LaunchShape((uint)n, (uint)LaunchShape.Ceiling(d, 2048), 1, 256, 0);
-            return i => bench.Device.Launch(CudaKernels.EmbeddingBackward, shape, table, gradients[i % gradients.Length], ids, n, d, -1);
+            return i => bench.Device.Launch(CudaKernels.EmbeddingBackward, shape, table, gradients[i % gradients.Length], ids, n, d, -1, 1f);
         });
+        yield return Row("embedding_noise", $"{n}x{d}", 2 * matrix, bench =>
+        {
+            Tensor[] sets = bench.Sets(matrix, () => bench.BF16(n, d));
+            Tensor magnitudes = bench.Positive(n);
+            return i => bench.Device.Launch(CudaKernels.EmbeddingNoise, LaunchShape.EightEach((long)n * d), sets[i % sets.Length], magnitudes, n, d, 0ul, 1ul, 2u, 3u);
+        });
+        foreach (bool gather in (bool[])[true, false])
+        {
+            yield return Row(gather ? "columns_gather" : "columns_scatter", $"{n}x{d}", 2 * matrix, bench =>
+            {
+                var sets = bench.Sets(4 * matrix, () => (Whole: bench.BF16(n, 3 * d), Part: bench.BF16(n, d)));
+                return i =>
+                {
+                    var (whole, part) = sets[i % sets.Length];
+                    bench.Device.Launch(gather ? CudaKernels.ColumnsGather : CudaKernels.ColumnsScatter, LaunchShape.PerRow(n, d), gather ? part : whole, gather ? whole : part, n, d, 3 * d, d);
+                };
+            });
+        }
+
         int chosen = n / 2;
         int[] every = [.. Enumerable.Range(0, chosen).Select(row => 2 * row)];
         foreach (CudaKernel kernel in (CudaKernel[])[CudaKernels.RowsGather, CudaKernels.RowsScatter])
@@ -209,6 +298,13 @@ internal static class CudaKernelBenchmarks
             return _ => bench.Device.Launch(CudaKernels.NormOfPartials, LaunchShape.OneBlock, norm, sums, partials);
         });
         yield return Row("adamw_step", $"{count}", 7.0 * count * F32, bench => AdamW(bench, count));
+        yield return Row("adamw_8bit_step", $"{count}", 3.0 * count * F32 + 4.0 * count, bench =>
+        {
+            long blocks = AdamW8Bit.Blocks(count);
+            Tensor parameters = bench.F32(count), gradients = bench.F32(count), first = bench.Bytes(count), second = bench.Bytes(count), m = bench.Positive(blocks), v = bench.Positive(blocks), report = bench.F64(2);
+            EightBitSegment[] segments = [new(new(0, count, 1, false), 0)];
+            return i => AdamW8Bit.Step(parameters, gradients, first, m, second, v, segments, new AdamWSettings(0.9, 0.999, 1e-8, 0), i + 1, 1e-4, report, 1);
+        });
     }
 
     private static unsafe Action<int> AdamW(CudaBench bench, long count)
@@ -231,26 +327,44 @@ internal static class CudaKernelBenchmarks
         string size = $"{s.Intermediate}x{s.Hidden}";
         double packedBytes = count / 2.0, scales = (double)blocks * F32;
         var expansion = LaunchShape.Blocks(LaunchShape.Ceiling(count, 8192), 256);
-        yield return Row("nf4_quantize", size, (double)count * F32 + packedBytes + scales, bench =>
+        foreach ((string code, CudaKernel quantize, CudaKernel single, CudaKernel doubled) in ((string, CudaKernel, CudaKernel, CudaKernel)[])
+            [("nf4", CudaKernels.Nf4Quantize, CudaKernels.Nf4Dequantize, CudaKernels.Nf4DequantizeDouble), ("fp4", CudaKernels.Fp4Quantize, CudaKernels.Fp4Dequantize, CudaKernels.Fp4DequantizeDouble)])
         {
-            Tensor[] values = bench.Sets((double)count * F32, () => bench.F32(count));
-            Tensor packed = bench.Bytes((count + 1) / 2), absmax = bench.F32(blocks);
-            return i => bench.Device.Launch(CudaKernels.Nf4Quantize, LaunchShape.EightEach(count), packed, absmax, values[i % values.Length], count);
-        });
-        yield return Row("nf4_dequantize", size, (double)count * BF16 + packedBytes + scales, bench =>
-        {
-            var sets = bench.Sets((double)count * BF16 + packedBytes, () => (Out: bench.BF16(count), Packed: bench.Bytes((count + 1) / 2), Absmax: bench.Positive(blocks)));
-            return i => bench.Device.Launch(CudaKernels.Nf4Dequantize, expansion, sets[i % sets.Length].Out, sets[i % sets.Length].Packed, sets[i % sets.Length].Absmax, count);
-        });
-        yield return Row("nf4_dequantize_double", size, (double)count * BF16 + packedBytes + blocks, bench =>
-        {
-            var sets = bench.Sets((double)count * BF16 + packedBytes, () => (Out: bench.BF16(count), Packed: bench.Bytes((count + 1) / 2), Codes: bench.Bytes(blocks)));
-            Tensor nestedAbsmax = bench.Positive(nested), map = bench.Positive(FourBitBlocks.NestedBlocksize);
-            return i =>
+            yield return Row(code + "_quantize", size, (double)count * F32 + packedBytes + scales, bench =>
             {
-                var (output, packed, codes) = sets[i % sets.Length];
-                bench.Device.Launch(CudaKernels.Nf4DequantizeDouble, expansion, output, packed, codes, nestedAbsmax, map, 0.5f, count);
-            };
+                Tensor[] values = bench.Sets((double)count * F32, () => bench.F32(count));
+                Tensor packed = bench.Bytes((count + 1) / 2), absmax = bench.F32(blocks);
+                return i => bench.Device.Launch(quantize, LaunchShape.EightEach(count), packed, absmax, values[i % values.Length], count);
+            });
+            yield return Row(code + "_dequantize", size, (double)count * BF16 + packedBytes + scales, bench =>
+            {
+                var sets = bench.Sets((double)count * BF16 + packedBytes, () => (Out: bench.BF16(count), Packed: bench.Bytes((count + 1) / 2), Absmax: bench.Positive(blocks)));
+                return i => bench.Device.Launch(single, expansion, sets[i % sets.Length].Out, sets[i % sets.Length].Packed, sets[i % sets.Length].Absmax, count);
+            });
+            yield return Row(code + "_dequantize_double", size, (double)count * BF16 + packedBytes + blocks, bench =>
+            {
+                var sets = bench.Sets((double)count * BF16 + packedBytes, () => (Out: bench.BF16(count), Packed: bench.Bytes((count + 1) / 2), Codes: bench.Bytes(blocks)));
+                Tensor nestedAbsmax = bench.Positive(nested), map = bench.Positive(FourBitBlocks.NestedBlocksize);
+                return i =>
+                {
+                    var (output, packed, codes) = sets[i % sets.Length];
+                    bench.Device.Launch(doubled, expansion, output, packed, codes, nestedAbsmax, map, 0.5f, count);
+                };
+            });
+        }
+
+        (int rows, int width) = (s.Intermediate, s.Hidden);
+        yield return Row("int8_quantize", size, (double)count * (F32 + 1) + rows * F32, bench =>
+        {
+            Tensor[] values = bench.Sets((double)count * F32, () => bench.F32(rows, width));
+            Tensor codes = bench.Bytes(count), rowScales = bench.F32(rows);
+            return i => bench.Device.Launch(CudaKernels.Int8Quantize, LaunchShape.PerRow(rows, width), codes, rowScales, values[i % values.Length], rows, width);
+        });
+        yield return Row("int8_dequantize", size, (double)count * (BF16 + 1), bench =>
+        {
+            var sets = bench.Sets((double)count * (BF16 + 1), () => (Out: bench.BF16(count), Codes: bench.Bytes(count)));
+            Tensor rowScales = bench.Positive(rows);
+            return i => bench.Device.Launch(CudaKernels.Int8Dequantize, LaunchShape.PerRow(rows, width), sets[i % sets.Length].Out, sets[i % sets.Length].Codes, rowScales, rows, width);
         });
         yield return Row("sum_values", $"{blocks}", scales, bench =>
         {

@@ -7,7 +7,7 @@ namespace LoraTrainer.Benchmarks;
 
 /// <summary>
 /// cuda_gemm_*: the products of an 8B step, in TFLOP/s against the fastest product, those of an adapter in GB/s against a copy. cuda_linear_nf4_*:
-/// the same with a 4-bit weight that is expanded first. cuda_attention_*: causal documents, one of the length in the name or as many as it says; the backward
+/// the same with a 4-bit weight that is expanded first. cuda_attention_*: causal documents, one of the length in the name or as many as it says, in a window where it names one; the backward
 /// pass counts 2.5 times the forward's operations, whatever it computes again.
 /// </summary>
 internal static class CudaProductBenchmarks
@@ -15,7 +15,8 @@ internal static class CudaProductBenchmarks
     private const int Rank = 8;
 
     public static IEnumerable<CudaRow> Rows(CudaSizes s) => [.. Products(s), .. AdapterProducts(s), .. QuantizedProducts(s), .. s.HeadDims.SelectMany(dim => Attentions(s, dim, 1, s.Tokens)),
-        .. Attentions(s, s.HeadDims[0], 1, s.GemmTokens), .. Attentions(s, s.HeadDims[0], 4, s.GemmTokens / 4)];
+        .. Attentions(s, s.HeadDims[0], 1, s.GemmTokens), .. Attentions(s, s.HeadDims[0], 4, s.GemmTokens / 4),
+        .. Attentions(s, s.HeadDims[0], 1, s.Tokens, s.Tokens / 4), .. Attentions(s, s.HeadDims[0], 1, s.Tokens, 0, 50), .. Attentions(s, 256, 1, s.Tokens, 0, 50)];
 
     private static IEnumerable<CudaRow> Products(CudaSizes s)
     {
@@ -77,13 +78,13 @@ internal static class CudaProductBenchmarks
             bench.Positive(FourBitBlocks.NestedBlocksize), 0.5f);
     }
 
-    private static IEnumerable<CudaRow> Attentions(CudaSizes s, int dim, int count, int length)
+    private static IEnumerable<CudaRow> Attentions(CudaSizes s, int dim, int count, int length, int window = 0, float softcap = 0)
     {
         int n = count * length;
         int[] positions = [.. Enumerable.Range(0, n).Select(i => i % length)], starts = [.. Enumerable.Range(0, count + 1).Select(i => i * length)];
-        var heads = new AttentionHeads(s.QueryHeads, s.KeyHeads, dim, 1 / MathF.Sqrt(dim));
-        double forward = 2.0 * n * length * heads.QueryWidth;
-        string size = $"{(count == 1 ? "" : $"{count}x")}{length}x{heads.Query}x{dim}";
+        var heads = new AttentionHeads(s.QueryHeads, s.KeyHeads, dim, 1 / MathF.Sqrt(dim), window, softcap);
+        double visible = window > 0 ? window : length, forward = 2.0 * count * visible * (2 * length - visible) * heads.QueryWidth;
+        string size = $"{(count == 1 ? "" : $"{count}x")}{length}x{heads.Query}x{dim}{(window > 0 ? $"_window{window}" : "")}{(softcap > 0 ? "_softcap" : "")}";
         yield return new CudaRow($"cuda_attention_forward_{size}", forward, CudaBaseline.Product, bench =>
         {
             Tensor q = bench.BF16(n, heads.QueryWidth), k = bench.BF16(n, heads.KeyValueWidth), v = bench.BF16(n, heads.KeyValueWidth);

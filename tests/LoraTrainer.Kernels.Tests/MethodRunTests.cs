@@ -16,6 +16,7 @@ public sealed class MethodRunTests(ITestOutputHelper output)
     {
         ["fp4"] = (TinyRun.Shape, [("load_in_4bit", "true"), ("bnb_config_kwargs", "{bnb_4bit_quant_type: fp4}")]),
         ["8 bits"] = (TinyRun.Shape, [("load_in_8bit", "true")]),
+        ["output layer in 8 bits"] = (TinyRun.Shape with { TieWordEmbeddings = false }, [("lm_head", "int8")]),
         ["dora"] = (TinyRun.Shape, [("peft_use_dora", "true"), ("load_in_4bit", "true")]),
         ["noise"] = (TinyRun.Shape, [("neftune_noise_alpha", 5)]),
 

@@ -1,4 +1,5 @@
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
@@ -8,6 +9,23 @@ public static partial class Dora
     private const int NormRows = 8;
     private const int ScaleRows = 16;
     private const uint Threads = 256;
+
+    /// <summary>A matrix that is expanded in parts has its norms made in parts.</summary>
+    private static void NormsCuda(CudaDevice cuda, Tensor norms, Tensor expanded, WeightMatrix weight, Tensor a, Tensor b, float scaling)
+    {
+        if (weight is not Int8Matrix bytes)
+        {
+            NormsCuda(cuda, norms, Linear.Multiplied(cuda, expanded, weight), a, b, scaling);
+            return;
+        }
+
+        for (long first = 0; first < bytes.Out; first += expanded.Shape[0])
+        {
+            long count = Math.Min(expanded.Shape[0], bytes.Out - first);
+            Tensor values = Linear.Multiplied(cuda, expanded.Rows(0, count), bytes.Rows(first, count));
+            NormsCuda(cuda, norms.Slice(first, new Shape(count)), values, a, b.IsNone ? b : b.Rows(first, count), scaling);
+        }
+    }
 
     private static void NormsCuda(CudaDevice cuda, Tensor norms, Tensor weight, Tensor a, Tensor b, float scaling)
     {

@@ -38,7 +38,7 @@ public static partial class Dora
                 NormsCpu(cpu, norms, Linear.Multiplied(cpu, expanded, weight), a, b, scaling);
                 break;
             case CudaDevice cuda:
-                NormsCuda(cuda, norms, Linear.Multiplied(cuda, expanded, weight), a, b, scaling);
+                NormsCuda(cuda, norms, expanded, weight, a, b, scaling);
                 break;
             case MeasureDevice measure:
                 measure.Count(WorkKind.Product, 2.0 * (rank + 1) * weight.Out * weight.In, weight.SizeBytes);

@@ -9,8 +9,15 @@ public static partial class Linear
     private const int ExpandedPerBlock = 8192;
     private const uint ExpansionThreads = 256;
 
-    private static void ProductCuda(CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
+    private static void ProductCuda(
+        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
+        if (weight is Int8Matrix bytes && expanded.Shape[0] < bytes.Out)
+        {
+            ProductInParts(cuda, workspace, expanded, sums, output, input, bytes, transposeWeight, mode, alpha);
+            return;
+        }
+
         Tensor values = Multiplied(cuda, expanded, weight);
         cuda.Multiply(new GemmCall
         {
@@ -30,6 +37,42 @@ public static partial class Linear
             Workspace = workspace.Address,
             WorkspaceBytes = workspace.SizeBytes,
         });
+    }
+
+    /// <summary>Rows of the matrix after rows: each gives columns of x W^T, or a part of the sum that dY W is.</summary>
+    private static void ProductInParts(
+        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, Tensor output, Tensor input, Int8Matrix weight, bool transposeWeight, GradientMode mode, float alpha)
+    {
+        Tensor target = sums.IsNone ? output : sums;
+        for (long first = 0; first < weight.Out; first += expanded.Shape[0])
+        {
+            Int8Matrix part = weight.Rows(first, Math.Min(expanded.Shape[0], weight.Out - first));
+            Tensor values = Expand(cuda, expanded.Rows(0, part.Out), part);
+            bool adds = mode == GradientMode.Accumulate || (first > 0 && !transposeWeight);
+            cuda.Multiply(new GemmCall
+            {
+                M = input.Shape[0],
+                N = transposeWeight ? part.Out : part.In,
+                K = transposeWeight ? part.In : part.Out,
+                A = input.Address + (transposeWeight ? 0 : (nint)first * input.DType.SizeBytes()),
+                LeadingA = input.Shape[1],
+                B = values.Address,
+                LeadingB = part.In,
+                TransposeB = transposeWeight,
+                C = target.Address + (transposeWeight ? (nint)first * target.DType.SizeBytes() : 0),
+                LeadingC = target.Shape[1],
+                OutputType = target.DType,
+                Alpha = alpha,
+                Beta = adds ? 1 : 0,
+                Workspace = workspace.Address,
+                WorkspaceBytes = workspace.SizeBytes,
+            });
+        }
+
+        if (!sums.IsNone)
+        {
+            Cast.ToBF16(output, sums);
+        }
     }
 
     private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha)

@@ -79,18 +79,35 @@ public static partial class Linear
     /// <summary>Bytes that one product needs: packed panels on the CPU, what cuBLASLt may use on a GPU.</summary>
     internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
 
+    /// <summary>Elements that a GPU expands at once of a matrix of signed bytes: more than the layers of a block have, and less than an output layer.</summary>
+    private const long LargestExpansion = 1L << 26;
+
     /// <summary>Where a device that computes in bf16 expands a quantized matrix just before its product; the CPU in f32 dequantizes while it packs.</summary>
-    internal static Tensor ExpansionScratch(Device device, WeightMatrix weight) => device.ComputesInBF16 && weight is not DenseMatrix
-        ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(weight.Out, weight.In))
+    /// <param name="device">Where it lies.</param>
+    /// <param name="weight">The matrix.</param>
+    /// <param name="largest">Elements that a GPU expands at once, where it can take a part of the rows.</param>
+    internal static Tensor ExpansionScratch(Device device, WeightMatrix weight, long largest = LargestExpansion) => device.ComputesInBF16 && weight is not DenseMatrix
+        ? device.Arena.Allocate(MemoryKind.Workspace, DType.BF16, new Shape(ExpandedRows(device, weight, largest), weight.In))
         : Tensor.None;
 
-    private static void Product(string op, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
+    /// <summary>Rows that are expanded at once.</summary>
+    private static long ExpandedRows(Device device, WeightMatrix weight, long largest) =>
+        device.Platform == DevicePlatform.Cuda && weight is Int8Matrix ? Math.Clamp(largest / weight.In, 1, weight.Out) : weight.Out;
+
+    /// <summary>The product with the matrix or its transpose; see <see cref="Forward"/> and <see cref="BackwardInput"/>. For tests, which cannot wait for large matrices.</summary>
+    internal static void Product(
+        string op, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha, long largestExpansion = LargestExpansion)
     {
         Contract.ExpectSameDevice(op, output, input);
         Device device = output.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(Workspace(device)));
-        Tensor expanded = ExpansionScratch(device, weight);
+        Tensor expanded = ExpansionScratch(device, weight, largestExpansion);
+
+        // Where a GPU takes a matrix in parts their products are summed in f32, so that the sum is rounded once.
+        Tensor sums = device.Platform == DevicePlatform.Cuda && !expanded.IsNone && expanded.Shape[0] < weight.Out && !transposeWeight && mode == GradientMode.Overwrite && output.DType == DType.BF16
+            ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, output.Shape)
+            : Tensor.None;
         switch (device)
         {
             case CpuDevice cpu:
@@ -98,7 +115,7 @@ public static partial class Linear
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
-                ProductCuda(cuda, workspace, expanded, output, input, weight, transposeWeight, mode, alpha);
+                ProductCuda(cuda, workspace, expanded, sums, output, input, weight, transposeWeight, mode, alpha);
                 break;
             case MeasureDevice measure:
                 CountProduct(measure, output, input, weight);

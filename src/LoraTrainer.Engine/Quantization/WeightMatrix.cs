@@ -156,5 +156,10 @@ public sealed class Int8Matrix : WeightMatrix
 
     public Tensor Scales { get; }
 
+    /// <summary>Some of its rows, in their place.</summary>
+    /// <param name="first">The first of them.</param>
+    /// <param name="count">How many.</param>
+    public Int8Matrix Rows(long first, long count) => new(Codes.Rows(first, count), Scales.Slice(first, new Shape(count)));
+
     public override long SizeBytes => Codes.SizeBytes + Scales.SizeBytes;
 }

@@ -243,6 +243,12 @@ internal static class ContradictionRules
             ConfigurationLocation where = issues.Where(key);
             issues.Wrong(key, where, $"{key} needs an adapter, because a quantized base cannot be trained itself ({where}). Add adapter: {(config.Quantization.LoadIn4Bit ? "qlora" : "lora")}, or remove {key}.");
         }
+
+        if (config is { Adapter.Kind: AdapterKind.None, Device.LmHead: LmHeadFormat.EightBit })
+        {
+            ConfigurationLocation where = issues.Where("lm_head");
+            issues.Wrong("lm_head", where, $"lm_head: int8 needs an adapter, because a quantized head cannot be trained itself ({where}). Add adapter: lora, or remove lm_head.");
+        }
     }
 
     private static void OneQuantizationAtMost(TrainingConfig config, IssueCollector issues)

@@ -14,7 +14,6 @@ internal static class FeatureState
     [
         ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
         ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
-        ("lm_head", Is("int8"), "An output head in 8 bits", "Use lm_head: bf16."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),

@@ -61,7 +61,7 @@ public sealed class TrainedModel
         RefuseUnmatchedPatterns("lora_alpha_pattern", config.Adapter.AlphaPattern.Select(pair => pair.Key), modules);
         AdapterConfig adapter = AdapterConfigOf(config, modules);
         AdapterStart? start = AdapterStart.For(adapter, shape);
-        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage, config.Device.LmHead == LmHeadFormat.EightBit);
         LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }

@@ -11,8 +11,8 @@ public sealed class CudaKernelTests
     [Fact]
     public void All_HasEveryKernelOnce()
     {
-        Assert.Equal(30, CudaKernels.All.Count);
-        Assert.Equal(30, CudaKernels.All.Select(kernel => kernel.Name).Distinct().Count());
+        Assert.Equal(47, CudaKernels.All.Count);
+        Assert.Equal(47, CudaKernels.All.Select(kernel => kernel.Name).Distinct().Count());
         Assert.All(CudaKernels.All, kernel => Assert.EndsWith(".cu", kernel.File, StringComparison.Ordinal));
     }
 
@@ -20,7 +20,7 @@ public sealed class CudaKernelTests
     public void Declarations_ReadAsTheKernelsAreWritten()
     {
         Assert.Equal("rms_norm_forward(output (Pointer), rstd (Pointer), input (Pointer), weight (Pointer), width (Int32), eps (Float32))", CudaKernels.RmsNormForward.ToString());
-        Assert.Equal("attention_forward (LT_HEAD_DIM=64)(arguments (Struct, 72 bytes))", CudaKernels.AttentionForward.With(64).ToString());
+        Assert.Equal("attention_forward (LT_HEAD_DIM=64)(arguments (Struct, 80 bytes))", CudaKernels.AttentionForward.With(64).ToString());
     }
 
     // The sizes and offsets that a C++ compiler gives these structs.
@@ -29,8 +29,10 @@ public sealed class CudaKernelTests
     {
         Assert.Equal(24, Unsafe.SizeOf<AdamWSegment>());
         Assert.Equal(20, Unsafe.SizeOf<AdamWConstants>());
-        Assert.Equal(72, Unsafe.SizeOf<AttentionArguments>());
-        Assert.Equal(112, Unsafe.SizeOf<AttentionGradients>());
+        Assert.Equal(32, Unsafe.SizeOf<AdamW8BitSegment>());
+        Assert.Equal(20, Unsafe.SizeOf<AdamW8BitConstants>());
+        Assert.Equal(80, Unsafe.SizeOf<AttentionArguments>());
+        Assert.Equal(120, Unsafe.SizeOf<AttentionGradients>());
         Assert.Equal(96, Unsafe.SizeOf<MatmulHeuristicResult>());
         Assert.Equal(64, Unsafe.SizeOf<MatmulAlgorithm>());
     }
@@ -49,6 +51,19 @@ public sealed class CudaKernelTests
         Assert.Equal(($"LT_HEAD_DIM={compiled}", compiled), (kernel.Define, kernel.Variant));
         Assert.Same(kernel, CudaKernels.AttentionForward.With(compiled));
         Assert.NotSame(kernel, CudaKernels.AttentionDelta.With(headDim));
+    }
+
+    [Fact]
+    public void With_AForm_NamesBothMacros()
+    {
+        CudaKernel capped = CudaKernels.AttentionForward.With(60, CudaKernels.CappedScores);
+
+        Assert.Equal("LT_HEAD_DIM=64 LT_SCORES=2", capped.Define);
+        Assert.Equal("attention_forward (LT_HEAD_DIM=64 LT_SCORES=2)", capped.Title);
+        Assert.Same(capped, CudaKernels.AttentionForward.With(64, CudaKernels.CappedScores));
+        Assert.NotSame(capped, CudaKernels.AttentionForward.With(64));
+        Assert.Equal(["-DLT_HEAD_DIM=64", "-DLT_SCORES=2"], new KernelTarget("sm_80", NvrtcOutput.Cubin).Options(capped.Define)[^2..]);
+        Assert.Throws<ArgumentOutOfRangeException>(() => CudaKernels.AttentionForward.With(64, CudaKernels.CappedScores + 1));
     }
 
     [Theory]

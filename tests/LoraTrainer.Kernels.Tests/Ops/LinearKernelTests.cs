@@ -77,6 +77,41 @@ public sealed class LinearKernelTests
         }
     }
 
+    /// <summary>An output layer in bytes is expanded some rows at a time; the last part has fewer. The sum over the parts is rounded once.</summary>
+    [Theory]
+    [InlineData(1)]
+    [InlineData(100)]
+    [InlineData(10 * 24)]
+    [InlineData(36 * 24)]
+    public void Products_InParts_MatchReference(int largest)
+    {
+        const int n = 5, width = 24, height = 37;
+        using var bench = new KernelBench(KernelModes.Names[0], capacityBytes: CapacityBytes);
+        (WeightMatrix weight, double[] w) = Matrix(bench, "int8", height, width);
+        Tensor x = bench.RandomBf16(2, new Shape(n, width)), dy = bench.RandomBf16(3, new Shape(n, height));
+        double[] a = x.Doubles(), g = dy.Doubles();
+        (double[] y, double[] ySize) = Product(n, width, height, (i, k) => a[i * width + k], (k, j) => w[j * width + k]);
+        (double[] dx, double[] dxSize) = Product(n, height, width, (i, k) => g[i * height + k], (k, j) => w[k * width + j]);
+        foreach (GradientMode mode in (GradientMode[])[GradientMode.Overwrite, GradientMode.Accumulate])
+        {
+            Tensor output = Start(bench, DType.F32, new Shape(n, height), mode), dInput = Start(bench, DType.BF16, new Shape(n, width), mode);
+            Check(y, ySize, width, 0.5f, mode, output, () => Linear.Product("test", output, x, weight, transposeWeight: true, mode, 0.5f, largest), "y");
+            if (mode == GradientMode.Overwrite)
+            {
+                Check(dx, dxSize, height, 0.5f, mode, dInput, () => Linear.Product("test", dInput, dy, weight, transposeWeight: false, mode, 0.5f, largest), "dx");
+                continue;
+            }
+
+            // Added part by part: a rounding for each.
+            double[] before = dInput.Doubles();
+            Linear.Product("test", dInput, dy, weight, transposeWeight: false, mode, 0.5f, largest);
+            double[] expected = [.. dx.Zip(before, (p, b) => 0.5 * p + b)];
+            Within(expected, [.. dxSize.Zip(before, (s, b) => (height + 1) * HalfUlp * (0.5 * s + Math.Abs(b)))], dInput.Download(), "dx added");
+        }
+
+        bench.CheckMargins();
+    }
+
     private static Tensor Start(KernelBench bench, DType type, Shape shape, GradientMode mode) =>
         mode == GradientMode.Overwrite ? bench.Poisoned(type, shape) : type == DType.F32 ? bench.RandomF32(9, shape) : bench.RandomBf16(9, shape);
 

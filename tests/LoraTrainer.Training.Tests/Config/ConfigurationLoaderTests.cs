@@ -98,6 +98,7 @@ public sealed class ConfigurationLoaderTests
     public void Load_Contradiction_NamesBothSides(string lines, string message) => Assert.Equal([message], Errors(Tiny + lines));
 
     [Theory]
+    [InlineData("lm_head: int8", "lm_head: int8 needs an adapter, because a quantized head cannot be trained itself (tiny.yaml:2). Add adapter: lora, or remove lm_head.")]
     [InlineData("load_in_4bit: true", "load_in_4bit needs an adapter, because a quantized base cannot be trained itself (tiny.yaml:2). Add adapter: qlora, or remove load_in_4bit.")]
     [InlineData("lora_r: 16", "lora_r is given, but no adapter, so all parameters would be trained (tiny.yaml:2). Add adapter: lora or adapter: qlora, or remove the lora_ and peft_ keys.")]
     [InlineData("adapter: qlora\nload_in_4bit: false", "adapter: qlora means a base in 4 bits, but load_in_4bit is false (tiny.yaml:3). Remove load_in_4bit, or use adapter: lora.")]
