@@ -71,7 +71,8 @@ public static partial class Linear
 
         if (!sums.IsNone)
         {
-            Cast.ToBF16(output, sums);
+            var all = new Shape(output.ElementCount);
+            Cast.ToBF16(output.Reshape(all), sums.Reshape(all));
         }
     }
 
