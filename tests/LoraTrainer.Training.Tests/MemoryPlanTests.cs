@@ -1,8 +1,6 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
-using LoraTrainer.Models.Formats;
-using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;

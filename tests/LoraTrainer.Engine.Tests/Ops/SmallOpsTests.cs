@@ -1,6 +1,5 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
-using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.TestSupport;
 using Xunit;

@@ -1,4 +1,3 @@
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;

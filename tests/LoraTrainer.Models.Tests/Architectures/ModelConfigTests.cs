@@ -1,5 +1,4 @@
 using System.Text;
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.TestSupport;
