@@ -22,6 +22,8 @@ TWIN(pack_bf16, const float* x, u32* y) { y[0] = __builtin_bit_cast(u32, (two_bf
 
 OURS(fast_exp2, const float* x, float* y) { y[0] = fast_exp2(x[0]); }
 TWIN(fast_exp2, const float* x, float* y) { y[0] = __nvvm_ex2_approx_ftz_f(x[0]); }
+
+OURS(fast_reciprocal, const float* x, float* y) { y[0] = fast_reciprocal(x[0]); }
 TWIN(fast_reciprocal, const float* x, float* y) { y[0] = __nvvm_rcp_approx_ftz_f(x[0]); }
 
 OURS(shared_address, u32* y) {

@@ -28,7 +28,7 @@ public sealed class FourBitKernelTests
             var data = new TheoryData<string, string, int, int>();
             foreach (FourBitCode code in Codes)
             {
-                foreach (string mode in KernelModes.Names)
+                foreach (string mode in ModesOf(code))
                 {
                     foreach ((int rows, int columns) in Shapes)
                     {
@@ -48,7 +48,7 @@ public sealed class FourBitKernelTests
             var data = new TheoryData<string, string>();
             foreach (FourBitCode code in Codes)
             {
-                foreach (string mode in KernelModes.Names)
+                foreach (string mode in ModesOf(code))
                 {
                     data.Add(code.Name, mode);
                 }
@@ -62,6 +62,9 @@ public sealed class FourBitKernelTests
 
     /// <summary>Made by the library's CUDA kernels; always there.</summary>
     public static TheoryData<string> Fp4Files => [.. Directory.GetFiles(Fixtures.Golden("bitsandbytes_cuda"), "fp4_*.safetensors").Select(path => Path.GetFileName(path)!).Order(StringComparer.Ordinal)];
+
+    // Threads meet in the same places for both codes: one code in all orders, the other in one.
+    private static string[] ModesOf(FourBitCode code) => code == FourBitCode.Nf4 ? KernelModes.Names : KernelModes.Names[..1];
 
     private static FourBitCode[] Codes => [FourBitCode.Nf4, FourBitCode.Fp4];
 
