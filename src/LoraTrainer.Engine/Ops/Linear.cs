@@ -79,7 +79,7 @@ public static partial class Linear
     /// <summary>Bytes that one product needs: packed panels on the CPU, what cuBLASLt may use on a GPU.</summary>
     internal static long Workspace(Device device) => device.Platform == DevicePlatform.Cuda ? CudaGemm.WorkspaceBytes : CpuGemm.WorkspaceBytes(device.ThreadCount);
 
-    /// <summary>Elements that a GPU expands at once of a matrix of signed bytes: more than the layers of a block have, and less than an output layer.</summary>
+    /// <summary>Elements that a GPU expands at once of a matrix of signed bytes: all of a layer of an 8B model, a part of its output layer.</summary>
     private const long LargestExpansion = 1L << 26;
 
     /// <summary>Where a device that computes in bf16 expands a quantized matrix just before its product; the CPU in f32 dequantizes while it packs.</summary>
