@@ -19,11 +19,11 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
 
     private readonly RowFindings findings = new(listener);
     private readonly List<AuditFinding> notes = [];
-    private readonly List<int> lengths = [];
+    private readonly SortedDictionary<int, int> rowsOfLength = [];
     private readonly FingerprintSet seen = new();
     private readonly Dictionary<string, int> keptOf = new(StringComparer.Ordinal);
     private readonly PriorityQueue<RowSource, int> longest = new();
-    private int rows, truncated, heldOut;
+    private int rows, kept, truncated, heldOut;
     private long tokens, supervised;
 
     /// <summary>Counts a row that is trained on.</summary>
@@ -42,7 +42,8 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         }
 
         int length = row.Row.Tokens.Length;
-        lengths.Add(length);
+        rowsOfLength[length] = rowsOfLength.GetValueOrDefault(length) + 1;
+        kept++;
         tokens += length;
         supervised += row.Row.TargetCount;
         CollectionsMarshal.GetValueRefOrAddDefault(keptOf, row.Source.File ?? "", out _)++;
@@ -79,14 +80,18 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     /// <summary>The sum of it.</summary>
     public AuditReport Finish()
     {
-        int[] sorted = [.. lengths.Order()];
-        int At(double share) => sorted.Length == 0 ? 0 : sorted[Math.Min(sorted.Length - 1, (int)(share * sorted.Length))];
-        AddExtremes(sorted, At(0.5));
+        int At(double share)
+        {
+            int place = Math.Min(kept - 1, (int)(share * kept)), seenSoFar = 0;
+            return rowsOfLength.FirstOrDefault(pair => (seenSoFar += pair.Value) > place).Key;
+        }
+
+        AddExtremes(At(0.5));
         if (rows == 0)
         {
             Note(AuditSeverity.Error, "no_rows", "The data set is empty: no row was read.");
         }
-        else if (sorted.Length == 0)
+        else if (kept == 0)
         {
             Note(AuditSeverity.Error, "no_row_left", $"No row is left of {Count(rows)}: {Reasons()}.");
         }
@@ -94,7 +99,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         return new AuditReport
         {
             Rows = rows,
-            Kept = sorted.Length,
+            Kept = kept,
             Truncated = truncated,
             Tokens = tokens,
             SupervisedTokens = supervised,
@@ -103,7 +108,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         };
     }
 
-    private void AddExtremes(int[] sorted, int median)
+    private void AddExtremes(int median)
     {
         int limit = checked(ExtremeFactor * median);
         foreach ((RowSource source, int length) in longest.UnorderedItems.Where(item => item.Priority > limit).OrderByDescending(item => item.Priority))
