@@ -84,7 +84,7 @@ public sealed class CliTests : IDisposable
         Ending run = await RunAsync([.. arguments, "--set", "seed=7"]);
 
         Assert.Equal((2, ""), (run.ExitCode, run.Output));
-        Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, verify-resume, plan, evaluate, inspect, validate have it.\n", run.Error, StringComparison.Ordinal);
+        Assert.StartsWith($"error: {arguments[0]} has no option --set: it reads no configuration. train, resume, verify-resume, plan, evaluate, inspect, validate, audit have it.\n", run.Error, StringComparison.Ordinal);
         Assert.DoesNotContain("--set", (await RunAsync(arguments[0], "--help")).Output, StringComparison.Ordinal);
     }
 
