@@ -43,7 +43,7 @@ public sealed partial class DocumentationTests
 
     [Fact]
     public void Pages_EssentialOnes_AreThere() => Assert.All(
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/configuration.md", "docs/troubleshooting.md", "docs/training-data.md", "docs/checkpoints-and-resume.md"],
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/configuration.md", "docs/troubleshooting.md", "docs/data.md", "docs/checkpoints-and-resume.md"],
         page => Assert.Contains(page, Pages));
 
     [Fact]
