@@ -62,7 +62,7 @@ public sealed class EvaluateTests
     [InlineData("there is no such folder", "evaluate", "nowhere", "--data", "train.jsonl")]
     [InlineData("Give a file with --data", "evaluate", "base")]
     [InlineData("no such file", "evaluate", "base", "--data", "nowhere.jsonl")]
-    [InlineData("--type must be alpaca or completion", "evaluate", "base", "--data", "train.jsonl", "--type", "sharegpt")]
+    [InlineData("--type must be alpaca, completion, input_output or chat_template", "evaluate", "base", "--data", "train.jsonl", "--type", "sharegpt")]
     [InlineData("--set would set nothing", "evaluate", "base", "--data", "train.jsonl", "--set", "lora_r=3")]
     [InlineData("Did you mean sequence_len?", "evaluate", "tiny.yaml", "--set", "sequence_length=3")]
     public async Task WrongInput_IsASentence(string sentence, params string[] arguments)

@@ -45,7 +45,7 @@ internal static class EvaluateVerb
         Argument<string> what = new("WHAT") { Description = "A configuration, the output_dir of a run, a model folder or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
         Option<string?> data = new("--data") { Description = "The rows to evaluate on.", HelpName = "FILE" };
-        Option<string?> type = new("--type") { Description = "What a row of --data looks like. Without it: as the configuration says, else as the fields suggest.", HelpName = "alpaca|completion" };
+        Option<string?> type = new("--type") { Description = "What a row of --data looks like. Without it: as the configuration says, else as the fields suggest.", HelpName = "alpaca|completion|input_output|chat_template" };
         Option<int> limit = new("--limit") { Description = "At most so many rows; 0: all.", DefaultValueFactory = _ => 0 };
         Option<ulong?> seed = new("--seed") { Description = "Draw the rows of --limit by this seed instead of taking the first." };
         Option<string?> labels = new("--labels") { Description = "The labels to choose from, apart by commas; none: no choosing.", HelpName = "A,B,..." };

@@ -44,7 +44,7 @@ public sealed record ConversationFormat : DatasetFormat
     public override string Name => "messages of a chat (field " + (FieldMessages ?? "messages or conversations") + ")";
 
     /// <summary>Whether a row has a list that messages usually are in.</summary>
-    public static bool Fits(SourceRow row) => MessagesFields.Any(field => row.Fields.TryGetProperty(field, out JsonElement list) && list.ValueKind == JsonValueKind.Array);
+    public static bool Fits(SourceRow row) => MessagesFields.Any(field => row.Fields.TryGetProperty(field, out JsonElement list) && Inner(list) is { ValueKind: JsonValueKind.Array });
 
     public override DatasetRow Convert(SourceRow row)
     {
@@ -54,6 +54,8 @@ public sealed record ConversationFormat : DatasetFormat
             throw new DatasetException(row.Source, $"no list '{FieldMessages ?? "messages"}'; the row has: {row.FieldNames}");
         }
 
+        // A table can hold a list as its JSON only.
+        list = Inner(list) ?? list;
         if (list.ValueKind != JsonValueKind.Array)
         {
             throw new DatasetException(row.Source, $"field '{field}' is not a list of messages but {JsonProblem.Kind(list.ValueKind)}");

@@ -26,6 +26,9 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     private int rows, kept, truncated, heldOut;
     private long tokens, supervised;
 
+    /// <summary>Rows so far that are trained on.</summary>
+    public int Kept => kept;
+
     /// <summary>Counts a row that is trained on.</summary>
     public void Add(in EncodedRow row)
     {
@@ -167,7 +170,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         RowFindingKind.DoubleBos => "beginning with the BOS token twice",
         RowFindingKind.EndNotLearned => "not ending in a learned end token",
         RowFindingKind.EndIsText => "ending in a text that the tokenizer does not know as one token",
-        RowFindingKind.MessageNotShown => "with messages that the chat template does not show",
+        RowFindingKind.MessageNotShown => "with something that the chat template does not show",
         RowFindingKind.Duplicate => "the same as an earlier one",
         RowFindingKind.HeldOutIsTrained => "evaluated, but trained on as well",
         _ => $"more than {ExtremeFactor} times as long as the median row",

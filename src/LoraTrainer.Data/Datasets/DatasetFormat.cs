@@ -151,7 +151,7 @@ public abstract record DatasetFormat
     /// </summary>
     public sealed record Custom : DatasetFormat
     {
-        private readonly string format = "{instruction} {input} ";
+        private readonly string format = "{instruction} {input}";
         private readonly string? noInputFormat;
         private readonly string systemFormat = "{system}";
 

@@ -1,9 +1,11 @@
+using System.Runtime.ExceptionServices;
+
 namespace LoraTrainer.Data.Datasets;
 
 /// <summary>Encodes a stream of rows on several threads, in their order, a batch at a time: neither the file nor its tokens have to fit into memory.</summary>
 public static class EncodedRows
 {
-    private const int RowsPerBatch = 1024;
+    private const int RowsPerBatch = 128;
 
     /// <param name="rows">In the order they get.</param>
     /// <param name="encoder">Used from several threads.</param>
@@ -16,15 +18,16 @@ public static class EncodedRows
         foreach (DatasetRow[] batch in rows.Chunk(RowsPerBatch))
         {
             var encoded = new EncodedRow[batch.Length];
-            var refused = new DatasetException?[batch.Length];
+            var refused = new Exception?[batch.Length];
             Parallel.For(0, batch.Length, parallel, i =>
             {
                 try
                 {
                     encoded[i] = encoder.Encode(batch[i]);
                 }
-                catch (DatasetException exception)
+                catch (Exception exception)
                 {
+                    // Not swallowed: thrown again below.
                     refused[i] = exception;
                 }
             });
@@ -32,7 +35,7 @@ public static class EncodedRows
             // The first in file order, whichever thread was first.
             if (Array.Find(refused, exception => exception is not null) is { } first)
             {
-                throw new DatasetException(first.Message, first);
+                ExceptionDispatchInfo.Throw(first);
             }
 
             foreach (EncodedRow row in encoded)

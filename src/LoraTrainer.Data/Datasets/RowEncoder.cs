@@ -134,21 +134,30 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
             return Kept(whole, RowFindingKind.MessageNotShown, length);
         }
 
-        if (chat is not null && conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.None or EndOfTurnTraining.Last)
+        if (row is DatasetRow.Conversed { Tools: not null } called && !Required(called).Encoder.Template.Source.Contains("tools", StringComparison.Ordinal))
         {
-            return new EncodedRow(whole, null, row.Source);
+            return Kept(whole, RowFindingKind.MessageNotShown, length, "the template does not show its tools");
         }
 
         if (chat is not null && chat.TurnsWithoutEnd.Any())
         {
-            bool endsInText = chat.Turns.Where(turn => turn is { IsTrained: true, EndOfTurn: null }).All(turn => ClosingText(chat, turn, Messages((DatasetRow.Conversed)row)).Length > 0);
-            return Kept(whole, endsInText ? RowFindingKind.EndIsText : RowFindingKind.EndNotLearned, length);
+            // Of several, the last that is learned says how a conversation ends.
+            EncodedTurn open = chat.Turns.Last(turn => turn is { IsTrained: true, EndOfTurn: null });
+            if (ClosingText(chat, open, Messages((DatasetRow.Conversed)row)).Length > 0)
+            {
+                return Kept(whole, RowFindingKind.EndIsText, length);
+            }
+
+            if (conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.Turn or EndOfTurnTraining.All)
+            {
+                return Kept(whole, RowFindingKind.EndNotLearned, length);
+            }
         }
 
         return chat is not null || EndIsLearned(whole) ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
 
         EncodedRow Dropped(RowFindingKind kind, int tokens, string? detail = null) => new(default, new RowFinding(kind, row.Source, tokens, detail), row.Source);
-        EncodedRow Kept(TokenizedRow kept, RowFindingKind kind, int tokens) => new(kept, new RowFinding(kind, row.Source, tokens), row.Source);
+        EncodedRow Kept(TokenizedRow kept, RowFindingKind kind, int tokens, string? detail = null) => new(kept, new RowFinding(kind, row.Source, tokens, detail), row.Source);
     }
 
     /// <summary>All tokens of a row, however long it is.</summary>
@@ -170,6 +179,8 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
         {
             case DatasetRow.Answered answered:
                 return new RowQuestion(answered.Prompt, answered.Completion, [.. tokenizer.PrefixIds, .. tokenizer.Encode(answered.Prompt, addSpecialTokens: false)], null);
+            case DatasetRow.Segmented { Pieces.Count: 0 }:
+                return null;
             case DatasetRow.Segmented segmented:
                 int last = segmented.Pieces.Count - 1;
                 while (last > 0 && !segmented.Pieces[last].IsSupervised)

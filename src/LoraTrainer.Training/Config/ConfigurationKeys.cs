@@ -57,7 +57,7 @@ internal static class ConfigurationKeys
         Key<DatasetOptions, bool>("drop_system_message", Truth, c => c.Conversation.DropsSystem, (c, v) => c with { Conversation = c.Conversation with { DropsSystem = v } }, "Leave out messages of the system.", "true", applies: MayBeChat),
         Key<DatasetOptions, string?>("chat_template", new OptionalReference<string>(ChatTemplateName), c => c.Conversation.Template, (c, v) => c with { Conversation = c.Conversation with { Template = v } }, "The chat template of this data set.", "chatml", defaultText: "that of the run", applies: MayBeChat),
         Key<DatasetOptions, string?>("chat_template_jinja", new OptionalReference<string>(Any), c => c.Conversation.TemplateJinja, (c, v) => c with { Conversation = c.Conversation with { TemplateJinja = v } }, "With `chat_template: jinja`: the template itself, or a file with it.", "templates/mine.jinja", defaultText: "none", applies: MayBeChat),
-        Key<DatasetOptions, double>("weight", Positive, c => c.Weight, (c, v) => c with { Weight = v }, "How often each row is seen in an epoch, where data sets are mixed: 2 is twice, 0.5 a half of the rows, chosen by the seed.", "0.5"))
+        Key<DatasetOptions, double>("weight", Positive, c => c.Weight, (c, v) => c with { Weight = v }, "How often each row is seen in an epoch, where data sets are mixed: 2 is twice, 0.5 every second row, the same ones in each epoch.", "0.5"))
     { Foreign = ForeignKeys.OfDatasets };
 
     private static readonly RecordOf<FourBitOptions> BitsAndBytes = new(

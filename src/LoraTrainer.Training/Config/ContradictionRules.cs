@@ -12,6 +12,7 @@ internal static class ContradictionRules
     {
         BaseModelIsGiven(config, issues);
         DatasetsAreGiven(config, issues);
+        TemplateIsWhole("", config.Data.ChatTemplate, config.Data.ChatTemplateJinja, issues);
         EveryDatasetIsComplete("datasets", config.Data.Datasets, issues);
         EveryDatasetIsComplete("test_datasets", config.Data.TestDatasets, issues);
         SomethingLimitsTheRun(config, issues);
@@ -82,6 +83,21 @@ internal static class ContradictionRules
         }
     }
 
+    private static void TemplateIsWhole(string prefix, string? name, string? jinja, IssueCollector issues)
+    {
+        string key = prefix + "chat_template", text = prefix + "chat_template_jinja";
+        if (name == ChatTemplates.Own && jinja is null)
+        {
+            ConfigurationLocation where = issues.Where(key);
+            issues.Wrong(text, where, $"{key} is jinja ({where}), but {text} is missing. Give the template, or a file with it.");
+        }
+        else if (name != ChatTemplates.Own && jinja is not null)
+        {
+            ConfigurationLocation where = issues.Where(text);
+            issues.Wrong(text, where, $"{text} is given ({where}), but {key} is {name ?? "not"}. Set {key}: jinja, or remove it.");
+        }
+    }
+
     private static void EveryDatasetIsComplete(string list, EquatableList<DatasetOptions> datasets, IssueCollector issues)
     {
         for (int i = 0; i < datasets.Count; i++)
@@ -98,6 +114,7 @@ internal static class ContradictionRules
                 issues.Wrong($"{list}[{i}].path", where, $"{list}[{i}].path {wrong} ({where}).");
             }
 
+            TemplateIsWhole($"{list}[{i}].", datasets[i].Conversation.Template, datasets[i].Conversation.TemplateJinja, issues);
             if (issues.IsGiven($"{list}[{i}].field") && datasets[i].Format.Kind != DatasetFormatKind.Completion)
             {
                 where = issues.Where($"{list}[{i}].field");

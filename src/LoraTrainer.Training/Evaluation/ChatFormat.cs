@@ -143,7 +143,7 @@ public sealed class ChatFormat
     {
         try
         {
-            return config.Fetched.FilesOf(dataset).SelectMany(file => RowReader.Read(file)).Where(row => row.Fault is null).Select(RowFormat.Recognize).FirstOrDefault();
+            return ConfiguredData.SourceRows(config, dataset).Where(row => row.Fault is null).Select(RowFormat.Recognize).FirstOrDefault();
         }
         catch (DatasetException)
         {

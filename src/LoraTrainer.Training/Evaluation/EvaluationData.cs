@@ -13,13 +13,15 @@ namespace LoraTrainer.Training.Evaluation;
 public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyList<RowSource> Sources, IReadOnlyList<string> Files)
 {
     /// <summary>A format by the word of a command line, as <c>type</c> has it in a config.</summary>
-    /// <param name="word">alpaca or completion.</param>
+    /// <param name="word">alpaca, completion, input_output or chat_template.</param>
     /// <param name="option">Where it was written, for the sentence.</param>
     public static Data.Datasets.DatasetFormat Format(string word, string option) => word switch
     {
         "alpaca" => new Data.Datasets.DatasetFormat.Alpaca(),
         "completion" => new Data.Datasets.DatasetFormat.RawText(),
-        _ => throw new TrainingSetupException($"{option} must be alpaca or completion, got '{word}'. Other formats are described in a config: lora-trainer evaluate CONFIG --data FILE."),
+        "input_output" => new Data.Datasets.DatasetFormat.InputOutput(),
+        "chat_template" => new ConversationFormat(),
+        _ => throw new TrainingSetupException($"{option} must be alpaca, completion, input_output or chat_template, got '{word}'. Other formats are described in a config: lora-trainer evaluate CONFIG --data FILE."),
     };
 
     /// <summary>Reads a file, or what the config holds out.</summary>

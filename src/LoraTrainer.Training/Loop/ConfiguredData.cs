@@ -87,9 +87,13 @@ public sealed class ConfiguredData
         {
             Directory.CreateDirectory(prepared);
             kept = PreparedData.PathOf(config, prepared, cancellation);
-            if (File.Exists(kept) && Kept(kept) is { } found)
+            if (File.Exists(kept))
             {
-                return found;
+                _ = HeldOutRows();
+                if (Kept(kept) is { } found)
+                {
+                    return found;
+                }
             }
         }
 
@@ -110,7 +114,6 @@ public sealed class ConfiguredData
         try
         {
             TokenizedDataset found = TokenizedDataset.Open(path);
-            _ = HeldOutRows();
             notice($"The data was read as it was tokenized before, from {path}.");
             return found;
         }
@@ -183,7 +186,7 @@ public sealed class ConfiguredData
             NoInputFormat = custom.NoInputFormat ?? custom.Format,
             SystemFormat = custom.SystemFormat,
         },
-        _ => throw new TrainingSetupException($"The data set format {dataset.Format.Kind} is not supported yet. Use alpaca, completion or a custom block."),
+        _ => throw new InvalidOperationException($"There is no shape for {dataset.Format.Kind}."),
     };
 
     private static ConversationFormat ConversationsOf(ConversationOptions given) => new()
@@ -211,6 +214,7 @@ public sealed class ConfiguredData
         if (name == ChatTemplates.Own)
         {
             template = jinja is null ? throw new TrainingSetupException("chat_template: jinja needs chat_template_jinja, the template or a file with it.")
+                : !jinja.Contains('{', StringComparison.Ordinal) && !File.Exists(jinja) ? throw new TrainingSetupException($"chat_template_jinja: there is no file {jinja}, and a template it is not.")
                 : File.Exists(jinja) ? ChatTemplate.Parse(jinja, File.ReadAllText(jinja)) : ChatTemplate.Parse("chat_template_jinja", jinja);
         }
         else if (name == ChatTemplates.OfModel || ChatTemplates.Fallback(name) is not null)
@@ -249,18 +253,23 @@ public sealed class ConfiguredData
         var audit = new DatasetAudit(options, listener);
         HashSet<int> chosen = Begin();
         int read = 0;
+        long used = 0;
         for (int index = 0; index < trained.Length; index++)
         {
             double weight = trained[index].Dataset.Weight;
-            var lottery = new CounterRandom((ulong)config.Seed, RandomStreams.Mixture, (uint)index);
-            ulong number = 0;
+
+            // Evenly over the rows, from a start that the seed chooses: their number is right to within one.
+            double share = weight % 1, due = new CounterRandom((ulong)config.Seed, RandomStreams.Mixture, (uint)index).Uniform(0);
             foreach (EncodedRow row in EncodedRows.Of(Trained(trained[index], chosen), trained[index].Encoder, cancellation))
             {
                 audit.Add(row);
-                bool hasExtra = lottery.Uniform(number++) < weight % 1;
                 if (row.IsKept)
                 {
-                    use(row.Row, (int)weight + (hasExtra ? 1 : 0));
+                    due += share;
+                    int extra = due >= 1 ? 1 : 0;
+                    due -= extra;
+                    used += (int)weight + extra;
+                    use(row.Row, (int)weight + extra);
                 }
 
                 if (++read % RowsBetweenReports == 0)
@@ -271,9 +280,24 @@ public sealed class ConfiguredData
         }
 
         progress?.Invoke(read);
+        int usable = 0;
         foreach ((DatasetRow row, RowEncoder encoder) in heldOut)
         {
-            audit.AddHeldOut(encoder.Encode(row));
+            EncodedRow encoded = encoder.Encode(row);
+            usable += encoded.IsKept ? 1 : 0;
+            audit.AddHeldOut(encoded);
+        }
+
+        if (audit.Kept > 0 && used == 0)
+        {
+            audit.Note(AuditSeverity.Error, "no_row_left", "The weights of the data sets leave no row to train on. Give larger ones.");
+        }
+
+        if (usable == 0 && (tested.Length > 0 || config.Data.ValSetSize > 0))
+        {
+            audit.Note(AuditSeverity.Warning, "nothing_held_out", heldOut.Count == 0
+                ? "Nothing is held out although the configuration asks for it (test_datasets, val_set_size): there will be no evaluation."
+                : $"None of the {heldOut.Count} held-out rows can be used: there will be no evaluation.");
         }
 
         foreach ((AuditSeverity severity, string code, string message) in notes)
@@ -337,7 +361,7 @@ public sealed class ConfiguredData
 
     private IEnumerable<DatasetRow> Rows(Source source)
     {
-        foreach (SourceRow row in config.Fetched.FilesOf(source.Dataset).SelectMany(file => RowReader.Read(file, KindOf(source.Dataset.FileType))))
+        foreach (SourceRow row in SourceRows(config, source.Dataset))
         {
             if (source.Format is null && row.Fault is null)
             {
@@ -349,6 +373,9 @@ public sealed class ConfiguredData
             yield return source.Format?.ConvertOrFault(row) ?? new DatasetRow.Faulty(row.Source, row.Fault!);
         }
     }
+
+    /// <summary>The rows of a data set as they stand in its files.</summary>
+    internal static IEnumerable<SourceRow> SourceRows(TrainingConfig config, DatasetOptions dataset) => config.Fetched.FilesOf(dataset).SelectMany(file => RowReader.Read(file, KindOf(dataset.FileType)));
 
     private static DataFileKind? KindOf(DatasetFileType type) => type switch
     {

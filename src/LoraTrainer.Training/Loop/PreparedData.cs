@@ -23,7 +23,7 @@ internal static class PreparedData
     ];
 
     private static readonly string[] ModelFiles =
-        ["tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"];
+        ["config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json"];
 
     /// <summary>The file of a configuration's data.</summary>
     public static string PathOf(TrainingConfig config, string folder, CancellationToken cancellation)
