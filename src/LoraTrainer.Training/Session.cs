@@ -706,6 +706,8 @@ internal sealed class Session
             BaselineBytes = BaselineBytes,
             ArenaBytes = Trained.Model.Device.Arena.HighWaterBytes,
             PlannedArenaBytes = Plan.ArenaBytes,
+            HostBytes = Trained.Model.Device.HostArena.HighWaterBytes,
+            PlannedHostBytes = Plan.HostBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, Trained.Model.Device.Arena.HighWaterOf),
             LeftOut = state.LeftOut,
             FirstLoss = losses.Where(double.IsFinite).Cast<double?>().FirstOrDefault(),

@@ -521,6 +521,11 @@ public sealed class TrainingRun
         }
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
+        foreach (string notice in TrainedModel.WithoutEffect(config, selection.Platform))
+        {
+            observer.OnNotice(notice);
+        }
+
         _ = TrainedModel.WithBase(config, shape);
         if (shape.Quantization is { } quantization)
         {
@@ -541,7 +546,7 @@ public sealed class TrainingRun
             phases.Enter(TrainingPhase.Loading);
             ReturnGarbage();
             long baseline = ProcessMemory.ResidentBytes();
-            device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
+            device = selection.Open(plan.Memory, LessMemory, observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
             TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);

@@ -66,10 +66,13 @@ public static unsafe class CudaStandin
     }
 
     /// <summary>Opens the stand-in's device; fails the test where that does not work.</summary>
-    public static CudaDevice Open(long capacityBytes = DefaultCapacityBytes)
+    public static CudaDevice Open(long capacityBytes = DefaultCapacityBytes) => Open(new DeviceMemory(capacityBytes));
+
+    /// <inheritdoc cref="Open(long)"/>
+    public static CudaDevice Open(DeviceMemory memory)
     {
         Require();
-        Assert.True(CudaDevice.TryOpen(capacityBytes, out CudaDevice? device, out string reason), reason);
+        Assert.True(CudaDevice.TryOpen(memory, out CudaDevice? device, out string reason, out _), reason);
         return device;
     }
 

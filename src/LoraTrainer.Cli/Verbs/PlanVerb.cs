@@ -94,7 +94,7 @@ internal static class PlanVerb
         GpuTable gpus = GpuTable.Load(UserFiles.Gpus(null));
         using RunInputs inputs = RunInputs.Read(config, new PlanObserver(terminal), context.Signals.Listen("Planning stops."));
         RunPlan plan = RunPlan.Of(inputs);
-        foreach (string notice in inputs.Notices)
+        foreach (string notice in inputs.Notices.Concat(TrainedModel.WithoutEffect(config, plan.Device.Platform)))
         {
             terminal.Note(notice);
         }
@@ -154,9 +154,17 @@ internal static class PlanVerb
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
-        if (memory.MappedBytes > 0)
+        bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
+        if (memory.HostBytes > 0)
         {
-            lines.Add(("on disk", $"{Quantities.Bytes(memory.MappedBytes)} of paged moments in {config.OutputDir}, while it trains"));
+            lines.Add(("on the host", $"{Quantities.Bytes(memory.HostBytes)} of page-locked memory, which the GPU reads"));
+        }
+
+        if (memory.PagedBytes > 0)
+        {
+            lines.Add(isGpu
+                ? ("paged", $"{Quantities.Bytes(memory.PagedBytes)} of moments in managed memory, on the GPU while it updates")
+                : ("on disk", $"{Quantities.Bytes(memory.PagedBytes)} of paged moments in {config.OutputDir}, while it trains"));
         }
 
         lines.Add(("this machine", Fits(config, plan, available)));
@@ -178,7 +186,7 @@ internal static class PlanVerb
 
         // Weights stream in through the host's memory, which on a GPU is another one.
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
-        return plan.Memory.ArenaBytes + (isGpu ? 0 : plan.HostBytes) <= bytes
+        return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
             ? $"fits: {has}"
             : $"too small: {has}. Try {Smaller(config, isGpu)}";
     }
@@ -223,7 +231,7 @@ internal static class PlanVerb
         json.WriteStartObject("memory");
         json.WriteNumber("device_bytes", plan.Memory.ArenaBytes);
         json.WriteNumber("host_bytes", plan.HostBytes);
-        json.WriteNumber("mapped_bytes", plan.Memory.MappedBytes);
+        json.WriteNumber("mapped_bytes", plan.Memory.PagedBytes);
         RunSummary.WriteByKind(json, plan.Memory.ByKind);
         json.WriteEndObject();
         json.WriteNumber("flops_per_token", plan.Memory.FlopsPerToken);

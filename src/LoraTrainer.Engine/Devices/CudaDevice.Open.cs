@@ -23,22 +23,23 @@ public sealed unsafe partial class CudaDevice
     /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
     /// <param name="device">Null on failure.</param>
     /// <param name="reason">Empty on success.</param>
-    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, out device, out reason, out _);
+    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(new DeviceMemory(capacityBytes), out device, out reason, out _);
 
     /// <inheritdoc cref="TryOpen(long, out CudaDevice?, out string)"/>
-    /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
+    /// <param name="planned">All memory that will be used; what else is on the card stays the driver's.</param>
     /// <param name="device">Null on failure.</param>
     /// <param name="reason">Empty on success.</param>
-    /// <param name="isMemoryShort">The GPU can be used and has too little memory free: what needs less would run. The caller knows what that is.</param>
-    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort) =>
-        TryOpen(capacityBytes, new CudaDeviceOptions(), out device, out reason, out isMemoryShort);
+    /// <param name="shortage">Whose memory is too little, where the GPU can be used otherwise: what needs less would run. The caller knows what that is.</param>
+    public static bool TryOpen(DeviceMemory planned, [NotNullWhen(true)] out CudaDevice? device, out string reason, out MemoryShortage shortage) =>
+        TryOpen(planned, new CudaDeviceOptions(), out device, out reason, out shortage);
 
-    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, options, out device, out reason, out _);
+    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason) =>
+        TryOpen(new DeviceMemory(capacityBytes), options, out device, out reason, out _);
 
-    private static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort)
+    internal static bool TryOpen(DeviceMemory planned, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason, out MemoryShortage shortage)
     {
         device = null;
-        isMemoryShort = false;
+        shortage = MemoryShortage.None;
         CudaReport report = Describe(askFreeMemory: false, out int ordinal, out Nvrtc? nvrtc);
         if (!report.Available)
         {
@@ -48,13 +49,18 @@ public sealed unsafe partial class CudaDevice
 
         try
         {
-            device = new CudaDevice(ordinal, report.Device!, nvrtc!, capacityBytes, options);
+            device = new CudaDevice(ordinal, report.Device!, nvrtc!, planned, options);
         }
-        catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or NotSupportedException)
+        catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or HostMemoryException or NotSupportedException)
         {
             // On a full card not even a context can be made.
             reason = exception.Message;
-            isMemoryShort = exception is InsufficientMemoryException or CudaException { StatusName: OutOfMemoryName, Call: nameof(CudaDriver.cuDevicePrimaryCtxRetain) };
+            shortage = exception switch
+            {
+                InsufficientMemoryException or CudaException { StatusName: OutOfMemoryName, Call: nameof(CudaDriver.cuDevicePrimaryCtxRetain) } => MemoryShortage.Device,
+                HostMemoryException => MemoryShortage.Host,
+                _ => MemoryShortage.None,
+            };
             return false;
         }
 

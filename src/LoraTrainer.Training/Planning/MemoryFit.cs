@@ -81,7 +81,7 @@ public sealed class MemoryFits(RunInputs inputs)
         {
             int middle = (least + above) / 2;
             MemoryPlan? plan = inputs.Cut((int)sizes[middle]) is { } batches ? Plan(config, batches.LargestTokens) : null;
-            if (plan?.ArenaBytes <= memoryBytes)
+            if (plan?.Memory.DeviceBytes <= memoryBytes)
             {
                 best = plan;
                 least = middle;

@@ -103,6 +103,7 @@ struct driver {
     bool lazy = environment_number("LT_EMULATOR_LAZY", 0) != 0;
     bool verbose = environment_number("LT_EMULATOR_VERBOSE", 0) != 0;
     size_t memory_bytes = environment_bytes("LT_EMULATOR_MEMORY", (size_t)8 << 30);
+    size_t pinned_bytes = environment_bytes("LT_EMULATOR_PINNED", (size_t)1 << 40);
     guarded_memory memory;
     int context_references = 0;
     char* context = nullptr;  // a new address for each life of the primary context
@@ -602,12 +603,15 @@ API cuMemFree_v2(CUdeviceptr address) {
 API cuMemAllocManaged(CUdeviceptr* address, size_t bytes, unsigned flags) {
     ENTER(context);
     REQUIRE(flags == 1 || flags == 2, INVALID_VALUE, "flags must be CU_MEM_ATTACH_GLOBAL or CU_MEM_ATTACH_HOST");
+    it.counts["managed_allocations"]++;
     return allocate(address, bytes, memory_kind::managed);
 }
 API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
     ENTER(context);
     REQUIRE(!(flags & ~7u), INVALID_VALUE, "unknown flags");
     const unsigned device_map = 2;
+    size_t used = it.memory.bytes(memory_kind::pinned) + it.memory.bytes(memory_kind::pinned_mapped);
+    REQUIRE(bytes <= it.pinned_bytes && used <= it.pinned_bytes - bytes, OUT_OF_MEMORY, std::to_string(bytes) + " page-locked bytes asked for, " + std::to_string(used) + " of " + std::to_string(it.pinned_bytes) + " in use");
     return allocate((CUdeviceptr*)address, bytes, flags & device_map ? memory_kind::pinned_mapped : memory_kind::pinned);
 }
 API cuMemFreeHost(void* address) {
@@ -619,6 +623,8 @@ static CUresult prefetch(CUdeviceptr address, size_t bytes, void* stream_handle)
     const allocation* a = it.memory.containing((const void*)address);
     REQUIRE(a && a->kind == memory_kind::managed, INVALID_VALUE, "not managed memory");
     REQUIRE(device_range(address, bytes), INVALID_VALUE, range_error("the range", address, bytes));
+    it.counts["prefetches"]++;
+    it.counts["prefetched_bytes"] += (long long)bytes;
     return enqueue(stream_handle, [] { return outcome{}; });
 }
 API cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device, void* stream_handle) {

@@ -25,6 +25,9 @@ public sealed class LargeModelPlanTests
     public static TheoryData<string, string, double> Goals => new()
     {
         { "8B", "nf4", 7.2 },
+        { "8B", "nf4, embeddings: host", 6.2 },
+        { "8B", "nf4, embeddings: host, lm_head: int8", 5.7 },
+        { "8B", "nf4, embeddings: host, lm_head: int8, offload", 5.2 },
         { "8B", "int8", 10.6 },
         { "8B", "bf16", 17.5 },
         { "7B", "nf4", 9 },
@@ -42,7 +45,7 @@ public sealed class LargeModelPlanTests
             MemoryPlan plan = Plan(model switch { "8B" => Llama8B, "70B" => Llama70B, _ => Llama2With7B }, format, documentTokens);
             TestContext.Current.TestOutputHelper!.WriteLine(string.Create(
                 CultureInfo.InvariantCulture,
-                $"{model} {format}, documents of {documentTokens}: {plan.ArenaBytes / GB:0.000} GB; {string.Join(", ", plan.ByKind.Where(item => item.Value > 0).Select(item => string.Create(CultureInfo.InvariantCulture, $"{item.Key} {item.Value / GB:0.000}")))}"));
+                $"{model} {format}, documents of {documentTokens}: {plan.ArenaBytes / GB:0.000} GB, {plan.HostBytes / GB:0.000} on the host; {string.Join(", ", plan.ByKind.Where(item => item.Value > 0).Select(item => string.Create(CultureInfo.InvariantCulture, $"{item.Key} {item.Value / GB:0.000}")))}"));
             Assert.Equal(plan.ArenaBytes, plan.ByKind.Values.Sum());
             Assert.InRange(plan.ArenaBytes / GB, plan.ByKind[MemoryKind.Weights] / GB, goal);
         }
@@ -53,8 +56,14 @@ public sealed class LargeModelPlanTests
         var config = new TrainingConfig
         {
             Adapter = new AdapterOptions { Kind = AdapterKind.Lora, Rank = 8, TargetModules = ["q_proj", "k_proj", "v_proj"] },
-            Quantization = new QuantizationOptions { LoadIn4Bit = format == "nf4", LoadIn8Bit = format == "int8" },
-            Device = new DeviceOptions { Choice = DeviceChoice.Cuda, GradientCheckpointing = GradientCheckpointing.On },
+            Quantization = new QuantizationOptions { LoadIn4Bit = format.StartsWith("nf4", StringComparison.Ordinal), LoadIn8Bit = format == "int8" },
+            Device = new DeviceOptions
+            {
+                Choice = DeviceChoice.Cuda,
+                GradientCheckpointing = format.Contains("offload", StringComparison.Ordinal) ? GradientCheckpointing.Offload : GradientCheckpointing.On,
+                Embeddings = format.Contains("embeddings: host", StringComparison.Ordinal) ? EmbeddingPlacement.Host : EmbeddingPlacement.Device,
+                LmHead = format.Contains("lm_head: int8", StringComparison.Ordinal) ? LmHeadFormat.EightBit : LmHeadFormat.Bf16,
+            },
         };
         return MemoryPlan.Measure(config, shape, folder: null, DeviceSelection.ForPlan(DeviceChoice.Cuda, threads: 2), new PlannedPasses(2048, [], documentTokens));
     }
