@@ -42,8 +42,6 @@ public sealed class TrainingRun
 {
     private static readonly TimeSpan Heartbeat = TimeSpan.FromSeconds(5);
 
-    private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
-
     private TrainingConfig config;
     private readonly ITrainingObserver observer;
     private readonly TimeProvider time;
@@ -546,7 +544,7 @@ public sealed class TrainingRun
             phases.Enter(TrainingPhase.Loading);
             ReturnGarbage();
             long baseline = ProcessMemory.ResidentBytes();
-            device = selection.Open(plan.Memory, LessMemory, observer.OnNotice);
+            device = selection.Open(plan.Memory, MemoryAdvice.ForGpu(config, plan), observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
             TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);

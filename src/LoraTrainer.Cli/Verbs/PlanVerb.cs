@@ -153,7 +153,7 @@ internal static class PlanVerb
             ("parameters", string.Create(culture, $"{memory.Parameters:#,0}{(config.Adapter.Kind == AdapterKind.None ? ", all of them trained" : $", frozen; {memory.TrainableParameters:#,0} more are trained")}")),
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
-        lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
+        lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {MemoryAdvice.Name(item.Key)}", Quantities.Bytes(item.Value))));
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         if (memory.HostBytes > 0)
         {
@@ -188,36 +188,10 @@ internal static class PlanVerb
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
         return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
             ? $"fits: {has}"
-            : $"too small: {has}. Try {Smaller(config, isGpu)}";
-    }
-
-    /// <summary>What of the switches that save memory is not on yet.</summary>
-    private static string Smaller(TrainingConfig config, bool isGpu)
-    {
-        List<string> ways = config.Device.GradientCheckpointing == GradientCheckpointing.Off ? ["gradient_checkpointing: true"] : [];
-        ways.Add("a smaller micro_batch_size or sequence_len");
-        if (!config.Quantization.LoadIn4Bit && config.Adapter.Kind != AdapterKind.None)
-        {
-            ways.Add("load_in_4bit: true");
-        }
-
-        if (isGpu)
-        {
-            ways.Add("device: cpu");
-        }
-
-        return ways.Count == 1 ? ways[0] : $"{string.Join(", ", ways.SkipLast(1))} or {ways[^1]}";
+            : $"too small: {has}. Try {MemoryAdvice.Smaller(config, isGpu)}{(isGpu ? "; device: cpu computes on the processor" : "")}";
     }
 
     private static string Word(DevicePlatform platform) => platform == DevicePlatform.Cuda ? "cuda" : "cpu";
-
-    private static string Name(MemoryKind kind) => kind switch
-    {
-        MemoryKind.Weights => "frozen weights",
-        MemoryKind.Parameters => "trained numbers",
-        MemoryKind.KeyValueCache => "keys and values",
-        _ => kind.ToString().ToLowerInvariant(),
-    };
 
     private static void Write(Utf8JsonWriter json, RunInputs inputs, RunPlan plan, long? available)
     {

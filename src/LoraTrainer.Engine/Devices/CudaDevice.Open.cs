@@ -10,6 +10,9 @@ public sealed unsafe partial class CudaDevice
     // bf16 tensor cores and asynchronous copies into shared memory begin here.
     private const int LowestComputeCapabilityMajor = 8;
 
+    // What NVRTC and cuBLASLt are of at least, and so are the bindings.
+    private const int LowestCudaMajor = 12;
+
     private const string InstallDriver = "Install the NVIDIA driver (Debian, Ubuntu: apt install nvidia-driver), or start the container with the GPU (docker run --gpus all); then nvidia-smi must list it.";
 
     private const string DriverCommand = "apt install nvidia-driver (Debian), ubuntu-drivers install (Ubuntu)";
@@ -145,6 +148,14 @@ public sealed unsafe partial class CudaDevice
         }
 
         nuint blasVersion = blas.Found ? CublasLt.cublasLtGetVersion() : 0;
+        if (problem.Length == 0)
+        {
+            string serves = VersionText(driverVersion);
+            problem = driverMajor < LowestCudaMajor
+                ? string.Create(CultureInfo.InvariantCulture, $"The NVIDIA driver is too old: it serves CUDA {serves}, and {LowestCudaMajor}.0 is the least. Update it to 525 or later ({DriverCommand}).")
+                : NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", nvrtc?.Version.Major ?? 0, serves) ?? NewerThanDriver(CudaLibrary.Blas, "libcublasLt", (int)(blasVersion / 10000), serves) ?? "";
+        }
+
         return new CudaReport
         {
             Libraries =

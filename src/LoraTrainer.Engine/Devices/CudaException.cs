@@ -53,7 +53,9 @@ internal static class CudaCheck
     {
         string name = CudaDriver.NameOf(status);
         string sentence = CudaDriver.SentenceOf(status).TrimEnd('.', '\n');
-        string message = status.IsLate()
+        string message = status.IsLoss()
+            ? $"The GPU is lost: {name} ({sentence}) at or before {call}. It failed or was taken away; nvidia-smi and the lines with Xid in the system's log tell more."
+            : status.IsLate()
             ? $"The GPU reported {name} ({sentence}) at or before {call}.{(lastLaunch is null ? "" : $" Launched last: {lastLaunch}. {SynchronizeAdvice}")}"
             : $"{call} failed with {name} ({sentence}).";
         throw new CudaException(details is null ? message : $"{message} {details}", name, call);
