@@ -3,7 +3,6 @@ using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Interruptions;
-using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli;

@@ -48,6 +48,38 @@ public sealed class GpuTroubleTests
         AssertCalm(end);
     }
 
+    /// <summary>A release that carries compiled kernels runs without NVRTC, to the same bytes; a file of them that is damaged is never used.</summary>
+    [Fact]
+    public async Task Train_WithKernelsThatCameReady_NeedsNoCompiler()
+    {
+        using TinyFolder compiled = new(), ready = new();
+        string driver = ready.PathOf("driver"), kernels = ready.PathOf("kernels");
+        Directory.CreateDirectory(driver);
+        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
+        {
+            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
+        }
+
+        CudaStandin.WriteReadyKernels(kernels, TinyRun.Shape.HeadDim);
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off" };
+        Ending expected = await compiled.RunAsync(Train, environment: Environment()), end = await ready.RunAsync(Train, environment: environment);
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+        Assert.True(end.ExitCode == 0, end.ToString());
+        Assert.Equal(compiled.Result(), ready.Result());
+
+        foreach (string entry in Directory.EnumerateFiles(kernels, "*.kernels"))
+        {
+            byte[] bytes = File.ReadAllBytes(entry);
+            bytes[^1] ^= 1;
+            File.WriteAllBytes(entry, bytes);
+        }
+
+        Ending damaged = await ready.RunAsync([.. Train, "--set", "output_dir=other"], environment: environment);
+        Assert.SkipWhen(damaged.ExitCode == 0, "this machine has NVRTC");
+        Assert.Contains($"is not among the kernels in {kernels}, or its file there is damaged, and there is no NVRTC to compile it. Install NVRTC", damaged.Error, StringComparison.Ordinal);
+        AssertCalm(damaged);
+    }
+
     /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was.</summary>
     [Theory]
     [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]

@@ -2,7 +2,6 @@ using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.TestSupport;
-using LoraTrainer.Training.Config;
 using Xunit;
 
 namespace LoraTrainer.Kernels.Tests;

@@ -91,6 +91,17 @@ public static unsafe class CudaStandin
         }
     }
 
+    /// <summary>Compiles the program's kernels into a folder, as a release carries them.</summary>
+    /// <param name="folder">Made if it is not there.</param>
+    /// <param name="headDim">Of attention.</param>
+    public static void WriteReadyKernels(string folder, int headDim)
+    {
+        Require();
+        Assert.True(Nvrtc.TryCreate(CudaLibraries.Find(CudaLibrary.Compiler), out Nvrtc? nvrtc, out string reason), reason);
+        IEnumerable<CudaKernel> kernels = CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant ? Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(headDim, form)) : [kernel]);
+        ReadyKernels.Write(folder, nvrtc, KernelSources.Embedded, [80], kernels);
+    }
+
     /// <summary>Sets the counters to zero; what is live stays counted.</summary>
     public static void Reset() => ((delegate* unmanaged<void>)Export("lt_standin_reset_counts"))();
 

@@ -1,6 +1,7 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;

@@ -5,7 +5,6 @@ using LoraTrainer.Costs;
 using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;

@@ -43,7 +43,7 @@ public sealed unsafe partial class CudaDevice
     {
         device = null;
         shortage = MemoryShortage.None;
-        CudaReport report = Describe(askFreeMemory: false, out int ordinal, out Nvrtc? nvrtc);
+        CudaReport report = Describe(askFreeMemory: false, options.ReadyFolder, out int ordinal, out Nvrtc? nvrtc);
         if (!report.Available)
         {
             reason = report.Reason;
@@ -52,7 +52,7 @@ public sealed unsafe partial class CudaDevice
 
         try
         {
-            device = new CudaDevice(ordinal, report.Device!, nvrtc!, planned, options);
+            device = new CudaDevice(ordinal, report.Device!, nvrtc, planned, options);
         }
         catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or HostMemoryException or NotSupportedException)
         {
@@ -77,14 +77,14 @@ public sealed unsafe partial class CudaDevice
     /// </summary>
     public static bool TryDescribe([NotNullWhen(true)] out CudaDeviceInfo? info, out string reason)
     {
-        CudaReport report = Describe(askFreeMemory: false, out _, out _);
+        CudaReport report = Describe(askFreeMemory: false, ReadyKernels.DefaultFolder(Environment.GetEnvironmentVariable), out _, out _);
         info = report.Available ? report.Device : null;
         reason = report.Reason;
         return report.Available;
     }
 
     /// <summary>All that was found and all that is missing, for <c>doctor</c> and <c>plan</c>. Makes a context for a moment, because the question for free memory needs one.</summary>
-    public static CudaReport Describe() => Describe(askFreeMemory: true, out _, out _);
+    public static CudaReport Describe() => Describe(askFreeMemory: true, ReadyKernels.DefaultFolder(Environment.GetEnvironmentVariable), out _, out _);
 
     /// <summary>What a machine without a driver is told.</summary>
     internal static string NoDriver(LibrarySearch search) => $"{DriverProblem(search)} {InstallDriver}";
@@ -122,7 +122,7 @@ public sealed unsafe partial class CudaDevice
     private static string Remedy(CudaLibrary library, int driverMajor) =>
         $"Install it ({InstallCommand(library, driverMajor)}), or use a container image nvidia/cuda:*-runtime-*; LT_CUDA_DIR names a folder of your own.";
 
-    private static CudaReport Describe(bool askFreeMemory, out int ordinal, out Nvrtc? nvrtc)
+    private static CudaReport Describe(bool askFreeMemory, string? readyFolder, out int ordinal, out Nvrtc? nvrtc)
     {
         LibrarySearch driver = CudaLibraries.Find(CudaLibrary.Driver), compiler = CudaLibraries.Find(CudaLibrary.Compiler), blas = CudaLibraries.Find(CudaLibrary.Blas);
         CudaDeviceInfo? info = null;
@@ -132,12 +132,14 @@ public sealed unsafe partial class CudaDevice
         (string problem, string remedy) = driver.Found
             ? (Look(askFreeMemory, out count, out ordinal, out info), "")
             : (DriverProblem(driver), InstallDriver);
+        ReadyKernels? ready = info is null ? null : ReadyKernels.In(readyFolder);
+        bool isReady = ready?.TargetFor(info!.Architecture) is not null;
         nvrtc = null;
         if (compiler.Found && !Nvrtc.TryCreate(compiler, out nvrtc, out string broken))
         {
-            (problem, remedy) = problem.Length > 0 ? (problem, remedy) : ($"The CUDA compiler NVRTC cannot be used: {broken}.", Remedy(CudaLibrary.Compiler, driverMajor));
+            (problem, remedy) = problem.Length > 0 || isReady ? (problem, remedy) : ($"The CUDA compiler NVRTC cannot be used: {broken}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
-        else if (problem.Length == 0 && !compiler.Found)
+        else if (problem.Length == 0 && !compiler.Found && !isReady)
         {
             (problem, remedy) = ($"The CUDA compiler NVRTC was not found: {compiler.Tried()}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
@@ -153,7 +155,7 @@ public sealed unsafe partial class CudaDevice
             string serves = VersionText(driverVersion);
             problem = driverMajor < LowestCudaMajor
                 ? string.Create(CultureInfo.InvariantCulture, $"The NVIDIA driver is too old: it serves CUDA {serves}, and {LowestCudaMajor}.0 is the least. Update it to 525 or later ({DriverCommand}).")
-                : NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", nvrtc?.Version.Major ?? 0, serves) ?? NewerThanDriver(CudaLibrary.Blas, "libcublasLt", (int)(blasVersion / 10000), serves) ?? "";
+                : (isReady ? null : NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", nvrtc?.Version.Major ?? 0, serves)) ?? NewerThanDriver(CudaLibrary.Blas, "libcublasLt", (int)(blasVersion / 10000), serves) ?? "";
         }
 
         return new CudaReport
@@ -161,7 +163,7 @@ public sealed unsafe partial class CudaDevice
             Libraries =
             [
                 LibraryInfo(driver, "libcuda", "driver", driverVersion > 0 ? VersionText(driverVersion) : null, DriverCommand),
-                LibraryInfo(compiler, "libnvrtc", "compiles the kernels", nvrtc?.Version.ToString(), InstallCommand(CudaLibrary.Compiler, driverMajor)),
+                LibraryInfo(compiler, "libnvrtc", isReady ? $"compiles what of the kernels is not in {ready!.Folder}" : "compiles the kernels", nvrtc?.Version.ToString(), InstallCommand(CudaLibrary.Compiler, driverMajor)),
                 LibraryInfo(blas, "libcublasLt", "matrix products", blas.Found ? BlasVersionText(blasVersion) : null, InstallCommand(CudaLibrary.Blas, driverMajor)),
             ],
             Device = info,

@@ -31,7 +31,7 @@ public sealed unsafe partial class CudaDevice : Device
     /// <exception cref="CudaException">A call of the driver failed.</exception>
     /// <exception cref="InsufficientMemoryException">The card has less memory than is asked for.</exception>
     /// <exception cref="HostMemoryException">The host has.</exception>
-    private CudaDevice(int ordinal, CudaDeviceInfo info, Nvrtc nvrtc, DeviceMemory planned, CudaDeviceOptions options)
+    private CudaDevice(int ordinal, CudaDeviceInfo info, Nvrtc? nvrtc, DeviceMemory planned, CudaDeviceOptions options)
     {
         this.ordinal = ordinal;
         Info = info;
@@ -44,7 +44,7 @@ public sealed unsafe partial class CudaDevice : Device
             CudaCheck.ThrowIfFailed(CudaDriver.cuStreamCreate(out stream, CudaDriver.StreamNonBlocking));
             memory = AllocateMemory(info, size);
             staging = new CudaStagingRing(stream, options.StagingSegmentBytes, options.StagingSegmentCount);
-            modules = new CudaModules(nvrtc, options.Sources, new KernelCache(options.CacheFolder), info, text => Notice?.Invoke(text));
+            modules = new CudaModules(nvrtc, ReadyKernels.In(options.ReadyFolder), options.Sources, new KernelCache(options.CacheFolder), info, text => Notice?.Invoke(text));
             gemm = new CudaGemm(stream, info.Name);
             arena = new Arena(this, memory, size);
             long hostBytes = Arena.RoundUp(planned.HostBytes);

@@ -80,5 +80,5 @@ internal static class CudaCheck
     }
 }
 
-/// <summary>Kernel sources were not accepted by the compiler of this machine. The message holds the compiler's own, with file:line.</summary>
+/// <summary>Kernel sources were not accepted by the compiler of this machine, and the message holds the compiler's own, with file:line; or a kernel that did not come compiled needs one, and there is none.</summary>
 public sealed class KernelCompilationException(string message) : InvalidOperationException(message);

@@ -1,5 +1,4 @@
 using LoraTrainer.Storage;
-using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Config;
 

@@ -1,10 +1,8 @@
 using System.Globalization;
 using System.Text;
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training.Config;
-using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 using Xunit;
 
