@@ -267,7 +267,8 @@ internal sealed class Session
         catch (CudaException)
         {
             await writer.FlushAsync().ConfigureAwait(false);
-            Observer.OnWarning(Pulse.Take().SavedStep is > 0 and var saved
+            AttemptRecord attempt = Pulse.Take();
+            Observer.OnWarning((attempt.SavedStep ?? attempt.FirstStep) is > 0 and var saved
                 ? string.Create(CultureInfo.InvariantCulture, $"The checkpoint of step {saved} is intact. Once a GPU works, here or elsewhere, go on with: lora-trainer resume {Config.OutputDir}")
                 : $"There is no checkpoint of this run yet. Once a GPU works, begin again with: lora-trainer resume {Config.OutputDir}");
             throw;

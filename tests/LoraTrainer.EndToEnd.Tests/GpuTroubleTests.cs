@@ -97,6 +97,11 @@ public sealed class GpuTroubleTests
         Assert.Matches("The checkpoint of step [0-9]+ is intact\\. Once a GPU works, here or elsewhere, go on with: lora-trainer resume out\n", end.Error);
         AssertCalm(end);
 
+        // Once more, before the process has saved anything of its own.
+        Ending again = await folder.RunAsync(["resume", "out"], environment: Environment(("LT_EMULATOR_LOST", "100")));
+        Assert.True(again.ExitCode == 1, again.ToString());
+        Assert.Matches("The checkpoint of step [0-9]+ is intact\\.", again.Error);
+
         Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
         Assert.True(resumed.ExitCode == 0, resumed.ToString());
         Assert.Equal(whole.Result(), folder.Result());

@@ -20,7 +20,13 @@ public sealed unsafe partial class CudaDevice
         MakeCurrent();
         long size = Arena.RoundUp(bytes);
         RequireFree(size);
-        ThrowIfFailed(CudaDriver.cuMemAllocManaged(out nint address, (nuint)size, CudaDriver.AttachGlobal));
+        CudaStatus status = CudaDriver.cuMemAllocManaged(out nint address, (nuint)size, CudaDriver.AttachGlobal);
+        if (status != CudaStatus.Success)
+        {
+            CudaCheck.Throw(status, nameof(CudaDriver.cuMemAllocManaged), null, string.Create(
+                CultureInfo.InvariantCulture, $"Asked for: {size:N0} bytes that the driver may page. Some virtual GPUs have no such memory; an optimizer that is not paged does without."));
+        }
+
         managed.Add(address);
         ThrowIfFailed(CudaDriver.cuMemsetD8Async(address, 0, (nuint)size, stream));
         return new Arena(this, address, size);

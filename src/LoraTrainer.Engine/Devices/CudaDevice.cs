@@ -51,7 +51,7 @@ public sealed unsafe partial class CudaDevice : Device
             hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes) : 0;
             hostArena = new Arena(this, hostMemory, hostBytes);
             CudaCheck.ThrowIfFailed(CudaDriver.cuDeviceGetAttribute(out int concurrent, CudaDriver.AttributeConcurrentManagedAccess, ordinal));
-            movesPages = concurrent != 0;
+            movesPages = concurrent != 0 && CudaLibraries.Exports(CudaLibrary.Driver, nameof(CudaDriver.cuMemPrefetchAsync));
             RequireFree(planned.PagedBytes);
         }
         catch

@@ -99,7 +99,7 @@ internal static unsafe partial class CudaDriver
 
     /// <summary>
     /// InvalidValue for a range outside managed memory. Moves its pages to a device when the stream comes to it; <paramref name="device"/>: its number. The first form of this function,
-    /// which every driver exports, whatever the headers of a toolkit call by this name.
+    /// whatever the headers of a toolkit call by this name; ask <see cref="CudaLibraries.Exports"/>.
     /// </summary>
     [LibraryImport(Library)]
     internal static partial CudaStatus cuMemPrefetchAsync(nint address, nuint bytes, int device, nint stream);
