@@ -3,7 +3,6 @@ using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Interruptions;
-using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Cli;
@@ -63,11 +62,6 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
     {
-        if (TrainedModel.WithoutGpuKernel(inputs.Config) is var (key, what))
-        {
-            return new OfferTable([], [$"{key}: {what} has no kernel for GPUs yet, so there are no offers for this run."]);
-        }
-
         var offers = new List<Offer>();
         var unknown = new SortedSet<string>(StringComparer.Ordinal);
         foreach (Price price in prices.Prices.Where(filter.Takes))

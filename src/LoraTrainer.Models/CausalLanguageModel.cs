@@ -20,6 +20,7 @@ public sealed class CausalLanguageModel
     private readonly RopeFrequencies frequencies;
     private readonly DecoderLayer.Saved[] saved;
     private readonly Tensor[] layerInputs;
+    private readonly Tensor[] hostInputs;
     private readonly float embeddingScale;
     private readonly float softcap;
 
@@ -33,6 +34,7 @@ public sealed class CausalLanguageModel
         softcap = (float)(config.LogitSoftcap ?? 0);
         saved = new DecoderLayer.Saved[Layers.Count];
         layerInputs = new Tensor[Layers.Count + 1];
+        hostInputs = new Tensor[Layers.Count];
         frequencies = config.Rope.ComputeInverseFrequencies(config.HeadDim, config.MaxPositionEmbeddings, config.MaxPositionEmbeddings);
     }
 
@@ -50,7 +52,7 @@ public sealed class CausalLanguageModel
 
     public RmsNormLayer FinalNorm { get; }
 
-    /// <summary>(V, D) f32 or bf16</summary>
+    /// <summary>(V, D) f32 or bf16; on a GPU perhaps in the host's memory</summary>
     public Tensor EmbeddingTable { get; internal set; }
 
     /// <summary>Set where the embedding is trained.</summary>
@@ -75,16 +77,25 @@ public sealed class CausalLanguageModel
     /// <param name="gradientScale">One over the scored tokens of the global batch.</param>
     /// <param name="recompute">Keep only each block's input and compute the rest again in backward: about a third more work for a fraction of the memory.</param>
     /// <param name="dEmbeddings">(N, D) activations, or none: receives the gradient at the first block's input.</param>
-    public void ForwardBackward(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, Tensor dEmbeddings = default)
+    /// <param name="inputsOnHost">With <paramref name="recompute"/>, on a GPU: these inputs go to the host's memory while the next block computes, and come back while the block above is gone through.</param>
+    public void ForwardBackward(
+        Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, Tensor dEmbeddings = default, bool inputsOnHost = false)
     {
         Arena arena = Device.Arena;
-        using ArenaFrame step = arena.Frame();
+        using ArenaFrame step = arena.Frame(), host = Device.HostArena.Frame();
         PassContext context = Begin(batch, dropout, isContinued: false);
+        AllocateInputs(batch.TokenCount, inputsOnHost);
         for (int i = 0; i < Layers.Count; i++)
         {
-            layerInputs[i + 1] = Hidden(batch.TokenCount);
             if (recompute)
             {
+                if (inputsOnHost)
+                {
+                    // The copy of the input below has had the time of a block: its place takes this block's output.
+                    Device.AwaitCopies();
+                    StartInputOut(i);
+                }
+
                 using ArenaFrame frame = arena.Frame();
                 Layers[i].Forward(layerInputs[i + 1], Layers[i].Allocate(layerInputs[i]), context);
             }
@@ -103,10 +114,16 @@ public sealed class CausalLanguageModel
             bool needsInputGradient = i > 0 || needsEmbeddingGradient;
             if (recompute)
             {
+                if (inputsOnHost)
+                {
+                    Device.AwaitCopies();
+                    StartInputBack(i - 1);
+                }
+
                 using ArenaFrame frame = arena.Frame();
                 DecoderLayer.Saved again = Layers[i].Allocate(layerInputs[i]);
-                // The block's output is known already; writing it again into the place where it lies changes nothing.
-                Layers[i].Forward(layerInputs[i + 1], again, context);
+                // The block's output is known already; writing it again into the place where it lies changes nothing. Where that is needed for another input it is written beside.
+                Layers[i].Forward(inputsOnHost ? Hidden(batch.TokenCount) : layerInputs[i + 1], again, context);
                 Layers[i].Backward(dHidden, again, context, needsInputGradient);
             }
             else
@@ -244,6 +261,38 @@ public sealed class CausalLanguageModel
         }
 
         return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
+    }
+
+    /// <summary>
+    /// Where each block's input lies: a place for each, or two on the device that take turns and one on the host for all but the last, which backward needs first.
+    /// </summary>
+    private void AllocateInputs(long tokens, bool inputsOnHost)
+    {
+        for (int i = 1; i <= Layers.Count; i++)
+        {
+            layerInputs[i] = inputsOnHost && i > 1 ? layerInputs[i - 2] : Hidden(tokens);
+        }
+
+        for (int i = 0; inputsOnHost && i < Layers.Count - 1; i++)
+        {
+            hostInputs[i] = Device.HostArena.Allocate(MemoryKind.Activations, Device.ActivationType, layerInputs[i].Shape);
+        }
+    }
+
+    private void StartInputOut(int layer)
+    {
+        if (layer < Layers.Count - 1)
+        {
+            Device.StartCopy(hostInputs[layer], layerInputs[layer]);
+        }
+    }
+
+    private void StartInputBack(int layer)
+    {
+        if (layer >= 0)
+        {
+            Device.StartCopy(layerInputs[layer], hostInputs[layer]);
+        }
     }
 
     private void LossBackward(Tensor losses, Tensor dHidden, Tensor hidden, in PackedBatch batch, float gradientScale)

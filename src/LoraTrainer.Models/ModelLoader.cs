@@ -86,10 +86,12 @@ public sealed class ModelLoader
     /// <param name="quantized">What quantizing these weights so gave before, or null; not with a <paramref name="start"/>, which changes them. The matrices that it has not, or has damaged, are quantized.</param>
     /// <param name="damage">Is told why <paramref name="quantized"/> was of no use, or not of all.</param>
     /// <param name="headInEightBits">Keep the output layer as <see cref="BaseFormat.EightBit"/> keeps matrices, whatever <paramref name="format"/> says of the blocks.</param>
-    /// <exception cref="ModelFormatException">The folder does not fit the shape, a weight is not finite, or the output layer that is to be quantized is the embedding.</exception>
+    /// <param name="embeddingOnHost">Keep the embedding in the host's memory, where the device is a GPU and reads its rows from there.</param>
+    /// <exception cref="ModelFormatException">The folder does not fit the shape, a weight is not finite, or the output layer that is to be quantized or the embedding that is to be on the host is both of them.</exception>
     public static CausalLanguageModel LoadFrozen(
-        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null, bool headInEightBits = false) =>
-        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format, headInEightBits);
+        ModelConfig config, ModelFolder? folder, Device device, BaseFormat format, AdapterStart? start = null, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null, bool headInEightBits = false,
+        bool embeddingOnHost = false) =>
+        new ModelLoader(config, folder, device, start, progress, quantized) { damage = damage }.LoadFrozen(format, headInEightBits, embeddingOnHost && device.Platform == DevicePlatform.Cuda);
 
     /// <summary>A model every weight of which is trained: all live as f32 in the flat parameter buffer.</summary>
     /// <param name="config">The model's shape.</param>
@@ -99,7 +101,7 @@ public sealed class ModelLoader
     public static CausalLanguageModel LoadTrainable(ModelConfig config, ModelFolder? folder, Device device, Action<string, double>? progress = null) =>
         new ModelLoader(config, folder, device, start: null, progress).LoadTrainable();
 
-    private CausalLanguageModel LoadFrozen(BaseFormat format, bool headInEightBits)
+    private CausalLanguageModel LoadFrozen(BaseFormat format, bool headInEightBits, bool embeddingOnHost)
     {
         if (config.Quantization is { } stored && stored.Format != format)
         {
@@ -117,7 +119,12 @@ public sealed class ModelLoader
         }
 
         var model = new CausalLanguageModel(config, device) { Notices = layout.Notices };
-        model.EmbeddingTable = LoadDense(layout.EmbeddingName, config.VocabSize, config.HiddenSize);
+        if (embeddingOnHost && layout.HeadName is null)
+        {
+            throw new ModelFormatException("The embedding of this model is its output layer too (tie_word_embeddings), with which the GPU multiplies: it cannot be on the host. Use embeddings: device.");
+        }
+
+        model.EmbeddingTable = LoadDense(layout.EmbeddingName, config.VocabSize, config.HiddenSize, embeddingOnHost ? device.HostArena : device.Arena);
         foreach (DecoderLayer layer in model.Layers)
         {
             foreach (AdaptedLinear linear in layer.Linears)
@@ -226,10 +233,10 @@ public sealed class ModelLoader
     private static Parameter DeclareNorm(ParameterStore store, RmsNormLayer norm) => store.Declare(norm.Name + ".weight", new Shape(norm.Width), decays: false);
 
     /// <summary>A matrix as stored: bf16 stays bf16, everything else becomes f32; all of it bf16 on a device that computes in bf16.</summary>
-    private Tensor LoadDense(string name, int rows, int columns)
+    private Tensor LoadDense(string name, int rows, int columns, Arena? arena = null)
     {
         DType dtype = device.ComputesInBF16 || StoredType(name) == SafetensorsDType.BF16 ? DType.BF16 : DType.F32;
-        Tensor tensor = device.Arena.Allocate(MemoryKind.Weights, dtype, new Shape(rows, columns));
+        Tensor tensor = (arena ?? device.Arena).Allocate(MemoryKind.Weights, dtype, new Shape(rows, columns));
         Fill(tensor, name);
         return tensor;
     }

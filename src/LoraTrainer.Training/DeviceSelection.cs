@@ -54,27 +54,32 @@ public sealed record DeviceSelection(DevicePlatform Platform, int Threads, strin
     public MeasureDevice Measure() => new(Threads, Platform);
 
     /// <summary>
-    /// The device itself with an arena of the planned size. A GPU that <c>auto</c> took and that has too little memory free is an error too: the CPU
+    /// The device itself with the memory of the plan. A GPU that <c>auto</c> took and that has too little memory free is an error too: the CPU
     /// would compute other bits, and for hours, without having been asked for.
     /// </summary>
-    /// <param name="arenaBytes">Size of the arena.</param>
+    /// <param name="planned">All memory that it needs.</param>
     /// <param name="lessMemory">What would need less memory, a sentence for the error.</param>
     /// <param name="notice">Receives what the user should see but need not act on, while the device works.</param>
     /// <exception cref="TrainingSetupException">The GPU does not have that much memory free, or is gone.</exception>
-    public Device Open(long arenaBytes, string lessMemory, Action<string> notice)
+    public Device Open(DeviceMemory planned, string lessMemory, Action<string> notice)
     {
         if (Platform == DevicePlatform.Cpu)
         {
-            return new CpuDevice(Threads, arenaBytes);
+            return new CpuDevice(Threads, planned.ArenaBytes);
         }
 
-        if (CudaDevice.TryOpen(arenaBytes, out CudaDevice? device, out string reason, out bool isMemoryShort))
+        if (CudaDevice.TryOpen(planned, out CudaDevice? device, out string reason, out MemoryShortage shortage))
         {
             device.Notice = notice;
             return device;
         }
 
-        throw new TrainingSetupException(isMemoryShort ? $"{reason} {lessMemory} {OnTheCpu()}" : reason);
+        throw new TrainingSetupException(shortage switch
+        {
+            MemoryShortage.Device => $"{reason} {lessMemory} {OnTheCpu()}",
+            MemoryShortage.Host => $"{reason} Raise that, or do without embeddings: host and gradient_checkpointing: offload.",
+            _ => reason,
+        });
     }
 
     /// <summary>What computes, and why: a sentence for the user.</summary>

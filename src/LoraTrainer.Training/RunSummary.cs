@@ -40,6 +40,11 @@ public sealed record RunSummary
 
     public required long PlannedArenaBytes { get; init; }
 
+    /// <summary>Most that was in use of the page-locked memory of the host; 0 on the CPU.</summary>
+    public required long HostBytes { get; init; }
+
+    public required long PlannedHostBytes { get; init; }
+
     public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
 
     /// <summary>See <see cref="Config.NonFiniteAction.Rollback"/>.</summary>
@@ -114,6 +119,8 @@ public sealed record RunSummary
         json.WriteNumber("baseline_bytes", BaselineBytes);
         json.WriteNumber("arena_bytes", ArenaBytes);
         json.WriteNumber("planned_arena_bytes", PlannedArenaBytes);
+        json.WriteNumber("host_bytes", HostBytes);
+        json.WriteNumber("planned_host_bytes", PlannedHostBytes);
         WriteByKind(json, ByKind);
         json.WriteEndObject();
         TrainerState.WriteLeftOut(json, LeftOut);

@@ -264,6 +264,15 @@ internal sealed class Session
 
             return Control.Ending;
         }
+        catch (CudaException)
+        {
+            await writer.FlushAsync().ConfigureAwait(false);
+            AttemptRecord attempt = Pulse.Take();
+            Observer.OnWarning((attempt.SavedStep ?? attempt.FirstStep) is > 0 and var saved
+                ? string.Create(CultureInfo.InvariantCulture, $"The checkpoint of step {saved} is intact. Once a GPU works, here or elsewhere, go on with: lora-trainer resume {Config.OutputDir}")
+                : $"There is no checkpoint of this run yet. Once a GPU works, begin again with: lora-trainer resume {Config.OutputDir}");
+            throw;
+        }
         finally
         {
             // Whatever ended the steps: what they handed over before is worth keeping.
@@ -706,6 +715,8 @@ internal sealed class Session
             BaselineBytes = BaselineBytes,
             ArenaBytes = Trained.Model.Device.Arena.HighWaterBytes,
             PlannedArenaBytes = Plan.ArenaBytes,
+            HostBytes = Trained.Model.Device.HostArena.HighWaterBytes,
+            PlannedHostBytes = Plan.HostBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, Trained.Model.Device.Arena.HighWaterOf),
             LeftOut = state.LeftOut,
             FirstLoss = losses.Where(double.IsFinite).Cast<double?>().FirstOrDefault(),

@@ -42,8 +42,6 @@ public sealed class TrainingRun
 {
     private static readonly TimeSpan Heartbeat = TimeSpan.FromSeconds(5);
 
-    private const string LessMemory = "Less is needed with a smaller micro_batch_size or sequence_len, gradient_checkpointing: true or adapter: qlora.";
-
     private TrainingConfig config;
     private readonly ITrainingObserver observer;
     private readonly TimeProvider time;
@@ -521,6 +519,11 @@ public sealed class TrainingRun
         }
 
         DeviceSelection selection = DeviceSelection.ForRun(config.Device.Choice, config.Device.Threads);
+        foreach (string notice in TrainedModel.WithoutEffect(config, selection.Platform))
+        {
+            observer.OnNotice(notice);
+        }
+
         _ = TrainedModel.WithBase(config, shape);
         if (shape.Quantization is { } quantization)
         {
@@ -541,7 +544,7 @@ public sealed class TrainingRun
             phases.Enter(TrainingPhase.Loading);
             ReturnGarbage();
             long baseline = ProcessMemory.ResidentBytes();
-            device = selection.Open(plan.ArenaBytes, LessMemory, observer.OnNotice);
+            device = selection.Open(plan.Memory, MemoryAdvice.ForGpu(config, plan), observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
             TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);

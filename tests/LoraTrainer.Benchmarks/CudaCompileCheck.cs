@@ -13,6 +13,8 @@ namespace LoraTrainer.Benchmarks;
 /// </summary>
 internal static partial class CudaCompileCheck
 {
+    private static readonly int[] UsualHeadDims = [64, 80, 96, 128, 256];
+
     private const string Verbose = "--ptxas-options=-v";
 
     public static int Run(string[] architectures)
@@ -52,6 +54,21 @@ internal static partial class CudaCompileCheck
 
         Console.Error.WriteLine($"{failures} failures, {spills} kernels with spills");
         return failures == 0 ? 0 : 1;
+    }
+
+    /// <summary>Every kernel in a folder that a release carries; attention for the sizes of heads that models have.</summary>
+    public static int WriteReady(string folder, string[] architectures)
+    {
+        if (!Nvrtc.TryCreate(CudaLibraries.Find(CudaLibrary.Compiler), out Nvrtc? nvrtc, out string reason))
+        {
+            Console.Error.WriteLine($"There is no NVRTC to compile with: {reason}");
+            return 1;
+        }
+
+        IEnumerable<CudaKernel> kernels = Forms().Where(kernel => kernel.VariantName is null || UsualHeadDims.Contains(kernel.Variant));
+        int written = ReadyKernels.Write(folder, nvrtc, KernelSources.Embedded, [.. architectures.Select(text => int.Parse(text, CultureInfo.InvariantCulture))], kernels, Console.Error.WriteLine);
+        Console.Error.WriteLine($"{folder}: {written} modules, by NVRTC {nvrtc.Version}");
+        return 0;
     }
 
     /// <summary>Every kernel, in each of its forms.</summary>

@@ -22,8 +22,8 @@ namespace LoraTrainer.Benchmarks;
 /// <param name="FourBit">NF4 with double quantization, else bf16.</param>
 /// <param name="Rows">Documents of the batch.</param>
 /// <param name="Length">Tokens of each.</param>
-/// <param name="Recompute">Gradient checkpointing.</param>
-internal sealed record CudaStep(string Name, string Shape, bool FourBit, int Rows, int Length, bool Recompute = false);
+/// <param name="Checkpointing">Of the config.</param>
+internal sealed record CudaStep(string Name, string Shape, bool FourBit, int Rows, int Length, GradientCheckpointing Checkpointing = GradientCheckpointing.Off);
 
 /// <summary>
 /// cuda_step_*: whole steps of Llama-3.1-8B with LoRA of rank 8 on q, k and v, all tokens scored: tokens/s, share of the GPU's rate, memory. Work of
@@ -53,7 +53,8 @@ internal static class CudaStepBenchmarks
         [
             new("cuda_step_qlora_nf4_8b_4x512", shape, true, 4, 512 / shrink),
             new("cuda_step_qlora_nf4_8b_1x2048", shape, true, 1, 2048 / shrink),
-            new("cuda_step_qlora_nf4_8b_1x2048_recompute", shape, true, 1, 2048 / shrink, true),
+            new("cuda_step_qlora_nf4_8b_1x2048_recompute", shape, true, 1, 2048 / shrink, GradientCheckpointing.On),
+            new("cuda_step_qlora_nf4_8b_1x2048_offload", shape, true, 1, 2048 / shrink, GradientCheckpointing.Offload),
             new("cuda_step_lora_bf16_8b_4x512", shape, false, 4, 512 / shrink),
             new("cuda_step_lora_bf16_8b_1x2048", shape, false, 1, 2048 / shrink),
         ];
@@ -69,7 +70,7 @@ internal static class CudaStepBenchmarks
         // Above the plan: the operands of the product that the step is held against, and what tensors are filled from.
         long beside = 4L * 2 * sizes.Square * sizes.Square + 6L * 2 * sizes.Tokens * (sizes.Intermediate + sizes.Hidden) + (sizes.Shrunk ? 64L << 20 : 256L << 20);
         long? freeBefore = CudaDevice.Describe().Device?.FreeMemoryBytes;
-        if (!CudaDevice.TryOpen(plan.ArenaBytes + beside, out CudaDevice? device, out string reason))
+        if (!CudaDevice.TryOpen(plan.Memory with { ArenaBytes = plan.ArenaBytes + beside }, out CudaDevice? device, out string reason, out _))
         {
             Console.Error.WriteLine($"{step.Name} is left out: {reason}");
             return;
@@ -120,7 +121,7 @@ internal static class CudaStepBenchmarks
         Adapter = new AdapterOptions { Kind = step.FourBit ? AdapterKind.Qlora : AdapterKind.Lora, Rank = 8, Alpha = 16, TargetModules = ["q_proj", "k_proj", "v_proj"] },
         Quantization = new QuantizationOptions { LoadIn4Bit = step.FourBit },
         Evaluation = new EvaluationOptions { Before = false, After = false },
-        Device = new DeviceOptions { GradientCheckpointing = step.Recompute ? GradientCheckpointing.On : GradientCheckpointing.Off },
+        Device = new DeviceOptions { GradientCheckpointing = step.Checkpointing },
     };
 
     /// <summary>The seconds of each step, from the upload of its batch to its report; the first ones, which compile and choose, are not among them.</summary>
@@ -144,7 +145,7 @@ internal static class CudaStepBenchmarks
             {
                 PackedBatch batch = PackedBatch.Upload(device, tokens, positions, offsets, targets, scored);
                 var dropout = new DropoutState(IsActive: true, Seed: 1, Step: (uint)(i + WarmSteps));
-                Trainer.Accumulate(trained, numbers, batch, dropout, 1f / count, step.Recompute);
+                Trainer.Accumulate(trained, numbers, batch, dropout, 1f / count, step.Checkpointing);
             }
 
             Trainer.Update(trained, numbers, i + WarmSteps + 1, 1e-4);

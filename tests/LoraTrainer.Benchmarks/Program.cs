@@ -10,6 +10,13 @@ if (args is ["--compile-kernels", .. var architectures])
     return CudaCompileCheck.Run(architectures);
 }
 
+// Usage: LoraTrainer.Benchmarks --ready-kernels FOLDER ARCHITECTURE...
+//          Compiles every GPU kernel for the architectures into a folder, for a release that runs without NVRTC.
+if (args is ["--ready-kernels", var folder, .. { Length: > 0 } wanted])
+{
+    return CudaCompileCheck.WriteReady(folder, wanted);
+}
+
 if (args is ["--openblas-rate"])
 {
     Console.WriteLine(GemmBenchmarks.OpenBlasRate().ToString(CultureInfo.InvariantCulture));

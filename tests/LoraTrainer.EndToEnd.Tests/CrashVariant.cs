@@ -24,6 +24,7 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
         new("modules", 19, 3, 0, ("lora_modules_to_save", "[embed_tokens, lm_head]"), ("peft_init_lora_weights", "pissa")),
         new("evaluated", 20, 4, 0, ("eval_steps", 2), ("load_best_model_at_end", "true"), ("learning_rate", 0.9), ("lora_alpha", 64), ("lr_scheduler", "constant_with_warmup"), ("warmup_steps", 15)),
         new("cuda", 15, 3, 0, ("device", "cuda")),
+        new("cuda_paged", 21, 2, 0, ("device", "cuda"), ("optimizer", "paged_adamw_8bit"), ("lora_r", 32), ("gradient_checkpointing", "offload")),
     ];
 
     public static TheoryData<string> InFolder => [.. All.Where(variant => variant.KillsInFolder > 0).Select(variant => variant.Name)];

@@ -63,19 +63,16 @@ public sealed class PlanMoneyTests
         Assert.Equal(hours.Order(), hours);
     }
 
-    /// <summary>The plan is that of a processor; what GPUs cannot run has no offers, and training all parameters is shown all the same.</summary>
+    /// <summary>The plan is that of a processor, whose paged moments lie in a file; the offers are of GPUs, which run it too.</summary>
     [Fact]
-    public async Task Plan_OfWhatNoGpuRuns_HasNoOffersAndSaysWhy()
+    public async Task Plan_OfPagedMoments_HasOffers()
     {
-        const string setting = "optimizer=paged_adamw_8bit";
         using var folder = new TinyFolder(changes: ("device", "cpu"));
-        using JsonDocument plan = await JsonAsync(folder, "plan", "tiny.yaml", "--set", setting);
-        Assert.Equal(0, plan.RootElement.GetProperty("offers").GetArrayLength());
+        using JsonDocument plan = await JsonAsync(folder, "plan", "tiny.yaml", "--set", "optimizer=paged_adamw_8bit");
+        Assert.True(plan.RootElement.GetProperty("offers").GetArrayLength() > 0);
         Assert.True(plan.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt64() > 0);
         Assert.True(plan.RootElement.GetProperty("memory").GetProperty("mapped_bytes").GetInt64() > 0);
         Assert.True(plan.RootElement.GetProperty("full_training").GetProperty("device_bytes").GetInt64() > 0);
-        Ending words = await folder.RunAsync("plan", "tiny.yaml", "--set", setting);
-        Assert.Contains("has no kernel for GPUs yet, so there are no offers for this run.", words.Output, StringComparison.Ordinal);
     }
 
     [Fact]

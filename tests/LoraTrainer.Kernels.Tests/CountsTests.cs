@@ -28,7 +28,7 @@ public sealed class CountsTests
     {
         Assert.SkipWhen(CudaTestDevice.IsRealGpuRequired, "a real driver does not count");
         using TemporaryFolder folder = TinyTraining.Folder();
-        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, bytes) => CudaTestDevice.Open("lazy", bytes), Changes(what));
+        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, memory) => CudaTestDevice.Open("lazy", memory), Changes(what));
         run.Trainer.Step();
         (string, long)[] live = [.. Live()];
         CudaStandin.Reset();
@@ -109,7 +109,7 @@ public sealed class CountsTests
 
         // Rows of one length: a kind of product that was not seen before gets descriptors, which are kept.
         File.WriteAllLines(folder.File("train.jsonl"), Enumerable.Range(0, 120).Select(i => $$"""{"instruction":"row {{i:000}}","input":"","output":"{{i * i:00000}}"}"""));
-        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, bytes) => CudaTestDevice.Open(CudaTestDevice.Modes[0], bytes), [.. Changes(what), ("num_epochs", 1)]);
+        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, memory) => CudaTestDevice.Open(CudaTestDevice.Modes[0], memory), [.. Changes(what), ("num_epochs", 1)]);
         const int warmup = 6, steps = 6;
         Assert.True(run.Trainer.TotalSteps >= warmup + steps);
         for (int step = 0; step < warmup; step++)

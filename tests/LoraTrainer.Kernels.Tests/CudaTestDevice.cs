@@ -23,17 +23,21 @@ internal static class CudaTestDevice
 
     /// <param name="mode">One of <see cref="Modes"/>.</param>
     /// <param name="capacityBytes">Size of the arena.</param>
-    public static CudaDevice Open(string mode, long capacityBytes)
+    public static CudaDevice Open(string mode, long capacityBytes) => Open(mode, new DeviceMemory(capacityBytes));
+
+    /// <param name="mode">One of <see cref="Modes"/>.</param>
+    /// <param name="memory">Of a plan.</param>
+    public static CudaDevice Open(string mode, DeviceMemory memory)
     {
         if (mode == "gpu")
         {
-            Assert.True(CudaDevice.TryOpen(capacityBytes, out CudaDevice? device, out string reason), $"{RequireVariable}=1, and there is no GPU that can be used: {reason}");
+            Assert.True(CudaDevice.TryOpen(memory, out CudaDevice? device, out string reason, out _), $"{RequireVariable}=1, and there is no GPU that can be used: {reason}");
             return device;
         }
 
         CudaStandin.Require();
         CudaStandin.Configure(lazy: mode == "lazy");
-        return CudaStandin.Open(capacityBytes);
+        return CudaStandin.Open(memory);
     }
 }
 

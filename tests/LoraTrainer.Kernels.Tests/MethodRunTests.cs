@@ -51,18 +51,18 @@ public sealed class MethodRunTests(ITestOutputHelper output)
     {
         (ModelConfig shape, (string Key, object? Value)[] changes) = Cases[name];
         using TemporaryFolder folder = TinyTraining.Folder(shape);
-        float[] exact = Train(folder.Path, changes, DevicePlatform.Cpu, bytes => new CpuDevice(1, bytes));
+        float[] exact = Train(folder.Path, changes, DevicePlatform.Cpu, memory => new CpuDevice(1, memory.ArenaBytes));
         float[] rounded = Train(folder.Path, changes, DevicePlatform.Cpu, _ => new CpuDevice(1, ModelFixture.ArenaBytes, roundsToBF16: true));
         string mode = CudaTestDevice.Modes[^1];
-        float[] actual = Train(folder.Path, changes, DevicePlatform.Cuda, bytes => CudaTestDevice.Open(mode, bytes));
+        float[] actual = Train(folder.Path, changes, DevicePlatform.Cuda, memory => CudaTestDevice.Open(mode, memory));
         output.WriteLine($"CPU {string.Join(" ", exact)}, CUDA {string.Join(" ", actual)}");
         Assert.NotEqual(exact[0], exact[^1]);
         Bf16Budget.Within(exact, rounded, actual, Bf16Budget.Backward, name);
     }
 
-    private static float[] Train(string folder, (string Key, object? Value)[] changes, DevicePlatform platform, Func<long, Device> open)
+    private static float[] Train(string folder, (string Key, object? Value)[] changes, DevicePlatform platform, Func<DeviceMemory, Device> open)
     {
-        using var run = new TinyTraining(folder, platform, (_, bytes) => open(bytes), [("val_set_size", null), ("gradient_accumulation_steps", 2), ("warmup_steps", 0), .. changes]);
+        using var run = new TinyTraining(folder, platform, (_, memory) => open(memory), [("val_set_size", null), ("gradient_accumulation_steps", 2), ("warmup_steps", 0), .. changes]);
         return [.. Enumerable.Range(0, Steps).Select(_ => (float)run.Trainer.Step().Loss)];
     }
 }

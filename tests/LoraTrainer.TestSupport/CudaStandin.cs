@@ -66,10 +66,13 @@ public static unsafe class CudaStandin
     }
 
     /// <summary>Opens the stand-in's device; fails the test where that does not work.</summary>
-    public static CudaDevice Open(long capacityBytes = DefaultCapacityBytes)
+    public static CudaDevice Open(long capacityBytes = DefaultCapacityBytes) => Open(new DeviceMemory(capacityBytes));
+
+    /// <inheritdoc cref="Open(long)"/>
+    public static CudaDevice Open(DeviceMemory memory)
     {
         Require();
-        Assert.True(CudaDevice.TryOpen(capacityBytes, out CudaDevice? device, out string reason), reason);
+        Assert.True(CudaDevice.TryOpen(memory, out CudaDevice? device, out string reason, out _), reason);
         return device;
     }
 
@@ -86,6 +89,17 @@ public static unsafe class CudaStandin
         {
             return ((delegate* unmanaged<byte*, long>)Export("lt_standin_count"))(text);
         }
+    }
+
+    /// <summary>Compiles the program's kernels into a folder, as a release carries them.</summary>
+    /// <param name="folder">Made if it is not there.</param>
+    /// <param name="headDim">Of attention.</param>
+    public static void WriteReadyKernels(string folder, int headDim)
+    {
+        Require();
+        Assert.True(Nvrtc.TryCreate(CudaLibraries.Find(CudaLibrary.Compiler), out Nvrtc? nvrtc, out string reason), reason);
+        IEnumerable<CudaKernel> kernels = CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant ? Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(headDim, form)) : [kernel]);
+        ReadyKernels.Write(folder, nvrtc, KernelSources.Embedded, [80], kernels);
     }
 
     /// <summary>Sets the counters to zero; what is live stays counted.</summary>

@@ -20,22 +20,22 @@ public sealed class TinyTraining : IDisposable
     /// <param name="folder">Holds base and train.jsonl of <see cref="TinyRun"/>.</param>
     /// <param name="changes">Of the config.</param>
     public TinyTraining(string folder, params (string Key, object? Value)[] changes)
-        : this(folder, DevicePlatform.Cpu, (threads, bytes) => new CpuDevice(threads, bytes), changes)
+        : this(folder, DevicePlatform.Cpu, (threads, memory) => new CpuDevice(threads, memory.ArenaBytes), changes)
     {
     }
 
     /// <param name="folder">Holds base and train.jsonl of <see cref="TinyRun"/>.</param>
     /// <param name="platform">What is planned for.</param>
-    /// <param name="open">Opens the device; takes the config's threads and the bytes of the plan.</param>
+    /// <param name="open">Opens the device; takes the config's threads and the memory of the plan.</param>
     /// <param name="changes">Of the config.</param>
-    public TinyTraining(string folder, DevicePlatform platform, Func<int, long, Device> open, params (string Key, object? Value)[] changes)
+    public TinyTraining(string folder, DevicePlatform platform, Func<int, DeviceMemory, Device> open, params (string Key, object? Value)[] changes)
     {
         Config = ConfigurationLoader.LoadText(TinyRun.Config(folder, changes), "tiny.yaml", []).Require();
         ModelConfig shape = ModelConfig.Parse(Config.BaseModel);
         Data = TrainingData.Load(Config, Tokenizer.Load(Config.BaseModel), shape.VocabSize, 1, Path.GetTempPath(), SilentObserver.Instance, default);
         using ModelFolder weights = ModelFolder.Open(Config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
-        device = open(Config.Device.Threads, plan.ArenaBytes);
+        Plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
+        device = open(Config.Device.Threads, Plan.Memory);
         Trained = TrainedModel.Build(Config, shape, weights, device);
         Trainer = new Trainer(Config, Trained, Data);
     }
@@ -43,6 +43,9 @@ public sealed class TinyTraining : IDisposable
     public TrainingConfig Config { get; }
 
     public TrainingData Data { get; }
+
+    /// <summary>What it is opened with.</summary>
+    public MemoryPlan Plan { get; }
 
     public TrainedModel Trained { get; }
 

@@ -1,6 +1,7 @@
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Formats;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Planning;
@@ -38,16 +39,34 @@ public sealed class MemoryPlanTests
         Assert.True(plan.ByKind[MemoryKind.Moments] == 2 * plan.ByKind[MemoryKind.Gradients]);
     }
 
-    /// <summary>Where <c>device: auto</c> took a GPU this is where it shows; a GPU that the config names is refused with the config.</summary>
+    /// <summary>The CPU's memory is the host's.</summary>
     [Fact]
-    public void WhatAGpuHasNoKernelFor_IsRefusedInOneSentence()
+    public void SwitchesOfAGpusMemory_ChangeNothingOnTheCpu_AndSaySo()
     {
-        var config = new TrainingConfig { Adapter = new AdapterOptions { Kind = AdapterKind.Lora }, Optimizer = new OptimizerOptions { Kind = OptimizerKind.PagedAdamW32Bit } };
-        ModelConfig shape = Shape(hidden: 64, intermediate: 128, layers: 1, heads: 2, keyValueHeads: 1, vocabulary: 64);
+        TrainingConfig Config(GradientCheckpointing checkpointing, EmbeddingPlacement embeddings) => new()
+        {
+            Adapter = new AdapterOptions { Kind = AdapterKind.Lora, Rank = 4 },
+            Device = new DeviceOptions { GradientCheckpointing = checkpointing, Embeddings = embeddings },
+        };
+        ModelConfig shape = Shape(hidden: 64, intermediate: 128, layers: 3, heads: 2, keyValueHeads: 1, vocabulary: 64);
+        TrainingConfig plain = Config(GradientCheckpointing.On, EmbeddingPlacement.Device), switched = Config(GradientCheckpointing.Offload, EmbeddingPlacement.Host);
         var passes = new PlannedPasses(64, [], 64);
-        TrainingSetupException exception = Assert.Throws<TrainingSetupException>(() => MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cuda, 2, null), passes));
-        Assert.Equal("optimizer: a paged optimizer has no kernel for GPUs yet. Use device: cpu, or leave optimizer out.", exception.Message);
-        Assert.True(MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cpu, 2, null), passes).ArenaBytes > 0);
+        DeviceSelection cpu = new(DevicePlatform.Cpu, 2, null), gpu = new(DevicePlatform.Cuda, 2, null);
+        Assert.Equal(MemoryPlan.Measure(plain, shape, null, cpu, passes).Memory, MemoryPlan.Measure(switched, shape, null, cpu, passes).Memory);
+        Assert.NotEqual(MemoryPlan.Measure(plain, shape, null, gpu, passes).Memory, MemoryPlan.Measure(switched, shape, null, gpu, passes).Memory);
+        Assert.Equal(
+            ["embeddings: host has no effect on the CPU, whose memory is the host's.", "gradient_checkpointing: offload is gradient_checkpointing: true on the CPU, whose memory is the host's."],
+            TrainedModel.WithoutEffect(switched, DevicePlatform.Cpu));
+        Assert.Empty(TrainedModel.WithoutEffect(switched, DevicePlatform.Cuda));
+    }
+
+    [Fact]
+    public void EmbeddingOnTheHost_ThatIsTheOutputLayer_IsRefusedInOneSentence()
+    {
+        var config = new TrainingConfig { Adapter = new AdapterOptions { Kind = AdapterKind.Lora }, Device = new DeviceOptions { Embeddings = EmbeddingPlacement.Host } };
+        ModelConfig tied = Shape(hidden: 64, intermediate: 128, layers: 1, heads: 2, keyValueHeads: 1, vocabulary: 64) with { TieWordEmbeddings = true };
+        ModelFormatException exception = Assert.Throws<ModelFormatException>(() => MemoryPlan.Measure(config, tied, null, new DeviceSelection(DevicePlatform.Cuda, 2, null), new PlannedPasses(64, [], 64)));
+        Assert.Equal("The embedding of this model is its output layer too (tie_word_embeddings), with which the GPU multiplies: it cannot be on the host. Use embeddings: device.", exception.Message);
     }
 
     [Fact]

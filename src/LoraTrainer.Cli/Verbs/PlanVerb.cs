@@ -5,7 +5,6 @@ using LoraTrainer.Costs;
 using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
@@ -94,7 +93,7 @@ internal static class PlanVerb
         GpuTable gpus = GpuTable.Load(UserFiles.Gpus(null));
         using RunInputs inputs = RunInputs.Read(config, new PlanObserver(terminal), context.Signals.Listen("Planning stops."));
         RunPlan plan = RunPlan.Of(inputs);
-        foreach (string notice in inputs.Notices)
+        foreach (string notice in inputs.Notices.Concat(TrainedModel.WithoutEffect(config, plan.Device.Platform)))
         {
             terminal.Note(notice);
         }
@@ -153,10 +152,18 @@ internal static class PlanVerb
             ("parameters", string.Create(culture, $"{memory.Parameters:#,0}{(config.Adapter.Kind == AdapterKind.None ? ", all of them trained" : $", frozen; {memory.TrainableParameters:#,0} more are trained")}")),
             ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
         };
-        lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {Name(item.Key)}", Quantities.Bytes(item.Value))));
-        if (memory.MappedBytes > 0)
+        lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {MemoryAdvice.Name(item.Key)}", Quantities.Bytes(item.Value))));
+        bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
+        if (memory.HostBytes > 0)
         {
-            lines.Add(("on disk", $"{Quantities.Bytes(memory.MappedBytes)} of paged moments in {config.OutputDir}, while it trains"));
+            lines.Add(("on the host", $"{Quantities.Bytes(memory.HostBytes)} of page-locked memory, which the GPU reads"));
+        }
+
+        if (memory.PagedBytes > 0)
+        {
+            lines.Add(isGpu
+                ? ("paged", $"{Quantities.Bytes(memory.PagedBytes)} of moments in managed memory, on the GPU while it updates")
+                : ("on disk", $"{Quantities.Bytes(memory.PagedBytes)} of paged moments in {config.OutputDir}, while it trains"));
         }
 
         lines.Add(("this machine", Fits(config, plan, available)));
@@ -178,38 +185,12 @@ internal static class PlanVerb
 
         // Weights stream in through the host's memory, which on a GPU is another one.
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
-        return plan.Memory.ArenaBytes + (isGpu ? 0 : plan.HostBytes) <= bytes
+        return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
             ? $"fits: {has}"
-            : $"too small: {has}. Try {Smaller(config, isGpu)}";
-    }
-
-    /// <summary>What of the switches that save memory is not on yet.</summary>
-    private static string Smaller(TrainingConfig config, bool isGpu)
-    {
-        List<string> ways = config.Device.GradientCheckpointing == GradientCheckpointing.Off ? ["gradient_checkpointing: true"] : [];
-        ways.Add("a smaller micro_batch_size or sequence_len");
-        if (!config.Quantization.LoadIn4Bit && config.Adapter.Kind != AdapterKind.None)
-        {
-            ways.Add("load_in_4bit: true");
-        }
-
-        if (isGpu)
-        {
-            ways.Add("device: cpu");
-        }
-
-        return ways.Count == 1 ? ways[0] : $"{string.Join(", ", ways.SkipLast(1))} or {ways[^1]}";
+            : $"too small: {has}. Try {MemoryAdvice.Smaller(config, isGpu)}{(isGpu ? "; device: cpu computes on the processor" : "")}";
     }
 
     private static string Word(DevicePlatform platform) => platform == DevicePlatform.Cuda ? "cuda" : "cpu";
-
-    private static string Name(MemoryKind kind) => kind switch
-    {
-        MemoryKind.Weights => "frozen weights",
-        MemoryKind.Parameters => "trained numbers",
-        MemoryKind.KeyValueCache => "keys and values",
-        _ => kind.ToString().ToLowerInvariant(),
-    };
 
     private static void Write(Utf8JsonWriter json, RunInputs inputs, RunPlan plan, long? available)
     {
@@ -223,7 +204,7 @@ internal static class PlanVerb
         json.WriteStartObject("memory");
         json.WriteNumber("device_bytes", plan.Memory.ArenaBytes);
         json.WriteNumber("host_bytes", plan.HostBytes);
-        json.WriteNumber("mapped_bytes", plan.Memory.MappedBytes);
+        json.WriteNumber("mapped_bytes", plan.Memory.PagedBytes);
         RunSummary.WriteByKind(json, plan.Memory.ByKind);
         json.WriteEndObject();
         json.WriteNumber("flops_per_token", plan.Memory.FlopsPerToken);

@@ -37,6 +37,7 @@ public sealed unsafe class CpuDevice : Device
         PageAdvice.PreferHugePages(memory, size);
         pool = new WorkerPool(threadCount == 0 ? Environment.ProcessorCount : threadCount);
         arena = new Arena(this, (nint)memory, size);
+        HostArena = new Arena(this, 0, 0);
     }
 
     public override DevicePlatform Platform => DevicePlatform.Cpu;
@@ -44,6 +45,8 @@ public sealed unsafe class CpuDevice : Device
     public override DType ActivationType => ActivationTypeOf(Platform);
 
     public override Arena Arena => arena;
+
+    public override Arena HostArena { get; }
 
     public override int ThreadCount => pool.ThreadCount;
 
@@ -78,7 +81,7 @@ public sealed unsafe class CpuDevice : Device
         }
     }
 
-    public override Arena MapArena(string path, long bytes)
+    public override Arena PagedArena(string path, long bytes)
     {
         var file = new MappedFile(path, bytes);
         mappedFiles.Add(file);

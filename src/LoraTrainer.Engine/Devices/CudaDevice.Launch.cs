@@ -43,7 +43,7 @@ public sealed unsafe partial class CudaDevice
             if (status == CudaStatus.Success && synchronizeLaunches)
             {
                 status = CudaDriver.cuStreamSynchronize(stream);
-                if (status != CudaStatus.Success)
+                if (status != CudaStatus.Success && !status.IsLoss())
                 {
                     ThrowFault(status, kernel, grid, block, sharedBytes);
                 }

@@ -10,6 +10,9 @@ public sealed unsafe partial class CudaDevice
     // bf16 tensor cores and asynchronous copies into shared memory begin here.
     private const int LowestComputeCapabilityMajor = 8;
 
+    // What NVRTC and cuBLASLt are of at least, and so are the bindings.
+    private const int LowestCudaMajor = 12;
+
     private const string InstallDriver = "Install the NVIDIA driver (Debian, Ubuntu: apt install nvidia-driver), or start the container with the GPU (docker run --gpus all); then nvidia-smi must list it.";
 
     private const string DriverCommand = "apt install nvidia-driver (Debian), ubuntu-drivers install (Ubuntu)";
@@ -23,23 +26,24 @@ public sealed unsafe partial class CudaDevice
     /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
     /// <param name="device">Null on failure.</param>
     /// <param name="reason">Empty on success.</param>
-    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, out device, out reason, out _);
+    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(new DeviceMemory(capacityBytes), out device, out reason, out _);
 
     /// <inheritdoc cref="TryOpen(long, out CudaDevice?, out string)"/>
-    /// <param name="capacityBytes">Size of the arena; all other memory on the card stays the driver's.</param>
+    /// <param name="planned">All memory that will be used; what else is on the card stays the driver's.</param>
     /// <param name="device">Null on failure.</param>
     /// <param name="reason">Empty on success.</param>
-    /// <param name="isMemoryShort">The GPU can be used and has too little memory free: what needs less would run. The caller knows what that is.</param>
-    public static bool TryOpen(long capacityBytes, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort) =>
-        TryOpen(capacityBytes, new CudaDeviceOptions(), out device, out reason, out isMemoryShort);
+    /// <param name="shortage">Whose memory is too little, where the GPU can be used otherwise: what needs less would run. The caller knows what that is.</param>
+    public static bool TryOpen(DeviceMemory planned, [NotNullWhen(true)] out CudaDevice? device, out string reason, out MemoryShortage shortage) =>
+        TryOpen(planned, new CudaDeviceOptions(), out device, out reason, out shortage);
 
-    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason) => TryOpen(capacityBytes, options, out device, out reason, out _);
+    internal static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason) =>
+        TryOpen(new DeviceMemory(capacityBytes), options, out device, out reason, out _);
 
-    private static bool TryOpen(long capacityBytes, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason, out bool isMemoryShort)
+    internal static bool TryOpen(DeviceMemory planned, CudaDeviceOptions options, [NotNullWhen(true)] out CudaDevice? device, out string reason, out MemoryShortage shortage)
     {
         device = null;
-        isMemoryShort = false;
-        CudaReport report = Describe(askFreeMemory: false, out int ordinal, out Nvrtc? nvrtc);
+        shortage = MemoryShortage.None;
+        CudaReport report = Describe(askFreeMemory: false, options.ReadyFolder, out int ordinal, out Nvrtc? nvrtc);
         if (!report.Available)
         {
             reason = report.Reason;
@@ -48,13 +52,18 @@ public sealed unsafe partial class CudaDevice
 
         try
         {
-            device = new CudaDevice(ordinal, report.Device!, nvrtc!, capacityBytes, options);
+            device = new CudaDevice(ordinal, report.Device!, nvrtc, planned, options);
         }
-        catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or NotSupportedException)
+        catch (Exception exception) when (exception is CudaException or InsufficientMemoryException or HostMemoryException or NotSupportedException)
         {
             // On a full card not even a context can be made.
             reason = exception.Message;
-            isMemoryShort = exception is InsufficientMemoryException or CudaException { StatusName: OutOfMemoryName, Call: nameof(CudaDriver.cuDevicePrimaryCtxRetain) };
+            shortage = exception switch
+            {
+                InsufficientMemoryException or CudaException { StatusName: OutOfMemoryName, Call: nameof(CudaDriver.cuDevicePrimaryCtxRetain) } => MemoryShortage.Device,
+                HostMemoryException => MemoryShortage.Host,
+                _ => MemoryShortage.None,
+            };
             return false;
         }
 
@@ -68,14 +77,14 @@ public sealed unsafe partial class CudaDevice
     /// </summary>
     public static bool TryDescribe([NotNullWhen(true)] out CudaDeviceInfo? info, out string reason)
     {
-        CudaReport report = Describe(askFreeMemory: false, out _, out _);
+        CudaReport report = Describe(askFreeMemory: false, ReadyKernels.DefaultFolder(Environment.GetEnvironmentVariable), out _, out _);
         info = report.Available ? report.Device : null;
         reason = report.Reason;
         return report.Available;
     }
 
     /// <summary>All that was found and all that is missing, for <c>doctor</c> and <c>plan</c>. Makes a context for a moment, because the question for free memory needs one.</summary>
-    public static CudaReport Describe() => Describe(askFreeMemory: true, out _, out _);
+    public static CudaReport Describe() => Describe(askFreeMemory: true, ReadyKernels.DefaultFolder(Environment.GetEnvironmentVariable), out _, out _);
 
     /// <summary>What a machine without a driver is told.</summary>
     internal static string NoDriver(LibrarySearch search) => $"{DriverProblem(search)} {InstallDriver}";
@@ -113,7 +122,7 @@ public sealed unsafe partial class CudaDevice
     private static string Remedy(CudaLibrary library, int driverMajor) =>
         $"Install it ({InstallCommand(library, driverMajor)}), or use a container image nvidia/cuda:*-runtime-*; LT_CUDA_DIR names a folder of your own.";
 
-    private static CudaReport Describe(bool askFreeMemory, out int ordinal, out Nvrtc? nvrtc)
+    private static CudaReport Describe(bool askFreeMemory, string? readyFolder, out int ordinal, out Nvrtc? nvrtc)
     {
         LibrarySearch driver = CudaLibraries.Find(CudaLibrary.Driver), compiler = CudaLibraries.Find(CudaLibrary.Compiler), blas = CudaLibraries.Find(CudaLibrary.Blas);
         CudaDeviceInfo? info = null;
@@ -123,12 +132,14 @@ public sealed unsafe partial class CudaDevice
         (string problem, string remedy) = driver.Found
             ? (Look(askFreeMemory, out count, out ordinal, out info), "")
             : (DriverProblem(driver), InstallDriver);
+        ReadyKernels? ready = info is null ? null : ReadyKernels.In(readyFolder);
+        bool isReady = ready?.TargetFor(info!.Architecture) is not null;
         nvrtc = null;
         if (compiler.Found && !Nvrtc.TryCreate(compiler, out nvrtc, out string broken))
         {
-            (problem, remedy) = problem.Length > 0 ? (problem, remedy) : ($"The CUDA compiler NVRTC cannot be used: {broken}.", Remedy(CudaLibrary.Compiler, driverMajor));
+            (problem, remedy) = problem.Length > 0 || isReady ? (problem, remedy) : ($"The CUDA compiler NVRTC cannot be used: {broken}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
-        else if (problem.Length == 0 && !compiler.Found)
+        else if (problem.Length == 0 && !compiler.Found && !isReady)
         {
             (problem, remedy) = ($"The CUDA compiler NVRTC was not found: {compiler.Tried()}.", Remedy(CudaLibrary.Compiler, driverMajor));
         }
@@ -139,12 +150,20 @@ public sealed unsafe partial class CudaDevice
         }
 
         nuint blasVersion = blas.Found ? CublasLt.cublasLtGetVersion() : 0;
+        if (problem.Length == 0)
+        {
+            string serves = VersionText(driverVersion);
+            problem = driverMajor < LowestCudaMajor
+                ? string.Create(CultureInfo.InvariantCulture, $"The NVIDIA driver is too old: it serves CUDA {serves}, and {LowestCudaMajor}.0 is the least. Update it to 525 or later ({DriverCommand}).")
+                : (isReady ? null : NewerThanDriver(CudaLibrary.Compiler, "libnvrtc", nvrtc?.Version.Major ?? 0, serves)) ?? NewerThanDriver(CudaLibrary.Blas, "libcublasLt", (int)(blasVersion / 10000), serves) ?? "";
+        }
+
         return new CudaReport
         {
             Libraries =
             [
                 LibraryInfo(driver, "libcuda", "driver", driverVersion > 0 ? VersionText(driverVersion) : null, DriverCommand),
-                LibraryInfo(compiler, "libnvrtc", "compiles the kernels", nvrtc?.Version.ToString(), InstallCommand(CudaLibrary.Compiler, driverMajor)),
+                LibraryInfo(compiler, "libnvrtc", isReady ? $"compiles what of the kernels is not in {ready!.Folder}" : "compiles the kernels", nvrtc?.Version.ToString(), InstallCommand(CudaLibrary.Compiler, driverMajor)),
                 LibraryInfo(blas, "libcublasLt", "matrix products", blas.Found ? BlasVersionText(blasVersion) : null, InstallCommand(CudaLibrary.Blas, driverMajor)),
             ],
             Device = info,

@@ -8,8 +8,8 @@ namespace LoraTrainer.Engine.Devices;
 
 /// <summary>
 /// An NVIDIA GPU: bf16 activations, kernels compiled on the spot, matrix products by cuBLASLt. All work goes through one stream, so it happens in
-/// the order in which it was asked for. <see cref="Download"/> and <see cref="Synchronize"/> wait for it, and <see cref="Upload"/> where the staging ring is
-/// full. May be used from any thread, by one at a time.
+/// the order in which it was asked for, but for copies that are started beside it. <see cref="Download"/> and <see cref="Synchronize"/> wait for it, and
+/// <see cref="Upload"/> where the staging ring is full or the destination is on the host. May be used from any thread, by one at a time.
 /// </summary>
 public sealed unsafe partial class CudaDevice : Device
 {
@@ -21,6 +21,8 @@ public sealed unsafe partial class CudaDevice : Device
     private readonly CudaModules modules;
     private readonly CudaGemm gemm;
     private readonly Arena arena;
+    private readonly Arena hostArena;
+    private readonly bool movesPages;
     private nint context;
     private nint stream;
     private nint memory;
@@ -28,12 +30,13 @@ public sealed unsafe partial class CudaDevice : Device
 
     /// <exception cref="CudaException">A call of the driver failed.</exception>
     /// <exception cref="InsufficientMemoryException">The card has less memory than is asked for.</exception>
-    private CudaDevice(int ordinal, CudaDeviceInfo info, Nvrtc nvrtc, long capacityBytes, CudaDeviceOptions options)
+    /// <exception cref="HostMemoryException">The host has.</exception>
+    private CudaDevice(int ordinal, CudaDeviceInfo info, Nvrtc? nvrtc, DeviceMemory planned, CudaDeviceOptions options)
     {
         this.ordinal = ordinal;
         Info = info;
         synchronizeLaunches = options.SynchronizeLaunches;
-        long size = Arena.RoundUp(Math.Max(capacityBytes, 1));
+        long size = Arena.RoundUp(Math.Max(planned.ArenaBytes, 1));
         CudaCheck.ThrowIfFailed(CudaDriver.cuDevicePrimaryCtxRetain(out context, ordinal));
         try
         {
@@ -41,9 +44,15 @@ public sealed unsafe partial class CudaDevice : Device
             CudaCheck.ThrowIfFailed(CudaDriver.cuStreamCreate(out stream, CudaDriver.StreamNonBlocking));
             memory = AllocateMemory(info, size);
             staging = new CudaStagingRing(stream, options.StagingSegmentBytes, options.StagingSegmentCount);
-            modules = new CudaModules(nvrtc, options.Sources, new KernelCache(options.CacheFolder), info, text => Notice?.Invoke(text));
+            modules = new CudaModules(nvrtc, ReadyKernels.In(options.ReadyFolder), options.Sources, new KernelCache(options.CacheFolder), info, text => Notice?.Invoke(text));
             gemm = new CudaGemm(stream, info.Name);
             arena = new Arena(this, memory, size);
+            long hostBytes = Arena.RoundUp(planned.HostBytes);
+            hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes) : 0;
+            hostArena = new Arena(this, hostMemory, hostBytes);
+            CudaCheck.ThrowIfFailed(CudaDriver.cuDeviceGetAttribute(out int concurrent, CudaDriver.AttributeConcurrentManagedAccess, ordinal));
+            movesPages = concurrent != 0 && CudaLibraries.Exports(CudaLibrary.Driver, nameof(CudaDriver.cuMemPrefetchAsync));
+            RequireFree(planned.PagedBytes);
         }
         catch
         {
@@ -80,6 +89,12 @@ public sealed unsafe partial class CudaDevice : Device
     {
         CheckOwn(destination);
         CheckTransfer(destination, source.Length, elementOffset);
+        if (IsOnHost(destination))
+        {
+            source.CopyTo(HostBytes(destination, source.Length, elementOffset));
+            return;
+        }
+
         lock (transfers)
         {
             MakeCurrent();
@@ -93,6 +108,12 @@ public sealed unsafe partial class CudaDevice : Device
         CheckTransfer(source, destination.Length, elementOffset);
         if (destination.IsEmpty)
         {
+            return;
+        }
+
+        if (IsOnHost(source))
+        {
+            HostBytes(source, destination.Length, elementOffset).CopyTo(destination);
             return;
         }
 
@@ -110,6 +131,11 @@ public sealed unsafe partial class CudaDevice : Device
     public override void Zero(Tensor tensor)
     {
         CheckOwn(tensor);
+        if (IsOnHost(tensor))
+        {
+            throw new NotSupportedException("Memory of the host is not set to zero on a GPU: nothing there is read before it is written.");
+        }
+
         if (tensor.SizeBytes > 0)
         {
             MakeCurrent();
@@ -119,17 +145,11 @@ public sealed unsafe partial class CudaDevice : Device
 
     public override void Copy(Tensor destination, Tensor source)
     {
-        CheckOwn(destination);
-        CheckOwn(source);
-        if (destination.SizeBytes != source.SizeBytes || destination.DType != source.DType)
-        {
-            throw new ShapeMismatchException($"Copy: {source.DType} {source.Shape} does not fit {destination.DType} {destination.Shape}.");
-        }
-
+        CheckCopy(destination, source);
         if (source.SizeBytes > 0)
         {
             MakeCurrent();
-            ThrowIfFailed(CudaDriver.cuMemcpyDtoDAsync(destination.Address, source.Address, (nuint)source.SizeBytes, stream));
+            CopyOn(stream, destination, source);
         }
     }
 
@@ -173,6 +193,16 @@ public sealed unsafe partial class CudaDevice : Device
         CudaCheck.ThrowIfFailed(CudaDriver.cuCtxSetCurrent(context));
     }
 
+    private void CheckCopy(Tensor destination, Tensor source)
+    {
+        CheckOwn(destination);
+        CheckOwn(source);
+        if (destination.SizeBytes != source.SizeBytes || destination.DType != source.DType)
+        {
+            throw new ShapeMismatchException($"Copy: {source.DType} {source.Shape} does not fit {destination.DType} {destination.Shape}.");
+        }
+    }
+
     private void CheckOwn(Tensor tensor)
     {
         if (!ReferenceEquals(tensor.Device, this))
@@ -207,10 +237,16 @@ public sealed unsafe partial class CudaDevice : Device
             _ = CudaDriver.cuStreamSynchronize(stream);
         }
 
+        if (copyStream != 0)
+        {
+            _ = CudaDriver.cuStreamSynchronize(copyStream);
+        }
+
         // Null where the constructor did not get that far.
         gemm?.Dispose();
         modules?.Dispose();
         staging?.Dispose();
+        ReleaseBeside();
         if (memory != 0)
         {
             _ = CudaDriver.cuMemFree(memory);

@@ -8,6 +8,9 @@ internal sealed record CudaDeviceOptions
     /// <summary>Folder of compiled kernels; null: none are kept.</summary>
     public string? CacheFolder { get; init; } = KernelCache.DefaultFolder(Environment.GetEnvironmentVariable);
 
+    /// <summary>Folder of kernels that came with the program; there need be none.</summary>
+    public string? ReadyFolder { get; init; } = ReadyKernels.DefaultFolder(Environment.GetEnvironmentVariable);
+
     /// <summary>Wait for each launch, so that an error names the kernel at fault.</summary>
     public bool SynchronizeLaunches { get; init; } = Environment.GetEnvironmentVariable("LT_CUDA_SYNC") == "1";
 

@@ -53,7 +53,9 @@ internal static class CudaCheck
     {
         string name = CudaDriver.NameOf(status);
         string sentence = CudaDriver.SentenceOf(status).TrimEnd('.', '\n');
-        string message = status.IsLate()
+        string message = status.IsLoss()
+            ? $"The GPU is lost: {name} ({sentence}) at or before {call}. It failed or was taken away; nvidia-smi and the lines with Xid in the system's log tell more."
+            : status.IsLate()
             ? $"The GPU reported {name} ({sentence}) at or before {call}.{(lastLaunch is null ? "" : $" Launched last: {lastLaunch}. {SynchronizeAdvice}")}"
             : $"{call} failed with {name} ({sentence}).";
         throw new CudaException(details is null ? message : $"{message} {details}", name, call);
@@ -78,5 +80,5 @@ internal static class CudaCheck
     }
 }
 
-/// <summary>Kernel sources were not accepted by the compiler of this machine. The message holds the compiler's own, with file:line.</summary>
+/// <summary>Kernel sources were not accepted by the compiler of this machine, and the message holds the compiler's own, with file:line; or a kernel that did not come compiled needs one, and there is none.</summary>
 public sealed class KernelCompilationException(string message) : InvalidOperationException(message);

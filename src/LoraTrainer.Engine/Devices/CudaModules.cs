@@ -4,21 +4,24 @@ using LoraTrainer.Engine.Native.Cuda;
 namespace LoraTrainer.Engine.Devices;
 
 /// <summary>
-/// The kernels of one device: compiled for its architecture when they are first asked for, taken from the cache where they were compiled before.
+/// The kernels of one device: those that came with the program where there are some for it; else compiled for its architecture when they are first asked for, and taken from the
+/// cache where they were compiled before.
 /// The device's context must be current in every call; the caller sees to it that there is one call at a time.
 /// </summary>
-/// <param name="nvrtc">The compiler.</param>
+/// <param name="nvrtc">The compiler; null where there is none and <paramref name="ready"/> is all there is.</param>
+/// <param name="ready">What came with the program, or null.</param>
 /// <param name="sources">What it compiles.</param>
 /// <param name="cache">Where images are kept.</param>
 /// <param name="info">The card.</param>
 /// <param name="notice">Receives the compiler's warnings.</param>
-internal sealed unsafe class CudaModules(Nvrtc nvrtc, KernelSources sources, KernelCache cache, CudaDeviceInfo info, Action<string> notice) : IDisposable
+internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, KernelSources sources, KernelCache cache, CudaDeviceInfo info, Action<string> notice) : IDisposable
 {
     // What a block may have without being asked for: static and dynamic shared memory together.
     private const int SharedBytesWithoutAsking = 48 << 10;
 
     private readonly Dictionary<(string File, string? Define), nint> modules = [];
-    private readonly KernelTarget target = KernelTarget.For(info.Architecture, nvrtc.Architectures, nvrtc.Version);
+    private readonly KernelTarget? readyTarget = ready?.TargetFor(info.Architecture);
+    private readonly KernelTarget? target = nvrtc is null ? null : KernelTarget.For(info.Architecture, nvrtc.Architectures, nvrtc.Version);
     private LoadedKernel?[] loaded = new LoadedKernel?[64];
 
     /// <summary>Modules that had to be compiled so far.</summary>
@@ -108,42 +111,55 @@ internal sealed unsafe class CudaModules(Nvrtc nvrtc, KernelSources sources, Ker
             return module;
         }
 
-        string source = sources.Read(kernel.File);
-        List<string> options = target.Options(kernel.Define);
-        byte[] key = KernelCache.KeyOf([
-            kernel.File, source, .. sources.Headers.SelectMany(header => (string[])[header.Name, header.Text]), .. options,
-            nvrtc.Version.ToString(), string.Create(CultureInfo.InvariantCulture, $"{target.Output} {info.Architecture}"),
-        ]);
-        module = Kept(key);
+        module = readyTarget is null ? 0 : Loaded(ready!.TryRead(sources, kernel, readyTarget));
         if (module == 0)
         {
-            byte[] image = nvrtc.Compile(kernel.File, source, sources.Headers, options, target.Output, out string messages);
-            Compilations++;
-            if (messages.Length > 0)
-            {
-                notice($"NVRTC about {kernel.File}: {messages}");
-            }
-
-            fixed (byte* start = image)
-            {
-                CudaStatus status = CudaDriver.cuModuleLoadData(out module, start);
-                if (status != CudaStatus.Success)
-                {
-                    CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, LoadFailure(kernel));
-                }
-            }
-
-            cache.TryWrite(key, image);
+            module = nvrtc is not null ? Compiled(nvrtc, target!, kernel) : throw new KernelCompilationException(
+                $"{kernel.Title} is not among the kernels in {ready?.Folder}, or its file there is damaged, and there is no NVRTC to compile it. Install NVRTC; lora-trainer doctor says how.");
         }
 
         modules.Add((kernel.File, kernel.Define), module);
         return module;
     }
 
-    /// <summary>The module from the cache; 0 if it is not there, or if the driver does not take it: then it is compiled again.</summary>
-    private nint Kept(byte[] key)
+    private nint Compiled(Nvrtc compiler, KernelTarget wanted, CudaKernel kernel)
     {
-        if (cache.TryRead(key) is not { } image)
+        string source = sources.Read(kernel.File);
+        List<string> options = wanted.Options(kernel.Define);
+        byte[] key = KernelCache.KeyOf([
+            kernel.File, source, .. sources.Headers.SelectMany(header => (string[])[header.Name, header.Text]), .. options,
+            compiler.Version.ToString(), string.Create(CultureInfo.InvariantCulture, $"{wanted.Output} {info.Architecture}"),
+        ]);
+        nint module = Loaded(cache.TryRead(key));
+        if (module != 0)
+        {
+            return module;
+        }
+
+        byte[] image = compiler.Compile(kernel.File, source, sources.Headers, options, wanted.Output, out string messages);
+        Compilations++;
+        if (messages.Length > 0)
+        {
+            notice($"NVRTC about {kernel.File}: {messages}");
+        }
+
+        fixed (byte* start = image)
+        {
+            CudaStatus status = CudaDriver.cuModuleLoadData(out module, start);
+            if (status != CudaStatus.Success)
+            {
+                CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, LoadFailure(compiler, wanted, kernel));
+            }
+        }
+
+        cache.TryWrite(key, image);
+        return module;
+    }
+
+    /// <summary>The module of a kept image; 0 if there is none, or if the driver does not take it: then it is compiled again.</summary>
+    private static nint Loaded(byte[]? image)
+    {
+        if (image is null)
         {
             return 0;
         }
@@ -160,9 +176,9 @@ internal sealed unsafe class CudaModules(Nvrtc nvrtc, KernelSources sources, Ker
         }
     }
 
-    private string LoadFailure(CudaKernel kernel) => target.Output == NvrtcOutput.Ptx
-        ? $"{kernel.File} was compiled to PTX by NVRTC {nvrtc.Version}, which does not know compute capability {info.ComputeCapability}; a newer NVRTC or a newer driver is needed."
-        : $"{kernel.File} was compiled by NVRTC {nvrtc.Version} for {target.Architecture}; the driver serves CUDA {info.DriverVersion}. An NVRTC that is not newer than the driver helps.";
+    private string LoadFailure(Nvrtc compiler, KernelTarget wanted, CudaKernel kernel) => wanted.Output == NvrtcOutput.Ptx
+        ? $"{kernel.File} was compiled to PTX by NVRTC {compiler.Version}, which does not know compute capability {info.ComputeCapability}; a newer NVRTC or a newer driver is needed."
+        : $"{kernel.File} was compiled by NVRTC {compiler.Version} for {wanted.Architecture}; the driver serves CUDA {info.DriverVersion}. An NVRTC that is not newer than the driver helps.";
 
     private sealed class LoadedKernel(nint handle, int staticSharedBytes)
     {

@@ -30,6 +30,12 @@ public abstract class Device : IDisposable
     /// <summary>All of this device's memory that operations use.</summary>
     public abstract Arena Arena { get; }
 
+    /// <summary>
+    /// Page-locked memory of the host that a GPU reads and writes by itself, slower than its own: for what is used seldom or in small parts. As large as the
+    /// plan says; on the CPU, whose <see cref="Arena"/> is the host's memory already, it has no room.
+    /// </summary>
+    public abstract Arena HostArena { get; }
+
     /// <summary>Worker threads that operations split their work over (1 on a device with its own scheduler). Workspace depends on it, results never do.</summary>
     public abstract int ThreadCount { get; }
 
@@ -45,14 +51,19 @@ public abstract class Device : IDisposable
     }
 
     /// <summary>
-    /// A second arena, of zeros, whose memory lies behind a file: for what is used once a step, so that the system can have its memory in between. Arena and file
-    /// live as long as the device; a file that is there is overwritten.
+    /// A second arena, of zeros, for what is used once a step, so that its memory can be had in between: on the CPU it lies behind a file, on a GPU it is managed
+    /// memory, which the driver moves to the host where the card has no room. It lives as long as the device; a file that is there is overwritten.
     /// </summary>
-    /// <param name="path">In a folder that is there.</param>
+    /// <param name="path">Of the file, in a folder that is there; a GPU makes none.</param>
     /// <param name="bytes">Of the arena; more than 0.</param>
-    /// <exception cref="NotSupportedException">The device's memory cannot lie behind a file.</exception>
     /// <exception cref="IOException">The file cannot be made, or the disk has no room for it.</exception>
-    public virtual Arena MapArena(string path, long bytes) => throw new NotSupportedException($"{Description} has no memory that lies behind a file.");
+    /// <exception cref="InsufficientMemoryException">The GPU has less memory free: what is paged has to be on the card as a whole when it is used.</exception>
+    public abstract Arena PagedArena(string path, long bytes);
+
+    /// <summary>Begins to bring an arena of <see cref="PagedArena"/> to where it is used; the work that is asked for next need not find it piece by piece.</summary>
+    public virtual void Prefetch(Arena paged)
+    {
+    }
 
     /// <summary>Copies host bytes into the tensor from its element <paramref name="elementOffset"/> on.</summary>
     public abstract void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0);
@@ -65,6 +76,17 @@ public abstract class Device : IDisposable
 
     /// <summary>Copies between two tensors of this device with equal size and type.</summary>
     public abstract void Copy(Tensor destination, Tensor source);
+
+    /// <summary>
+    /// As <see cref="Copy"/>, beside the work that is asked for after it: what was asked for before is done when the copy begins. Neither tensor's memory may be written
+    /// to, and the destination not be read, before <see cref="AwaitCopies"/>.
+    /// </summary>
+    public virtual void StartCopy(Tensor destination, Tensor source) => Copy(destination, source);
+
+    /// <summary>Work that is asked for from now on begins when all copies of <see cref="StartCopy"/> are done. The caller does not wait.</summary>
+    public virtual void AwaitCopies()
+    {
+    }
 
     /// <summary>
     /// What this device chose while it ran and what decides the last bits of results, for a checkpoint to keep: on a GPU the algorithm of each

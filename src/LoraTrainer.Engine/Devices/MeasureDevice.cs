@@ -22,6 +22,7 @@ public sealed class MeasureDevice : Device
         ThreadCount = threadCount;
         Platform = platform;
         arena = new Arena(this, ImaginaryStart, long.MaxValue / 4);
+        HostArena = new Arena(this, ImaginaryStart, platform == DevicePlatform.Cpu ? 0 : long.MaxValue / 4);
     }
 
     public override DevicePlatform Platform { get; }
@@ -29,6 +30,8 @@ public sealed class MeasureDevice : Device
     public override DType ActivationType => ActivationTypeOf(Platform);
 
     public override Arena Arena => arena;
+
+    public override Arena HostArena { get; }
 
     public override int ThreadCount { get; }
 
@@ -40,14 +43,17 @@ public sealed class MeasureDevice : Device
     /// <summary>Floating-point operations of <see cref="Work"/>.</summary>
     public double Flops => work.Sum(item => item.Key.Flops * item.Value);
 
-    /// <summary>Bytes of all arenas that lie behind files; they are not in <see cref="Arena"/>.</summary>
-    public long MappedBytes { get; private set; }
+    /// <summary>Bytes of all arenas of <see cref="PagedArena"/>; they are not in <see cref="Arena"/>.</summary>
+    public long PagedBytes { get; private set; }
+
+    /// <summary>All memory that was used, at its highest.</summary>
+    public DeviceMemory Memory => new(Arena.HighWaterBytes, HostArena.HighWaterBytes, PagedBytes);
 
     public void ResetWork() => work.Clear();
 
-    public override Arena MapArena(string path, long bytes)
+    public override Arena PagedArena(string path, long bytes)
     {
-        MappedBytes += bytes;
+        PagedBytes += bytes;
         return new Arena(this, ImaginaryStart, bytes);
     }
 
@@ -62,6 +68,11 @@ public sealed class MeasureDevice : Device
     public override void Zero(Tensor tensor) => Count(0, tensor);
 
     public override void Copy(Tensor destination, Tensor source) => Count(0, destination, source);
+
+    /// <summary>Takes no time: it goes on beside the work.</summary>
+    public override void StartCopy(Tensor destination, Tensor source)
+    {
+    }
 
     /// <summary>One operation that is neither product nor attention: what it computes, and the tensors that it reads and writes, each time it does.</summary>
     internal void Count(double flops, params ReadOnlySpan<Tensor> tensors) => Count(WorkKind.Memory, flops, tensors);

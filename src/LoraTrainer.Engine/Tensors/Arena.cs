@@ -53,6 +53,8 @@ public sealed class Arena
 
     public long CapacityBytes { get; }
 
+    internal nint Start => start;
+
     public long UsedBytes { get; private set; }
 
     /// <summary>The largest <see cref="UsedBytes"/> so far.</summary>

@@ -1,5 +1,4 @@
 using LoraTrainer.Storage;
-using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Config;
 
@@ -28,7 +27,6 @@ internal static class ContradictionRules
         DoraStartsFromTheBase(config, issues);
         AddedTokensAreTrained(config, issues);
         AnAdapterHasOneStart(config, issues);
-        ChosenGpuHasAKernel(config, issues);
         OneHeldOutSet(config, issues);
         EvaluationsAreTimedOnce(config, issues);
         EvaluationsHaveRows(config, issues);
@@ -261,6 +259,12 @@ internal static class ContradictionRules
             issues.Wrong(key, where, $"{key} needs an adapter, because a quantized base cannot be trained itself ({where}). Add adapter: {(config.Quantization.LoadIn4Bit ? "qlora" : "lora")}, or remove {key}.");
         }
 
+        if (config is { Adapter.Kind: AdapterKind.None, Device.Embeddings: EmbeddingPlacement.Host })
+        {
+            ConfigurationLocation where = issues.Where("embeddings");
+            issues.Wrong("embeddings", where, $"embeddings: host needs an adapter, because embeddings that are trained are on the device ({where}). Add adapter: lora, or remove embeddings.");
+        }
+
         if (config is { Adapter.Kind: AdapterKind.None, Device.LmHead: LmHeadFormat.EightBit })
         {
             ConfigurationLocation where = issues.Where("lm_head");
@@ -302,16 +306,6 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("bnb_config_kwargs");
             issues.Wrong("bnb_config_kwargs", where, $"bnb_config_kwargs is given, but load_in_4bit is not true ({where}). Add load_in_4bit: true, or remove it.");
-        }
-    }
-
-    /// <summary>Where the choice is left to the program it is known at the start only.</summary>
-    private static void ChosenGpuHasAKernel(TrainingConfig config, IssueCollector issues)
-    {
-        if (config.Device.Choice == DeviceChoice.Cuda && TrainedModel.WithoutGpuKernel(config) is var (key, what))
-        {
-            ConfigurationLocation where = issues.Where(key);
-            issues.Wrong(key, where, $"{key} ({where}): {what} has no kernel for GPUs yet, and device is cuda ({issues.Where("device")}). Use device: cpu, or leave {key} out.");
         }
     }
 

@@ -12,8 +12,6 @@ internal static class FeatureState
 
     private static readonly (string Key, Condition When, string What, string Instead)[] Missing =
     [
-        ("gradient_checkpointing", Is("offload"), "Offloading activations", "Use gradient_checkpointing: true."),
-        ("embeddings", Is("host"), "Keeping the embeddings on the host", "Use embeddings: device."),
         ("resume_from_checkpoint", IsOn, "Starting from a chosen checkpoint", "Use lora-trainer resume, which takes the newest intact one."),
         ("base_model", StartsWith("s3://", "http://", "https://"), "A model from a store", "Download it and give its folder."),
         ("datasets[].ds_type", Is("arrow"), "This file format", "Convert the file to Parquet or JSON lines."),

@@ -120,7 +120,7 @@ public sealed class LoadedModel : IDisposable
         ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measured = selection.Measure();
         measure(Build(config, weights, adapter, source.Format, measured, null).Model);
-        Device device = selection.Open(measured.Arena.HighWaterBytes, lessMemory, notice);
+        Device device = selection.Open(measured.Memory, lessMemory, notice);
         try
         {
             (CausalLanguageModel model, LoraInjection? adapters) = Build(config, weights, adapter, source.Format, device, progress);

@@ -41,11 +41,6 @@ public sealed class TrainedModel
         TrainingConfig config, ModelConfig shape, ModelFolder? folder, Device device, Action<string, double>? progress = null, QuantizedBaseFile? quantized = null, Action<string>? damage = null)
     {
         config = WithBase(config, shape);
-        if (device.Platform == DevicePlatform.Cuda && WithoutGpuKernel(config) is var (key, what))
-        {
-            throw new TrainingSetupException($"{key}: {what} has no kernel for GPUs yet. Use device: cpu, or leave {key} out.");
-        }
-
         string pageFile = Path.Combine(config.OutputDir, RunFolder.PagedMomentsName);
         if (config.Adapter.Kind == AdapterKind.None)
         {
@@ -61,7 +56,7 @@ public sealed class TrainedModel
         RefuseUnmatchedPatterns("lora_alpha_pattern", config.Adapter.AlphaPattern.Select(pair => pair.Key), modules);
         AdapterConfig adapter = AdapterConfigOf(config, modules);
         AdapterStart? start = AdapterStart.For(adapter, shape);
-        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage, config.Device.LmHead == LmHeadFormat.EightBit);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage, config.Device.LmHead == LmHeadFormat.EightBit, config.Device.Embeddings == EmbeddingPlacement.Host);
         LoraInjection adapters = LoraInjection.Inject(model, adapter, (ulong)config.Seed, RatesOf(config), start);
         return new TrainedModel(model, adapters, new OptimizerState(device, model.Parameters, config.Optimizer, pageFile));
     }
@@ -111,8 +106,21 @@ public sealed class TrainedModel
         };
     }
 
-    /// <summary>What of a config a GPU has no kernel for: the key, and what it asks for; null where all runs on it.</summary>
-    public static (string Key, string What)? WithoutGpuKernel(TrainingConfig config) => config.Optimizer.IsPaged ? ("optimizer", "a paged optimizer") : null;
+    /// <summary>What a config asks for and the device does anyway, a sentence each: the CPU's memory is the host's.</summary>
+    /// <param name="config">The run.</param>
+    /// <param name="platform">Of the device.</param>
+    public static IEnumerable<string> WithoutEffect(TrainingConfig config, DevicePlatform platform)
+    {
+        if (platform == DevicePlatform.Cpu && config.Device.Embeddings == EmbeddingPlacement.Host)
+        {
+            yield return "embeddings: host has no effect on the CPU, whose memory is the host's.";
+        }
+
+        if (platform == DevicePlatform.Cpu && config.Device.GradientCheckpointing == GradientCheckpointing.Offload)
+        {
+            yield return "gradient_checkpointing: offload is gradient_checkpointing: true on the CPU, whose memory is the host's.";
+        }
+    }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
     private static void RefuseUnknownNames(string key, IEnumerable<string> names, IReadOnlyList<ModelModule> modules, IReadOnlyList<string> known)

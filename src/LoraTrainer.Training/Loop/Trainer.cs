@@ -58,8 +58,6 @@ public sealed class Trainer
 
     public int TotalSteps => data.Order.TotalSteps;
 
-    public static bool Recomputes(TrainingConfig config) => config.Device.GradientCheckpointing == GradientCheckpointing.On;
-
     /// <summary>Tokens and documents of the largest micro-batch of the whole run, known before it starts.</summary>
     public static (int Tokens, int Documents) LargestMicroBatch(TrainingConfig config, TrainingData data)
     {
@@ -120,11 +118,12 @@ public sealed class Trainer
     }
 
     /// <summary>Forward, loss and backward of one micro-batch; its losses are added to the report.</summary>
-    public static void Accumulate(TrainedModel trained, StepReport report, in PackedBatch packed, DropoutState dropout, float gradientScale, bool recompute)
+    public static void Accumulate(TrainedModel trained, StepReport report, in PackedBatch packed, DropoutState dropout, float gradientScale, GradientCheckpointing checkpointing)
     {
         Device device = trained.Model.Device;
         Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(packed.TokenCount));
-        trained.Model.ForwardBackward(losses, packed, dropout, gradientScale, recompute);
+        trained.Model.ForwardBackward(
+            losses, packed, dropout, gradientScale, recompute: checkpointing != GradientCheckpointing.Off, inputsOnHost: checkpointing == GradientCheckpointing.Offload && device.Platform == DevicePlatform.Cuda);
         LossSum.Accumulate(report.LossSum, losses);
     }
 
@@ -139,7 +138,7 @@ public sealed class Trainer
     {
         Device device = trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
-        Accumulate(trained, report, Upload(firstToken), Dropout, gradientScale, Recomputes(config));
+        Accumulate(trained, report, Upload(firstToken), Dropout, gradientScale, config.Device.GradientCheckpointing);
     }
 
     /// <summary>The random numbers of one step.</summary>

@@ -9,7 +9,7 @@ namespace LoraTrainer.Training.Optimizers;
 /// <summary>
 /// The moments of AdamW, and the update itself. With 32-bit moments two flat buffers lie like the parameters. With 8-bit moments those of the larger tensors are
 /// codes with a scale for each 256 elements; tensors of fewer than 4096 elements, and embeddings, keep 32-bit moments and AdamW's own update. Paged moments lie
-/// behind a file, all of them: where they are changes no number.
+/// behind a file or, on a GPU, in managed memory, all of them: where they are changes no number.
 /// </summary>
 public sealed class OptimizerState
 {
@@ -21,6 +21,8 @@ public sealed class OptimizerState
     private readonly ParameterStore parameters;
     private readonly AdamWSettings settings;
     private readonly double maxGradientNorm;
+    private readonly Device device;
+    private readonly Arena? paged;
 
     // One for each parameter; null where the buffers lie like the parameters.
     private readonly Place[]? places;
@@ -36,6 +38,7 @@ public sealed class OptimizerState
     /// <param name="pageFile">Where paged moments lie while the device lives; needed for these kinds only.</param>
     public OptimizerState(Device device, ParameterStore parameters, OptimizerOptions options, string? pageFile = null)
     {
+        this.device = device;
         this.parameters = parameters;
         settings = new AdamWSettings(options.Beta1, options.Beta2, options.Epsilon, options.WeightDecay);
         maxGradientNorm = options.MaxGradNorm;
@@ -47,9 +50,9 @@ public sealed class OptimizerState
         }
 
         long blocks = AdamW8Bit.Blocks(narrow);
-        Arena arena = options.IsPaged
-            ? device.MapArena(pageFile ?? throw new ArgumentNullException(nameof(pageFile)), 2 * (Arena.BytesOf(DType.F32, wide) + Arena.BytesOf(DType.U8, narrow) + Arena.BytesOf(DType.F32, blocks)))
-            : device.Arena;
+        paged = options.IsPaged
+            ? device.PagedArena(pageFile ?? throw new ArgumentNullException(nameof(pageFile)), 2 * (Arena.BytesOf(DType.F32, wide) + Arena.BytesOf(DType.U8, narrow) + Arena.BytesOf(DType.F32, blocks)))
+            : null;
         FirstMoment = Allocate(DType.F32, wide);
         SecondMoment = Allocate(DType.F32, wide);
         firstCodes = Allocate(DType.U8, narrow);
@@ -64,7 +67,7 @@ public sealed class OptimizerState
                 return Tensor.None;
             }
 
-            Tensor tensor = arena.Allocate(MemoryKind.Moments, type, new Shape(count));
+            Tensor tensor = (paged ?? device.Arena).Allocate(MemoryKind.Moments, type, new Shape(count));
             device.Zero(tensor);
             return tensor;
         }
@@ -88,6 +91,11 @@ public sealed class OptimizerState
     /// <param name="report">(2) f64: sum of the losses, gradient norm.</param>
     public void Step(int step, double learningRate, Tensor report)
     {
+        if (paged is not null)
+        {
+            device.Prefetch(paged);
+        }
+
         if (places is null)
         {
             AdamW.Step(parameters.Values, parameters.Gradients, FirstMoment, SecondMoment, parameters.Segments, settings, step, learningRate, report, maxGradientNorm);

@@ -39,6 +39,6 @@ internal readonly record struct MeasuredBatch(int Tokens, int[] Offsets, int Sco
         using ArenaFrame frame = device.Arena.Frame();
         int[] ids = new int[Tokens];
         PackedBatch batch = PackedBatch.Upload(device, ids, ids, Offsets, ids, ids.AsSpan(0, Scored));
-        Trainer.Accumulate(trained, report, batch, Trainer.RandomnessOf(config, completedSteps: 0), 1, Trainer.Recomputes(config));
+        Trainer.Accumulate(trained, report, batch, Trainer.RandomnessOf(config, completedSteps: 0), 1, config.Device.GradientCheckpointing);
     }
 }

@@ -57,7 +57,7 @@ public sealed class MemoryFits(RunInputs inputs)
         return work;
     }
 
-    /// <summary>With plain AdamW, whatever the run has: GPUs have no other.</summary>
+    /// <summary>With plain AdamW, whatever the run has: what full training is usually compared by.</summary>
     private TrainingConfig Full => inputs.Config with
     {
         Adapter = inputs.Config.Adapter with { Kind = AdapterKind.None },
@@ -81,7 +81,7 @@ public sealed class MemoryFits(RunInputs inputs)
         {
             int middle = (least + above) / 2;
             MemoryPlan? plan = inputs.Cut((int)sizes[middle]) is { } batches ? Plan(config, batches.LargestTokens) : null;
-            if (plan?.ArenaBytes <= memoryBytes)
+            if (plan?.Memory.DeviceBytes <= memoryBytes)
             {
                 best = plan;
                 least = middle;

@@ -23,8 +23,14 @@ public sealed record MemoryPlan
     /// <summary>Everything that the run places on its device.</summary>
     public required long ArenaBytes { get; init; }
 
-    /// <summary>The file behind paged moments; what of it is in memory at a time is up to the system. Not in <see cref="ArenaBytes"/>.</summary>
-    public required long MappedBytes { get; init; }
+    /// <summary>What a GPU run keeps in page-locked memory of the host; 0 on the CPU.</summary>
+    public required long HostBytes { get; init; }
+
+    /// <summary>Paged moments, behind a file on the CPU and in managed memory on a GPU; what of it is in memory at a time is up to the system. Not in <see cref="ArenaBytes"/>.</summary>
+    public required long PagedBytes { get; init; }
+
+    /// <summary>What the device is opened with.</summary>
+    public DeviceMemory Memory => new(ArenaBytes, HostBytes, PagedBytes);
 
     /// <summary>The parts of <see cref="ArenaBytes"/>, at the moment of the peak.</summary>
     public required IReadOnlyDictionary<MemoryKind, long> ByKind { get; init; }
@@ -58,7 +64,8 @@ public sealed record MemoryPlan
         return new MemoryPlan
         {
             ArenaBytes = device.Arena.HighWaterBytes,
-            MappedBytes = device.MappedBytes,
+            HostBytes = device.HostArena.HighWaterBytes,
+            PagedBytes = device.PagedBytes,
             ByKind = Enum.GetValues<MemoryKind>().ToDictionary(kind => kind, device.Arena.HighWaterOf),
             FlopsPerToken = flops / passes.MicroBatchTokens,
             Parameters = shape.ExpectedTensors().Sum(tensor => tensor.Shape.Aggregate(1L, (product, extent) => product * extent)),

@@ -15,6 +15,7 @@
 #include <set>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <vector>
 
@@ -39,6 +40,7 @@ enum : CUresult {
     ILLEGAL_ADDRESS = 700,
     LAUNCH_OUT_OF_RESOURCES = 701,
     LAUNCH_FAILED = 719,
+    UNKNOWN = 999,
 };
 struct error_name {
     CUresult code;
@@ -58,11 +60,10 @@ const error_name error_names[] = {
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
 const int max_dynamic_shared = 163 * 1024, default_dynamic_shared = 48 * 1024;  // compute capability 8.0
-const int driver_version = 13000;
-
 struct stream {
     std::deque<stream_work> queue;
     unsigned long long done = 0, submitted = 0;
@@ -103,6 +104,12 @@ struct driver {
     bool lazy = environment_number("LT_EMULATOR_LAZY", 0) != 0;
     bool verbose = environment_number("LT_EMULATOR_VERBOSE", 0) != 0;
     size_t memory_bytes = environment_bytes("LT_EMULATOR_MEMORY", (size_t)8 << 30);
+    int driver_version = environment_number("LT_EMULATOR_DRIVER", 13000);
+    int capability = environment_number("LT_EMULATOR_CAPABILITY", 80);
+    // Misfortunes: a kernel's launch of this number faults ("swiglu_forward:3"), and the device is lost at its launch of that number, whatever the kernel.
+    std::string faulty_kernel;
+    long long fault_at = 0, lost_at = environment_number("LT_EMULATOR_LOST", 0), launches = 0, faulty_launches = 0;
+    size_t pinned_bytes = environment_bytes("LT_EMULATOR_PINNED", (size_t)1 << 40);
     guarded_memory memory;
     int context_references = 0;
     char* context = nullptr;  // a new address for each life of the primary context
@@ -115,6 +122,11 @@ struct driver {
     std::set<void*> functions;
     std::map<std::string, long long> counts;
     driver() {
+        if (const char* fault = getenv("LT_EMULATOR_FAULT")) {
+            const char* colon = strchr(fault, ':');
+            faulty_kernel = colon ? std::string(fault, colon) : fault;
+            fault_at = colon ? atoll(colon + 1) : 1;
+        }
         emu_configure((emu_order)environment_number("LT_EMULATOR_ORDER", 0), (emu_copies)environment_number("LT_EMULATOR_COPIES", 0));
     }
 };
@@ -372,6 +384,9 @@ std::string size_error(const emu_uint3& grid, const emu_uint3& block) {
 }
 
 outcome run_kernel(const emu_kernel& kernel, const emu_uint3& grid, const emu_uint3& block, size_t shared_bytes, argument_copy& arguments) {
+    if (it.lost_at && ++it.launches >= it.lost_at) return {UNKNOWN, "the device is lost, as LT_EMULATOR_LOST asks for"};
+    if (it.fault_at && it.faulty_kernel == kernel.name && ++it.faulty_launches == it.fault_at)
+        return {ILLEGAL_ADDRESS, std::string(kernel.name) + ": launch " + std::to_string(it.fault_at) + " faults, as LT_EMULATOR_FAULT asks for"};
     emu_failure failure;
     if (!emu_launch(kernel, grid, block, shared_bytes, arguments.pointers.data(), failure)) {
         if (!failure.illegal_address) return {LAUNCH_FAILED, failure.message};
@@ -472,7 +487,7 @@ API cuInit(unsigned flags) {
 API cuDriverGetVersion(int* version) {
     ENTER(nothing);
     REQUIRE(version, INVALID_VALUE, "no place for the result");
-    *version = driver_version;
+    *version = it.driver_version;
     return SUCCESS;
 }
 API cuDeviceGetCount(int* count) {
@@ -530,13 +545,16 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
         {39, 2048},                    // MAX_THREADS_PER_MULTIPROCESSOR
         {40, 1},                       // ASYNC_ENGINE_COUNT
         {41, 1},                       // UNIFIED_ADDRESSING
-        {75, 8}, {76, 0},              // COMPUTE_CAPABILITY_MAJOR, MINOR
         {81, 164 * 1024},              // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
         {82, 65536},                   // MAX_REGISTERS_PER_MULTIPROCESSOR
         {83, 1},                       // MANAGED_MEMORY
         {89, 1},                       // CONCURRENT_MANAGED_ACCESS
         {97, max_dynamic_shared},      // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
     };
+    if (attribute == 75 || attribute == 76) {  // COMPUTE_CAPABILITY_MAJOR, MINOR
+        *value = attribute == 75 ? it.capability / 10 : it.capability % 10;
+        return SUCCESS;
+    }
     if (attribute == 16) {  // MULTIPROCESSOR_COUNT
         *value = emu_workers();
         return SUCCESS;
@@ -602,12 +620,15 @@ API cuMemFree_v2(CUdeviceptr address) {
 API cuMemAllocManaged(CUdeviceptr* address, size_t bytes, unsigned flags) {
     ENTER(context);
     REQUIRE(flags == 1 || flags == 2, INVALID_VALUE, "flags must be CU_MEM_ATTACH_GLOBAL or CU_MEM_ATTACH_HOST");
+    it.counts["managed_allocations"]++;
     return allocate(address, bytes, memory_kind::managed);
 }
 API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
     ENTER(context);
     REQUIRE(!(flags & ~7u), INVALID_VALUE, "unknown flags");
     const unsigned device_map = 2;
+    size_t used = it.memory.bytes(memory_kind::pinned) + it.memory.bytes(memory_kind::pinned_mapped);
+    REQUIRE(bytes <= it.pinned_bytes && used <= it.pinned_bytes - bytes, OUT_OF_MEMORY, std::to_string(bytes) + " page-locked bytes asked for, " + std::to_string(used) + " of " + std::to_string(it.pinned_bytes) + " in use");
     return allocate((CUdeviceptr*)address, bytes, flags & device_map ? memory_kind::pinned_mapped : memory_kind::pinned);
 }
 API cuMemFreeHost(void* address) {
@@ -619,6 +640,8 @@ static CUresult prefetch(CUdeviceptr address, size_t bytes, void* stream_handle)
     const allocation* a = it.memory.containing((const void*)address);
     REQUIRE(a && a->kind == memory_kind::managed, INVALID_VALUE, "not managed memory");
     REQUIRE(device_range(address, bytes), INVALID_VALUE, range_error("the range", address, bytes));
+    it.counts["prefetches"]++;
+    it.counts["prefetched_bytes"] += (long long)bytes;
     return enqueue(stream_handle, [] { return outcome{}; });
 }
 API cuMemPrefetchAsync(CUdeviceptr address, size_t bytes, CUdevice device, void* stream_handle) {

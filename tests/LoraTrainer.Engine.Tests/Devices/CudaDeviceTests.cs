@@ -48,8 +48,8 @@ public sealed class CudaDeviceTests
         CudaStandin.Require();
         CudaDeviceInfo? info = CudaDevice.Describe().Device;
 
-        Assert.False(CudaDevice.TryOpen(1L << 45, out CudaDevice? device, out string reason, out bool isMemoryShort));
-        Assert.True(isMemoryShort);
+        Assert.False(CudaDevice.TryOpen(new DeviceMemory(1L << 45), out CudaDevice? device, out string reason, out MemoryShortage shortage));
+        Assert.Equal(MemoryShortage.Device, shortage);
         Assert.Null(device);
         Assert.StartsWith(
             string.Create(CultureInfo.InvariantCulture, $"The plan needs 35,184,372,088,832 bytes on {info!.Name} and {info.FreeMemoryBytes:N0} of {info.TotalMemoryBytes:N0} are free; other programs"), reason, StringComparison.Ordinal);

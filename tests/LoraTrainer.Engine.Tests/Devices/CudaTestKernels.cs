@@ -82,12 +82,12 @@ internal static unsafe class CudaTestKernels
         return new KernelSources(files);
     }
 
-    public static CudaDevice Open(CudaDeviceOptions? options = null, long capacityBytes = 16 << 20)
+    public static CudaDevice Open(CudaDeviceOptions? options = null, long capacityBytes = 16 << 20, long hostBytes = 0)
     {
         CudaStandin.Require();
         CudaStandin.Configure();
         CudaStandin.Reset();
-        Assert.True(CudaDevice.TryOpen(capacityBytes, options ?? Options(), out CudaDevice? device, out string reason), reason);
+        Assert.True(CudaDevice.TryOpen(new DeviceMemory(capacityBytes, hostBytes), options ?? Options(), out CudaDevice? device, out string reason, out _), reason);
         return device;
     }
 

@@ -53,9 +53,9 @@ public sealed class PagedOptimizerTests
     {
         using TemporaryFolder folder = TinyTraining.Folder();
         (MemoryPlan resident, MemoryPlan paged) = (Plan(folder, "adamw_torch"), Plan(folder, "paged_adamw_32bit"));
-        Assert.Equal(0, resident.MappedBytes);
-        Assert.Equal(resident.ByKind[MemoryKind.Moments], paged.MappedBytes);
-        Assert.Equal(resident.ArenaBytes - paged.MappedBytes, paged.ArenaBytes);
+        Assert.Equal(0, resident.PagedBytes);
+        Assert.Equal(resident.ByKind[MemoryKind.Moments], paged.PagedBytes);
+        Assert.Equal(resident.ArenaBytes - paged.PagedBytes, paged.ArenaBytes);
     }
 
     [Fact]

@@ -19,6 +19,9 @@ internal static unsafe partial class CudaDriver
     public const int AttributeSharedBytesPerBlockOptIn = 97;
     public const int FunctionStaticSharedBytes = 1;
     public const int FunctionMaxDynamicSharedBytes = 8;
+    public const int AttributeConcurrentManagedAccess = 89;
+    public const uint AttachGlobal = 1;
+    public const uint HostMapped = 2;
     public const uint StreamNonBlocking = 1;
     public const uint EventWithoutTiming = 2;
 
@@ -90,7 +93,18 @@ internal static unsafe partial class CudaDriver
     [LibraryImport(Library, EntryPoint = "cuMemFree_v2")]
     internal static partial CudaStatus cuMemFree(nint address);
 
-    /// <summary>OutOfMemory. Page-locked memory of the host that the GPU reads by itself; <paramref name="flags"/> 0.</summary>
+    /// <summary>OutOfMemory; NotSupported. Memory that the host and the GPU reach under one address; the driver moves its pages. <paramref name="flags"/>: <see cref="AttachGlobal"/>. Freed by cuMemFree.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuMemAllocManaged(out nint address, nuint bytes, uint flags);
+
+    /// <summary>
+    /// InvalidValue for a range outside managed memory. Moves its pages to a device when the stream comes to it; <paramref name="device"/>: its number. The first form of this function,
+    /// whatever the headers of a toolkit call by this name; ask <see cref="CudaLibraries.Exports"/>.
+    /// </summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuMemPrefetchAsync(nint address, nuint bytes, int device, nint stream);
+
+    /// <summary>OutOfMemory. Page-locked memory of the host that the GPU reads by itself; <paramref name="flags"/> 0, or <see cref="HostMapped"/> for memory that kernels are given, under the same address.</summary>
     [LibraryImport(Library)]
     internal static partial CudaStatus cuMemHostAlloc(out nint memory, nuint bytes, uint flags);
 
@@ -123,6 +137,10 @@ internal static unsafe partial class CudaDriver
     /// <summary>InvalidValue. Work that was queued is still carried out.</summary>
     [LibraryImport(Library, EntryPoint = "cuStreamDestroy_v2")]
     internal static partial CudaStatus cuStreamDestroy(nint stream);
+
+    /// <summary>InvalidValue. What is queued on the stream from now on waits for what the event stands for now; <paramref name="flags"/> 0.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuStreamWaitEvent(nint stream, nint cudaEvent, uint flags);
 
     /// <summary>Late errors of everything queued on the stream.</summary>
     [LibraryImport(Library)]

@@ -6,6 +6,7 @@ internal enum CudaStatus
     Success = 0,
     OutOfMemory = 2,
     StubLibrary = 34,
+    DeviceUnavailable = 46,
     NoDevice = 100,
     EccUncorrectable = 214,
     NvlinkUncorrectable = 220,
@@ -21,6 +22,7 @@ internal enum CudaStatus
     LaunchFailed = 719,
     SystemDriverMismatch = 803,
     CompatNotSupportedOnDevice = 804,
+    Unknown = 999,
 }
 
 internal static class CudaStatuses
@@ -31,5 +33,8 @@ internal static class CudaStatuses
     /// </summary>
     public static bool IsLate(this CudaStatus status) => status is CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.IllegalAddress
         or CudaStatus.LaunchTimeout or CudaStatus.ContextIsDestroyed or CudaStatus.Assert or CudaStatus.HardwareStackError or CudaStatus.IllegalInstruction
-        or CudaStatus.MisalignedAddress or CudaStatus.InvalidAddressSpace or CudaStatus.InvalidPc or CudaStatus.LaunchFailed;
+        or CudaStatus.MisalignedAddress or CudaStatus.InvalidAddressSpace or CudaStatus.InvalidPc or CudaStatus.LaunchFailed || status.IsLoss();
+
+    /// <summary>True where no kernel is at fault: the card has failed, fell off its bus or was taken away. The driver has no one status for that.</summary>
+    public static bool IsLoss(this CudaStatus status) => status is CudaStatus.DeviceUnavailable or CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.Unknown;
 }

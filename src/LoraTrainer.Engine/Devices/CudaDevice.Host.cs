@@ -1,0 +1,165 @@
+using System.Globalization;
+using LoraTrainer.Engine.Native.Cuda;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Devices;
+
+/// <summary>Memory beside the card's own: page-locked memory of the host, which kernels read over the bus, and managed memory; and copies that go on beside the work.</summary>
+public sealed unsafe partial class CudaDevice
+{
+    private readonly List<nint> managed = [];
+    private nint hostMemory;
+    private nint copyStream;
+    private nint workDone;
+    private nint copiesDone;
+
+    public override Arena HostArena => hostArena;
+
+    public override Arena PagedArena(string path, long bytes)
+    {
+        MakeCurrent();
+        long size = Arena.RoundUp(bytes);
+        RequireFree(size);
+        CudaStatus status = CudaDriver.cuMemAllocManaged(out nint address, (nuint)size, CudaDriver.AttachGlobal);
+        if (status != CudaStatus.Success)
+        {
+            CudaCheck.Throw(status, nameof(CudaDriver.cuMemAllocManaged), null, string.Create(
+                CultureInfo.InvariantCulture, $"Asked for: {size:N0} bytes that the driver may page. Some virtual GPUs have no such memory; an optimizer that is not paged does without."));
+        }
+
+        managed.Add(address);
+        ThrowIfFailed(CudaDriver.cuMemsetD8Async(address, 0, (nuint)size, stream));
+        return new Arena(this, address, size);
+    }
+
+    /// <summary>Cards whose driver moves pages one by one, when they are touched, are asked to move them beforehand; others move all of them at each launch.</summary>
+    public override void Prefetch(Arena paged)
+    {
+        MakeCurrent();
+        if (movesPages && paged.UsedBytes > 0)
+        {
+            ThrowIfFailed(CudaDriver.cuMemPrefetchAsync(paged.Start, (nuint)paged.UsedBytes, ordinal, stream));
+        }
+    }
+
+    public override void StartCopy(Tensor destination, Tensor source)
+    {
+        CheckCopy(destination, source);
+        if (source.SizeBytes == 0)
+        {
+            return;
+        }
+
+        MakeCurrent();
+        if (copyStream == 0)
+        {
+            ThrowIfFailed(CudaDriver.cuStreamCreate(out copyStream, CudaDriver.StreamNonBlocking));
+            ThrowIfFailed(CudaDriver.cuEventCreate(out workDone, CudaDriver.EventWithoutTiming));
+            ThrowIfFailed(CudaDriver.cuEventCreate(out copiesDone, CudaDriver.EventWithoutTiming));
+        }
+
+        ThrowIfFailed(CudaDriver.cuEventRecord(workDone, stream));
+        ThrowIfFailed(CudaDriver.cuStreamWaitEvent(copyStream, workDone, 0));
+        CopyOn(copyStream, destination, source);
+    }
+
+    public override void AwaitCopies()
+    {
+        if (copyStream != 0)
+        {
+            MakeCurrent();
+            ThrowIfFailed(CudaDriver.cuEventRecord(copiesDone, copyStream));
+            ThrowIfFailed(CudaDriver.cuStreamWaitEvent(stream, copiesDone, 0));
+        }
+    }
+
+    private bool IsOnHost(Tensor tensor) => tensor.Address >= hostMemory && tensor.Address < hostMemory + (nint)hostArena.CapacityBytes;
+
+    /// <summary>Queues a copy between two places of this device, in its own memory or the host's.</summary>
+    private void CopyOn(nint queue, Tensor destination, Tensor source)
+    {
+        nuint bytes = (nuint)source.SizeBytes;
+        if (IsOnHost(destination) && IsOnHost(source))
+        {
+            throw new NotSupportedException("A copy from the host to the host has no use on a GPU.");
+        }
+
+        if (IsOnHost(destination))
+        {
+            ThrowIfFailed(CudaDriver.cuMemcpyDtoHAsync((void*)destination.Address, source.Address, bytes, queue));
+        }
+        else if (IsOnHost(source))
+        {
+            ThrowIfFailed(CudaDriver.cuMemcpyHtoDAsync(destination.Address, (void*)source.Address, bytes, queue));
+        }
+        else
+        {
+            ThrowIfFailed(CudaDriver.cuMemcpyDtoDAsync(destination.Address, source.Address, bytes, queue));
+        }
+    }
+
+    /// <summary>The host's bytes of a tensor there, when no work that was asked for uses them any more.</summary>
+    private Span<byte> HostBytes(Tensor tensor, int count, long elementOffset)
+    {
+        AwaitCopies();
+        Synchronize();
+        return new Span<byte>((byte*)tensor.Address + elementOffset * tensor.DType.SizeBytes(), count);
+    }
+
+    private static nint AllocateHostMemory(long size)
+    {
+        CudaStatus status = CudaDriver.cuMemHostAlloc(out nint address, (nuint)size, CudaDriver.HostMapped);
+        if (status == CudaStatus.OutOfMemory)
+        {
+            throw new HostMemoryException(string.Create(CultureInfo.InvariantCulture,
+                $"The plan needs {size:N0} bytes of the host's memory, page-locked for the GPU, and the driver does not get them: the machine, its container or the user's limit (ulimit -l) has less."));
+        }
+
+        CudaCheck.ThrowIfFailed(status, nameof(CudaDriver.cuMemHostAlloc));
+        return address;
+    }
+
+    /// <summary>Refuses managed memory that would not fit: the driver would move pages to and fro in each update, for longer than the step takes.</summary>
+    private void RequireFree(long pagedBytes)
+    {
+        CudaCheck.ThrowIfFailed(CudaDriver.cuMemGetInfo(out nuint free, out nuint total));
+        if (pagedBytes > (long)free)
+        {
+            throw new InsufficientMemoryException(string.Create(CultureInfo.InvariantCulture,
+                $"The plan pages {pagedBytes:N0} bytes beside the {arena?.CapacityBytes ?? 0:N0} that it keeps on {Info.Name}, and {(long)free:N0} of {(long)total:N0} are free for them: they have to be on the card as a whole when they are used."));
+        }
+    }
+
+    private void ReleaseBeside()
+    {
+        foreach (nint address in managed)
+        {
+            _ = CudaDriver.cuMemFree(address);
+        }
+
+        managed.Clear();
+        if (hostMemory != 0)
+        {
+            _ = CudaDriver.cuMemFreeHost(hostMemory);
+            hostMemory = 0;
+        }
+
+        foreach (nint cudaEvent in (nint[])[workDone, copiesDone])
+        {
+            if (cudaEvent != 0)
+            {
+                _ = CudaDriver.cuEventDestroy(cudaEvent);
+            }
+        }
+
+        if (copyStream != 0)
+        {
+            _ = CudaDriver.cuStreamDestroy(copyStream);
+        }
+
+        (workDone, copiesDone, copyStream) = (0, 0, 0);
+    }
+
+    /// <summary>The host has too little memory that can be locked.</summary>
+    private sealed class HostMemoryException(string message) : Exception(message);
+}

@@ -1,0 +1,126 @@
+using LoraTrainer.TestSupport;
+using Xunit;
+
+namespace LoraTrainer.EndToEnd.Tests;
+
+/// <summary>What can be wrong with a GPU: each ends in a sentence that says what to do, and leaves what was done before.</summary>
+[Trait("Category", "Emulator")]
+public sealed class GpuTroubleTests
+{
+    private static readonly string[] Train = ["train", "tiny.yaml", "--set", "device=cuda"];
+
+    public static TheoryData<string, string, string> Unusable => new()
+    {
+        { "LT_EMULATOR_DRIVER", "11040", "The NVIDIA driver is too old: it serves CUDA 11.4, and 12.0 is the least. Update it to 525 or later" },
+        { "LT_EMULATOR_DRIVER", "12080", "libnvrtc is of CUDA 13 and the driver serves 12.8: it will not work. Update the driver, or install one of CUDA 12: " },
+        { "LT_EMULATOR_CAPABILITY", "75", "Emulated device (CPU) has compute capability 7.5; training here needs 8.0 or more (Ampere, Ada, Hopper, Blackwell)" },
+        { "LT_EMULATOR_MEMORY", "100000", "; other programs on this GPU take what they hold. The plan's largest parts: workspace " },
+
+        // Uploads go through 16 MiB of it, and the run asks for more.
+        { "LT_EMULATOR_PINNED", "16777300", "bytes of the host's memory, page-locked for the GPU, and the driver does not get them" },
+    };
+
+    [Theory]
+    [MemberData(nameof(Unusable))]
+    public async Task Train_OnWhatCannotBeUsed_IsRefusedBeforeARunBegins(string variable, string value, string sentence)
+    {
+        using var folder = new TinyFolder(changes: ("gradient_checkpointing", "offload"));
+        Ending end = await folder.RunAsync(Train, environment: Environment((variable, value)));
+
+        Assert.True(end.ExitCode == 2, end.ToString());
+        Assert.Contains(sentence, end.Error, StringComparison.Ordinal);
+        AssertCalm(end);
+        Assert.False(Directory.Exists(folder.Out), end.ToString());
+    }
+
+    [Fact]
+    public async Task Train_LibrariesAreMissing_NamesTheFirstAndHowItIsInstalled()
+    {
+        using var folder = new TinyFolder();
+        Directory.CreateDirectory(folder.PathOf("driver"));
+        File.Copy(Path.Combine(CudaStandin.Folder, "libcuda.so.1"), folder.PathOf("driver/libcuda.so.1"));
+        Ending end = await folder.RunAsync(Train, environment: new Dictionary<string, string> { ["LT_CUDA_DIR"] = folder.PathOf("driver") });
+        Assert.SkipWhen(end.Error.Contains("cuBLASLt was not found", StringComparison.Ordinal), "this machine has NVRTC");
+
+        Assert.True(end.ExitCode == 2, end.ToString());
+        Assert.Contains("device: cuda cannot be used: The CUDA compiler NVRTC was not found: tried libnvrtc.so.13, libnvrtc.so.12, libnvrtc.so", end.Error, StringComparison.Ordinal);
+        Assert.Contains("pip install nvidia-cuda-nvrtc", end.Error, StringComparison.Ordinal);
+        AssertCalm(end);
+    }
+
+    /// <summary>A release that carries compiled kernels runs without NVRTC, to the same bytes; a file of them that is damaged is never used.</summary>
+    [Fact]
+    public async Task Train_WithKernelsThatCameReady_NeedsNoCompiler()
+    {
+        using TinyFolder compiled = new(), ready = new();
+        string driver = ready.PathOf("driver"), kernels = ready.PathOf("kernels");
+        Directory.CreateDirectory(driver);
+        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
+        {
+            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
+        }
+
+        CudaStandin.WriteReadyKernels(kernels, TinyRun.Shape.HeadDim);
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off" };
+        Ending expected = await compiled.RunAsync(Train, environment: Environment()), end = await ready.RunAsync(Train, environment: environment);
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+        Assert.True(end.ExitCode == 0, end.ToString());
+        Assert.Equal(compiled.Result(), ready.Result());
+
+        foreach (string entry in Directory.EnumerateFiles(kernels, "*.kernels"))
+        {
+            byte[] bytes = File.ReadAllBytes(entry);
+            bytes[^1] ^= 1;
+            File.WriteAllBytes(entry, bytes);
+        }
+
+        Ending damaged = await ready.RunAsync([.. Train, "--set", "output_dir=other"], environment: environment);
+        Assert.SkipWhen(damaged.ExitCode == 0, "this machine has NVRTC");
+        Assert.Contains($"is not among the kernels in {kernels}, or its file there is damaged, and there is no NVRTC to compile it. Install NVRTC", damaged.Error, StringComparison.Ordinal);
+        AssertCalm(damaged);
+    }
+
+    /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was.</summary>
+    [Theory]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS")]
+    [InlineData("LT_EMULATOR_LOST", "2500", false, "The GPU is lost: CUDA_ERROR_UNKNOWN")]
+    public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence)
+    {
+        using TinyFolder whole = new(), folder = new();
+        Ending expected = await whole.RunAsync(Train, environment: Environment());
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+
+        Ending end = await folder.RunAsync(Train, environment: Environment((variable, value), ("LT_CUDA_SYNC", waits ? "1" : "0"), ("LT_EMULATOR_LAZY", "1")));
+        Assert.True(end.ExitCode == 1, end.ToString());
+        Assert.True(end.Error.Contains(sentence, StringComparison.Ordinal), end.ToString());
+        Assert.Matches("The checkpoint of step [0-9]+ is intact\\. Once a GPU works, here or elsewhere, go on with: lora-trainer resume out\n", end.Error);
+        AssertCalm(end);
+
+        // Once more, before the process has saved anything of its own.
+        Ending again = await folder.RunAsync(["resume", "out"], environment: Environment(("LT_EMULATOR_LOST", "100")));
+        Assert.True(again.ExitCode == 1, again.ToString());
+        Assert.Matches("The checkpoint of step [0-9]+ is intact\\.", again.Error);
+
+        Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
+        Assert.True(resumed.ExitCode == 0, resumed.ToString());
+        Assert.Equal(whole.Result(), folder.Result());
+    }
+
+    private static void AssertCalm(Ending end)
+    {
+        Assert.DoesNotContain("   at ", end.Error, StringComparison.Ordinal);
+        Assert.DoesNotContain("defect", end.Error, StringComparison.Ordinal);
+    }
+
+    private static Dictionary<string, string> Environment(params (string Name, string Value)[] more)
+    {
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = CudaStandin.Folder };
+        foreach ((string name, string value) in more)
+        {
+            environment[name] = value;
+        }
+
+        return environment;
+    }
+}
