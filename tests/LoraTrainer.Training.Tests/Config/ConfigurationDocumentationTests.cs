@@ -42,6 +42,7 @@ public sealed class ConfigurationDocumentationTests
                 "tokens" => ["lora_modules_to_save=[embed_tokens, lm_head]", $"{path}={key.Example}"],
                 "quantized_cache.uri" => ["quantized_cache.path=/tmp/quantized", $"{path}={key.Example}"],
                 "bnb_config_kwargs" => ["adapter=qlora", $"{path}={key.Example}"],
+                "chat_template_jinja" => ["chat_template=jinja", $"{path}={key.Example}"],
                 "max_rollbacks" => ["on_nonfinite=rollback", "checkpoint.every_steps=5", $"{path}={key.Example}"],
                 "early_stopping_patience" or "load_best_model_at_end" => ["val_set_size=3", "evals_per_epoch=2", $"{path}={key.Example}"],
                 "early_stopping_threshold" => ["val_set_size=3", "evals_per_epoch=2", "early_stopping_patience=2", $"{path}={key.Example}"],
