@@ -149,14 +149,9 @@ internal static class MergeVerb
         return run;
     }
 
-    private static string BaseOf(Terminal terminal, string adapter, TrainingConfig? run)
-    {
-        string? named = run?.BaseModel ?? AdapterConfig.Parse(adapter).BaseModelNameOrPath;
-        named = named is null ? null : FetchedSources.FolderOf(named, run?.RevisionOfModel ?? HubRepository.DefaultRevision, terminal.Note, CancellationToken.None);
-        return named is not null && Directory.Exists(named)
-            ? named
-            : throw new TrainingSetupException($"{adapter} names its base '{named}', which is not a folder here. Give the base before the adapter: lora-trainer merge BASE {adapter} OUT.");
-    }
+    private static string BaseOf(Terminal terminal, string adapter, TrainingConfig? run) => FetchedSources.FolderOfBase(
+        adapter, run?.BaseModel ?? AdapterConfig.Parse(adapter).BaseModelNameOrPath, run?.RevisionOfModel ?? HubRepository.DefaultRevision, $"Give the base before the adapter: lora-trainer merge BASE {adapter} OUT.",
+        terminal.Note, CancellationToken.None);
 
     private static BaseFormat FormatOf(Terminal terminal, string adapter, TrainingConfig? run, BaseFormat? asked)
     {

@@ -66,11 +66,8 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
             return new TextModelSource(config.BaseFolder, path, fourBit ? asked : TrainedModel.FormatOf(TrainedModel.WithBase(config, ModelConfig.Parse(config.BaseFolder)).Quantization));
         }
 
-        string? named = AdapterConfig.Parse(path).BaseModelNameOrPath;
-        named = named is null ? null : FetchedSources.FolderOf(named, HubRepository.DefaultRevision, notice, cancellation);
-        return named is not null && Directory.Exists(named)
-            ? new TextModelSource(named, path, asked)
-            : throw new TrainingSetupException($"{path} is an adapter; its base '{named}' is not a folder here. Name the base and give this folder with --adapter.");
+        return new TextModelSource(
+            FetchedSources.FolderOfBase(path, AdapterConfig.Parse(path).BaseModelNameOrPath, HubRepository.DefaultRevision, "Name the base and give this folder with --adapter.", notice, cancellation), path, asked);
     }
 }
 

@@ -86,13 +86,47 @@ public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<Data
     public static string FolderOf(string nameOrFolder, string revision, Action<string> tell, CancellationToken cancellation)
         => IsHubName(nameOrFolder) ? Fetch(new TrainingConfig { BaseModel = nameOrFolder, RevisionOfModel = revision }, SourceNeeds.Weights, tell, cancellation).BaseFolder : nameOrFolder;
 
+    /// <summary>A misspelt path looks like a name: what fails says that it was taken for one.</summary>
+    private static async Task<T> NamedAsync<T>(string name, Task<T> fetching)
+    {
+        try
+        {
+            return await fetching.ConfigureAwait(false);
+        }
+        catch (StoreException exception)
+        {
+            throw new StoreException(exception.Problem, $"{name} is not here, so it was taken for a name of the hub. {exception.Message}", exception);
+        }
+    }
+
+    /// <summary>The folder of the base that an adapter names.</summary>
+    /// <param name="adapter">Its folder, for the sentence.</param>
+    /// <param name="named">What it names: a folder, or a name of the hub.</param>
+    /// <param name="revision">Of a name.</param>
+    /// <param name="instead">What to do where it is not to be had, a sentence.</param>
+    /// <param name="tell">Is told how downloads come on.</param>
+    /// <param name="cancellation">Leaves what has arrived.</param>
+    /// <exception cref="TrainingSetupException">it is not here, and cannot be fetched</exception>
+    public static string FolderOfBase(string adapter, string? named, string revision, string instead, Action<string> tell, CancellationToken cancellation)
+    {
+        try
+        {
+            string? folder = named is null ? null : FolderOf(named, revision, tell, cancellation);
+            return Directory.Exists(folder) ? folder : throw new TrainingSetupException($"{adapter} names its base '{named}', which is not a folder here. {instead}");
+        }
+        catch (StoreException exception)
+        {
+            throw new TrainingSetupException($"{adapter} names its base '{named}', which is not a folder here and cannot be fetched. {instead} ({exception.Message})");
+        }
+    }
+
     private static async Task<TrainingConfig> FetchAsync(TrainingConfig config, bool isNamed, bool withWeights, DatasetOptions[] elsewhere, Action<string> tell, CancellationToken cancellation)
     {
         using var hub = new Hub(HubSettings.FromEnvironment(), tell);
         string? folder = config.Fetched.BaseFolder;
         if (isNamed)
         {
-            HubSnapshot snapshot = await hub.OpenAsync(new HubRepository(HubKind.Model, config.BaseModel, config.RevisionOfModel), cancellation).ConfigureAwait(false);
+            HubSnapshot snapshot = await NamedAsync(config.BaseModel, hub.OpenAsync(new HubRepository(HubKind.Model, config.BaseModel, config.RevisionOfModel), cancellation)).ConfigureAwait(false);
             await HubModelFiles.FetchDescriptionAsync(snapshot, cancellation).ConfigureAwait(false);
             if (withWeights)
             {
@@ -108,7 +142,7 @@ public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<Data
         {
             files[dataset] = DownloadCache.IsAddress(dataset.Path)
                 ? await downloads.FetchAsync(dataset.Path, cancellation).ConfigureAwait(false)
-                : await HubDataset.FetchAsync(hub, dataset, cancellation).ConfigureAwait(false);
+                : await NamedAsync(dataset.Path, HubDataset.FetchAsync(hub, dataset, cancellation)).ConfigureAwait(false);
         }
 
         return config with { Fetched = new FetchedSources(folder, files) };
