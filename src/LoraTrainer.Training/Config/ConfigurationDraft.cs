@@ -5,7 +5,6 @@ using System.Text.RegularExpressions;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Architectures;
-using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Config;
 
@@ -123,16 +122,16 @@ public sealed partial record ConfigurationDraft
     private void AddData(Action<string, string?> line, Action<string> notice)
     {
         List<SourceRow> rows = Rows(notice);
-        RowFormat? format = rows.Count > 0 ? Recognized(rows[0], notice) : null;
+        DatasetFormat? format = rows.Count > 0 ? Recognized(rows[0], notice) : null;
         line("datasets:", null);
         line($"  - path: {Quoted(Data)}", "relative to where the program is started");
         switch (format)
         {
-            case RowFormat.RawText raw:
+            case DatasetFormat.RawText raw:
                 line("    type: completion", "each row is one text, and all of it is learned");
                 line($"    field: {Quoted(raw.Field)}", null);
                 break;
-            case RowFormat.PromptCompletion pair:
+            case DatasetFormat.PromptCompletion pair:
                 line("    type:", "the fields of a row, and the text around them");
                 line($"      field_instruction: {Quoted(pair.PromptField)}", "given, not learned");
                 line($"      field_output: {Quoted(pair.CompletionField)}", "the answer that is learned");
@@ -160,11 +159,11 @@ public sealed partial record ConfigurationDraft
         return [];
     }
 
-    private static RowFormat? Recognized(SourceRow row, Action<string> notice)
+    private static DatasetFormat? Recognized(SourceRow row, Action<string> notice)
     {
         try
         {
-            return RowFormat.Recognize(row);
+            return DatasetFormat.Recognize(row);
         }
         catch (DatasetException exception)
         {
@@ -174,7 +173,7 @@ public sealed partial record ConfigurationDraft
     }
 
     /// <summary>Room for the longest row that was looked at, or a usual length.</summary>
-    private (int Length, string Why) Length(List<SourceRow> rows, RowFormat? format)
+    private (int Length, string Why) Length(List<SourceRow> rows, DatasetFormat? format)
     {
         const string usual = "longer rows are left out; memory grows with it";
         if (rows.Count == 0 || format is null || !Tokenizer.IsIn(BaseModel) || !File.Exists(Path.Combine(BaseModel, "config.json")))

@@ -1,3 +1,6 @@
+using LoraTrainer.Data.ChatTemplates;
+using LoraTrainer.Data.Datasets;
+
 namespace LoraTrainer.Training.Config;
 
 /// <summary>
@@ -40,7 +43,7 @@ internal static class ConfigurationKeys
     private static readonly RecordOf<DatasetOptions> Dataset = new(
         new DatasetOptions(),
         Key<DatasetOptions, string>("path", PathText, c => c.Path, (c, v) => c with { Path = v }, "Where the rows are: a file, a folder, or a path with wildcards, relative to the current directory; an address (http://, https://, s3://); or the name of a data set of the hub (`data.md`). An existing path goes before a name.", "data/train.jsonl", defaultText: "must be given"),
-        Key<DatasetOptions, DatasetFormat>("type", new DatasetFormatValue(CustomBlock), c => c.Format, (c, v) => c with { Format = v }, "What a row looks like (docs/data.md): `auto` (as the fields of the first row suggest, which is said), `alpaca` (instruction, input, output), `completion` (one text), `input_output` (segments with labels), `chat_template` (messages), or a block that names the fields and the text around them.", "alpaca"),
+        Key<DatasetOptions, DatasetFormatOptions>("type", new DatasetFormatValue(CustomBlock), c => c.Format, (c, v) => c with { Format = v }, "What a row looks like (docs/data.md): `auto` (as the fields of the first row suggest, which is said), `alpaca` (instruction, input, output), `completion` (one text), `input_output` (segments with labels), `chat_template` (messages), or a block that names the fields and the text around them.", "alpaca"),
         Key<DatasetOptions, string>("field", FieldName, c => c.Field, (c, v) => c with { Field = v }, "The field with the text, for `type: completion`.", "text", applies: c => c.Format.Kind == DatasetFormatKind.Completion),
         Key<DatasetOptions, string>("split", new Text("split name", "a split name", value => value.Length > 0), c => c.Split, (c, v) => c with { Split = v }, "The part of a folder or of a data set of the hub, by its card or the names of its files; a file is one part, called `train`.", "train"),
         Key<DatasetOptions, string>("revision", RevisionText, c => c.Revision, (c, v) => c with { Revision = v }, "The branch, tag or commit of a data set of the hub.", "refs/convert/parquet", applies: c => c.Revision != Storage.HubRepository.DefaultRevision),

@@ -1,3 +1,5 @@
+using LoraTrainer.Data.ChatTemplates;
+using LoraTrainer.Data.Datasets;
 using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Training.Config;
@@ -236,13 +238,6 @@ public sealed record QuantizedCacheOptions
     public double MaxGigabytes { get; init; } = 50;
 }
 
-public enum ExcessLength
-{
-    Drop,
-    Truncate,
-    Raise,
-}
-
 /// <summary>What is read and how it becomes tokens.</summary>
 public sealed record DataOptions
 {
@@ -320,7 +315,7 @@ public sealed record DatasetOptions
     /// <summary>Paths and patterns in the repository or folder; none: as <see cref="Split"/> says.</summary>
     public EquatableList<string> DataFiles { get; init; } = [];
 
-    public DatasetFormat Format { get; init; } = new();
+    public DatasetFormatOptions Format { get; init; } = new();
 
     /// <summary>The field with the text; <c>completion</c> only.</summary>
     public string Field { get; init; } = "text";
@@ -334,15 +329,6 @@ public sealed record DatasetOptions
 
     /// <summary>How often each row is seen in an epoch: 2 is twice, 0.5 a random half of the rows.</summary>
     public double Weight { get; init; } = 1;
-}
-
-/// <summary>Which tokens that end a turn are learned.</summary>
-public enum EndOfTurnTraining
-{
-    Turn,
-    All,
-    Last,
-    None,
 }
 
 /// <summary>How chat messages are read, and what of them is learned. Null: as the rows themselves suggest.</summary>
@@ -378,7 +364,7 @@ public sealed record ConversationOptions
 }
 
 /// <summary>How a row becomes a prompt and an answer.</summary>
-public sealed record DatasetFormat
+public sealed record DatasetFormatOptions
 {
     public DatasetFormatKind Kind { get; init; } = DatasetFormatKind.Auto;
 

@@ -338,7 +338,7 @@ internal sealed class RecordOf<T>(T initial, params ConfigurationKey<T>[] keys) 
 }
 
 /// <summary>axolotl's <c>type</c> of a dataset: a word, or a block of fields.</summary>
-internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKind<DatasetFormat>
+internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKind<DatasetFormatOptions>
 {
     private static readonly Choice<DatasetFormatKind> Words = new(
         ("auto", DatasetFormatKind.Auto),
@@ -352,19 +352,19 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
 
     public override IEnumerable<(string Prefix, ConfigurationKey Key)> InnerKeys => block.InnerKeys;
 
-    public override bool TryRead(ConfigurationNode node, string path, string hint, IssueCollector issues, out DatasetFormat value)
+    public override bool TryRead(ConfigurationNode node, string path, string hint, IssueCollector issues, out DatasetFormatOptions value)
     {
-        value = new DatasetFormat();
+        value = new DatasetFormatOptions();
         if (node.Kind == NodeKind.Mapping)
         {
             bool fits = block.TryRead(node, path, hint, issues, out CustomFormat custom);
-            value = new DatasetFormat { Kind = DatasetFormatKind.Custom, Custom = custom };
+            value = new DatasetFormatOptions { Kind = DatasetFormatKind.Custom, Custom = custom };
             return fits;
         }
 
         if (node.Kind == NodeKind.Scalar && Words.TryRead(node, path, "", new IssueCollector(), out DatasetFormatKind kind))
         {
-            value = new DatasetFormat { Kind = kind };
+            value = new DatasetFormatOptions { Kind = kind };
             return true;
         }
 
@@ -372,7 +372,7 @@ internal sealed class DatasetFormatValue(RecordOf<CustomFormat> block) : ValueKi
         return false;
     }
 
-    public override ConfigurationNode Write(DatasetFormat value) => value.Custom is { } custom ? block.Write(custom) : Words.Write(value.Kind);
+    public override ConfigurationNode Write(DatasetFormatOptions value) => value.Custom is { } custom ? block.Write(custom) : Words.Write(value.Kind);
 }
 
 /// <summary>The word none, or a block that says what is done at the end.</summary>

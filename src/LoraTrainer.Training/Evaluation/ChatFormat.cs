@@ -4,17 +4,16 @@ using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
-using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Evaluation;
 
 /// <summary>How a message becomes the text that a model answers: as the rows of a training were made, by the same code, or by a chat template.</summary>
 public sealed class ChatFormat
 {
-    private readonly RowFormat? rows;
+    private readonly DatasetFormat? rows;
     private readonly ChatTemplate? template;
 
-    private ChatFormat(string name, RowFormat? rows, ChatTemplate? template = null)
+    private ChatFormat(string name, DatasetFormat? rows, ChatTemplate? template = null)
     {
         Name = name;
         this.rows = rows;
@@ -28,7 +27,7 @@ public sealed class ChatFormat
     public string Name { get; }
 
     /// <summary>Whether the format has a place for a system text.</summary>
-    public bool TakesSystem => template is not null || rows is RowFormat.Custom { FieldSystem: not null };
+    public bool TakesSystem => template is not null || rows is DatasetFormat.Custom { FieldSystem: not null };
 
     /// <summary>A format by its word.</summary>
     /// <param name="word">One of <see cref="Words"/>.</param>
@@ -37,7 +36,7 @@ public sealed class ChatFormat
     public static ChatFormat Parse(string word, string option, params IReadOnlyList<string> folders) => word switch
     {
         "plain" => new ChatFormat("in the format plain: the text as it is", null),
-        "alpaca" => new ChatFormat("in the format alpaca: the message as the instruction", new RowFormat.Alpaca()),
+        "alpaca" => new ChatFormat("in the format alpaca: the message as the instruction", new DatasetFormat.Alpaca()),
         "template" => OfTemplate(folders) ?? throw new TrainingSetupException($"{option} template: there is no chat template in {string.Join(" or ", folders)}."),
         _ => throw new TrainingSetupException($"{option} must be one of {string.Join(", ", Words)}, got '{word}'."),
     };
@@ -48,10 +47,10 @@ public sealed class ChatFormat
     public static ChatFormat OfRun(TrainingConfig config, params IReadOnlyList<string> folders)
     {
         DatasetOptions? first = config.Data.Datasets.Count > 0 ? config.Data.Datasets[0] : null;
-        RowFormat? rows = first is null ? null : ConfiguredData.FormatOf(first) ?? Recognized(config, first);
+        DatasetFormat? rows = first is null ? null : ConfiguredData.FormatOf(first) ?? Recognized(config, first);
         return rows switch
         {
-            RowFormat.Alpaca or RowFormat.Custom => new ChatFormat("as the rows of the run's training", rows),
+            DatasetFormat.Alpaca or DatasetFormat.Custom => new ChatFormat("as the rows of the run's training", rows),
             ConversationFormat => OfTemplate(folders) ?? Parse("plain", ""),
             null when first is not null => OfModel(folders),
             _ => Parse("plain", ""),
@@ -114,7 +113,7 @@ public sealed class ChatFormat
         }
 
         var fields = new Dictionary<string, string>(StringComparer.Ordinal);
-        if (rows is RowFormat.Custom custom)
+        if (rows is DatasetFormat.Custom custom)
         {
             fields[custom.FieldInstruction] = message;
             fields[custom.FieldOutput] = "";
@@ -123,7 +122,7 @@ public sealed class ChatFormat
                 fields[place] = system;
             }
         }
-        else if (rows is RowFormat.Alpaca alpaca)
+        else if (rows is DatasetFormat.Alpaca alpaca)
         {
             fields["instruction"] = message;
             fields[alpaca.OutputField] = "";
@@ -139,11 +138,11 @@ public sealed class ChatFormat
     }
 
     /// <summary>The format that the first row tells; null where there is none to ask.</summary>
-    private static RowFormat? Recognized(TrainingConfig config, DatasetOptions dataset)
+    private static DatasetFormat? Recognized(TrainingConfig config, DatasetOptions dataset)
     {
         try
         {
-            return ConfiguredData.SourceRows(config, dataset).Where(row => row.Fault is null).Select(RowFormat.Recognize).FirstOrDefault();
+            return ConfiguredData.SourceRows(config, dataset).Where(row => row.Fault is null).Select(DatasetFormat.Recognize).FirstOrDefault();
         }
         catch (DatasetException)
         {

@@ -15,11 +15,11 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     /// <summary>A format by the word of a command line, as <c>type</c> has it in a config.</summary>
     /// <param name="word">alpaca, completion, input_output or chat_template.</param>
     /// <param name="option">Where it was written, for the sentence.</param>
-    public static Data.Datasets.DatasetFormat Format(string word, string option) => word switch
+    public static DatasetFormat Format(string word, string option) => word switch
     {
-        "alpaca" => new Data.Datasets.DatasetFormat.Alpaca(),
-        "completion" => new Data.Datasets.DatasetFormat.RawText(),
-        "input_output" => new Data.Datasets.DatasetFormat.InputOutput(),
+        "alpaca" => new DatasetFormat.Alpaca(),
+        "completion" => new DatasetFormat.RawText(),
+        "input_output" => new DatasetFormat.InputOutput(),
         "chat_template" => new ConversationFormat(),
         _ => throw new TrainingSetupException($"{option} must be alpaca, completion, input_output or chat_template, got '{word}'. Other formats are described in a config: lora-trainer evaluate CONFIG --data FILE."),
     };
@@ -35,7 +35,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     /// <exception cref="DatasetException">A file or a row is not as expected.</exception>
     /// <exception cref="TrainingSetupException">Nothing is held out, or nothing is left.</exception>
     public static EvaluationData Load(
-        TrainingConfig config, string? file, Data.Datasets.DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
+        TrainingConfig config, string? file, DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
     {
         var data = new ConfiguredData(config, tokenizer, 1, notice);
         (List<(DatasetRow Row, RowEncoder Encoder)> rows, string[] files) = file is null ? HeldOut(config, data) : (ReadFile(data, file, format), [file]);
@@ -78,7 +78,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
             ? throw new TrainingSetupException("There is nothing to evaluate on: the configuration holds nothing out (test_datasets, val_set_size). Give a file with --data.")
             : ([.. data.HeldOutRows()], [.. config.Data.TestDatasets.Concat(config.Data.ValSetSize > 0 ? config.Data.Datasets : []).Select(dataset => dataset.Path)]);
 
-    private static List<(DatasetRow Row, RowEncoder Encoder)> ReadFile(ConfiguredData data, string file, Data.Datasets.DatasetFormat? format)
+    private static List<(DatasetRow Row, RowEncoder Encoder)> ReadFile(ConfiguredData data, string file, DatasetFormat? format)
     {
         List<(DatasetRow Row, RowEncoder Encoder)> rows = [.. data.RowsOf(file, format)];
         return rows.Count > 0 ? rows : throw new DatasetException($"{file}: the file has no rows");

@@ -4,7 +4,6 @@ using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training.Config;
-using RowFormat = LoraTrainer.Data.Datasets.DatasetFormat;
 
 namespace LoraTrainer.Training.Loop;
 
@@ -66,12 +65,7 @@ public sealed class ConfiguredData
     {
         SequenceLength = config.Data.SequenceLen,
         TrainOnInputs = config.Data.TrainOnInputs,
-        ExcessLength = config.Data.ExcessLength switch
-        {
-            Config.ExcessLength.Truncate => Data.Datasets.ExcessLength.Truncate,
-            Config.ExcessLength.Raise => Data.Datasets.ExcessLength.Raise,
-            _ => Data.Datasets.ExcessLength.Drop,
-        },
+        ExcessLength = config.Data.ExcessLength,
         Threads = threads,
     };
 
@@ -160,7 +154,7 @@ public sealed class ConfiguredData
     /// <summary>Rows of another file than the config's data sets, with what encodes them.</summary>
     /// <param name="path">The file.</param>
     /// <param name="format">Of its rows; null: as the first held-out or training set, and without one as the first row suggests.</param>
-    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, RowFormat? format)
+    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, DatasetFormat? format)
     {
         Source source = SourceOf((tested.Concat(trained).FirstOrDefault()?.Dataset ?? new DatasetOptions()) with { Path = path, Split = DataSplits.Train, Name = null, DataFiles = [] });
         source.Format = format ?? source.Format;
@@ -168,14 +162,14 @@ public sealed class ConfiguredData
     }
 
     /// <summary>The format that a data set's block names; null: its rows have to tell.</summary>
-    public static RowFormat? FormatOf(DatasetOptions dataset) => dataset.Format.Kind switch
+    public static DatasetFormat? FormatOf(DatasetOptions dataset) => dataset.Format.Kind switch
     {
         DatasetFormatKind.Auto => null,
-        DatasetFormatKind.Completion => new RowFormat.RawText(dataset.Field),
-        DatasetFormatKind.Alpaca => new RowFormat.Alpaca(),
-        DatasetFormatKind.InputOutput => new RowFormat.InputOutput(),
-        DatasetFormatKind.ChatTemplate => ConversationsOf(dataset.Conversation),
-        DatasetFormatKind.Custom when dataset.Format.Custom is { } custom => new RowFormat.Custom
+        DatasetFormatKind.Completion => new DatasetFormat.RawText(dataset.Field),
+        DatasetFormatKind.Alpaca => new DatasetFormat.Alpaca(),
+        DatasetFormatKind.InputOutput => new DatasetFormat.InputOutput(),
+        DatasetFormatKind.ChatTemplate => ConversationFormatOf(dataset.Conversation),
+        DatasetFormatKind.Custom when dataset.Format.Custom is { } custom => new DatasetFormat.Custom
         {
             SystemPrompt = custom.SystemPrompt,
             FieldSystem = custom.FieldSystem,
@@ -189,7 +183,7 @@ public sealed class ConfiguredData
         _ => throw new InvalidOperationException($"There is no shape for {dataset.Format.Kind}."),
     };
 
-    private static ConversationFormat ConversationsOf(ConversationOptions given) => new()
+    private static ConversationFormat ConversationFormatOf(ConversationOptions given) => new()
     {
         FieldMessages = given.FieldMessages,
         FieldRole = given.PropertyMappings.FirstOrDefault(pair => pair.Key == "role").Value,
@@ -202,50 +196,22 @@ public sealed class ConfiguredData
     };
 
     private Source SourceOf(DatasetOptions dataset) =>
-        new(dataset, new RowEncoder(tokenizer, options, new Lazy<ConversationEncoding>(() => ConversationsOf(dataset)))) { Format = FormatOf(dataset) };
+        new(dataset, new RowEncoder(tokenizer, options, new Lazy<ConversationEncoding>(() => ConversationEncodingOf(dataset)))) { Format = FormatOf(dataset) };
 
     /// <summary>The template that a data set's conversations go through, and what of them is learned.</summary>
-    private ConversationEncoding ConversationsOf(DatasetOptions dataset)
+    private ConversationEncoding ConversationEncodingOf(DatasetOptions dataset)
     {
         ConversationOptions given = dataset.Conversation;
-        string name = given.Template ?? config.Data.ChatTemplate;
-        string? jinja = given.Template is null ? config.Data.ChatTemplateJinja : given.TemplateJinja;
-        ChatTemplate template;
-        if (name == ChatTemplates.Own)
+        (ChatTemplate template, string? fallback) = ChatTemplates.Of(config, given);
+        if (fallback is not null)
         {
-            template = jinja is null ? throw new TrainingSetupException("chat_template: jinja needs chat_template_jinja, the template or a file with it.")
-                : !jinja.Contains('{', StringComparison.Ordinal) && !File.Exists(jinja) ? throw new TrainingSetupException($"chat_template_jinja: there is no file {jinja}, and a template it is not.")
-                : File.Exists(jinja) ? ChatTemplate.Parse(jinja, File.ReadAllText(jinja)) : ChatTemplate.Parse("chat_template_jinja", jinja);
-        }
-        else if (name == ChatTemplates.OfModel || ChatTemplates.Fallback(name) is not null)
-        {
-            ChatTemplate? own = Directory.Exists(config.BaseFolder) ? ChatTemplate.OfModel(config.BaseFolder) : null;
-            if (own is null && ChatTemplates.Fallback(name) is { } other)
-            {
-                own = ChatTemplate.BuiltIn(other);
-                notes.Add((AuditSeverity.Warning, "template_fallback",
-                    $"{config.BaseModel} has no chat template; {dataset.Path} goes through {other}. Whatever runs the model later must do the same: set chat_template to say so."));
-            }
-
-            template = own ?? throw new TrainingSetupException($"{config.BaseModel} has no chat template, and chat_template is {name}. Name one, for example chat_template: chatml.");
-        }
-        else
-        {
-            template = ChatTemplate.BuiltIn(name);
+            notes.Add((AuditSeverity.Warning, "template_fallback",
+                $"{config.BaseModel} has no chat template; {dataset.Path} goes through {fallback}. Whatever runs the model later must do the same: set chat_template to say so."));
         }
 
-        return new ConversationEncoding(new ChatEncoder(template, tokenizer), new ChatEncodingOptions
-        {
-            RolesToTrain = given.RolesToTrain.ToHashSet(StringComparer.Ordinal),
-            LastTurnOnly = config.Data.MaskHistory,
-            TrainOnEndOfTurn = given.TrainOnEos switch
-            {
-                Config.EndOfTurnTraining.All => Data.ChatTemplates.EndOfTurnTraining.All,
-                Config.EndOfTurnTraining.Last => Data.ChatTemplates.EndOfTurnTraining.Last,
-                Config.EndOfTurnTraining.None => Data.ChatTemplates.EndOfTurnTraining.None,
-                _ => Data.ChatTemplates.EndOfTurnTraining.Turn,
-            },
-        });
+        return new ConversationEncoding(
+            new ChatEncoder(template, tokenizer),
+            new ChatEncodingOptions { RolesToTrain = given.RolesToTrain.ToHashSet(StringComparer.Ordinal), LastTurnOnly = config.Data.MaskHistory, TrainOnEndOfTurn = given.TrainOnEos });
     }
 
     private AuditReport Read(Action<RowFinding>? listener, Action<TokenizedRow, int> use, Action<int>? progress, CancellationToken cancellation)
@@ -365,8 +331,8 @@ public sealed class ConfiguredData
         {
             if (source.Format is null && row.Fault is null)
             {
-                RowFormat found = RowFormat.Recognize(row);
-                source.Format = found is ConversationFormat ? ConversationsOf(source.Dataset.Conversation) : found;
+                DatasetFormat found = DatasetFormat.Recognize(row);
+                source.Format = found is ConversationFormat ? ConversationFormatOf(source.Dataset.Conversation) : found;
                 notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. Set type in the data set's block if they are something else.");
             }
 
@@ -394,6 +360,6 @@ public sealed class ConfiguredData
         public RowEncoder Encoder => encoder;
 
         /// <summary>Null until the first row has told.</summary>
-        public RowFormat? Format { get; set; }
+        public DatasetFormat? Format { get; set; }
     }
 }

@@ -110,7 +110,8 @@ public sealed record HeldOutRow(string Prompt, string Completion, int[] PromptTo
             return null;
         }
 
-        TokenizedRow encoded = encoder.EncodeWhole(row);
+        // A row that was dropped or cut for its length is measured whole, or not at all.
+        TokenizedRow encoded = used.IsKept && used.Finding?.Kind != RowFindingKind.Truncated ? used.Row : encoder.EncodeWhole(row);
         return new HeldOutRow(question.Prompt, question.Completion, question.PromptTokens, encoded.Tokens, encoded.IsSupervised) { Stop = question.Stop, StopText = question.StopText };
     }
 }

@@ -1,3 +1,4 @@
+using LoraTrainer.Data.Datasets;
 using LoraTrainer.Models;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
@@ -158,7 +159,7 @@ public sealed class ConfigurationLoaderTests
     [Fact]
     public void Load_CustomBlock_NamesFieldsAndFormat()
     {
-        DatasetFormat format = Load("base_model: m\nadapter: lora\ndatasets:\n  - path: a\n    type:\n      field_instruction: context\n      field_output: target\n      format: \"[INST] {instruction} [/INST]\"\n").Require().Data.Datasets[0].Format;
+        DatasetFormatOptions format = Load("base_model: m\nadapter: lora\ndatasets:\n  - path: a\n    type:\n      field_instruction: context\n      field_output: target\n      format: \"[INST] {instruction} [/INST]\"\n").Require().Data.Datasets[0].Format;
 
         Assert.Equal(DatasetFormatKind.Custom, format.Kind);
         Assert.Equal(new CustomFormat { FieldInstruction = "context", FieldOutput = "target", Format = "[INST] {instruction} [/INST]" }, format.Custom);

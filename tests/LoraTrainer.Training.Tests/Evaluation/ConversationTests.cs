@@ -80,7 +80,7 @@ public sealed class ConversationTests : IDisposable
     {
         var custom = new TrainingConfig
         {
-            Data = new DataOptions { Datasets = [new DatasetOptions { Format = new DatasetFormat { Kind = DatasetFormatKind.Custom, Custom = new CustomFormat { FieldInstruction = "q", FieldOutput = "a", SystemFormat = "[{system}] ", Format = "Q: {instruction} A:" } } }] },
+            Data = new DataOptions { Datasets = [new DatasetOptions { Format = new DatasetFormatOptions { Kind = DatasetFormatKind.Custom, Custom = new CustomFormat { FieldInstruction = "q", FieldOutput = "a", SystemFormat = "[{system}] ", Format = "Q: {instruction} A:" } } }] },
         };
         ChatFormat format = ChatFormat.OfRun(custom);
         Assert.True(format.TakesSystem);
