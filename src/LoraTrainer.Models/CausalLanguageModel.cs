@@ -226,7 +226,15 @@ public sealed class CausalLanguageModel
             normed = chosen;
         }
 
-        Linear.Forward(logits, normed, Head);
+        if (cache is not null && logits.Shape[0] == 1)
+        {
+            Gemv.Forward([logits], normed, [Head]);
+        }
+        else
+        {
+            Linear.Forward(logits, normed, Head);
+        }
+
         if (softcap > 0)
         {
             Softcap.Forward(logits, softcap);
@@ -234,7 +242,7 @@ public sealed class CausalLanguageModel
     }
 
     /// <summary>Brings what depends on trained matrices up to date, embeds the tokens, fills the rotary tables; leaves the first block's input in layerInputs[0].</summary>
-    private PassContext Begin(in PackedBatch batch, DropoutState dropout, bool isContinued)
+    private PassContext Begin(in PackedBatch batch, DropoutState dropout, bool isContinued, bool isDecoding = false)
     {
         Parameters.RefreshOperands();
 
@@ -260,7 +268,7 @@ public sealed class CausalLanguageModel
             EmbeddingNoise.Add(layerInputs[0], batch.Documents, dropout.NoiseAlpha * embeddingScale, new DropoutKey(dropout.Seed, EmbeddingNoiseStream, dropout.Step, batch.FirstToken));
         }
 
-        return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine };
+        return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine, IsDecoding = isDecoding };
     }
 
     /// <summary>
@@ -312,7 +320,7 @@ public sealed class CausalLanguageModel
         Arena arena = Device.Arena;
         Tensor normed = Hidden(batch.TokenCount);
         Tensor other = Hidden(batch.TokenCount);
-        PassContext context = Begin(batch, DropoutState.Inactive, isContinued: cache?.Length > 0);
+        PassContext context = Begin(batch, DropoutState.Inactive, isContinued: cache?.Length > 0, isDecoding: cache is not null && batch.TokenCount == 1);
         Tensor input = layerInputs[0];
         for (int i = 0; i < Layers.Count; i++)
         {

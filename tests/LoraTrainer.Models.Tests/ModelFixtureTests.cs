@@ -12,6 +12,9 @@ namespace LoraTrainer.Models.Tests;
 public sealed class ModelFixtureTests(ITestOutputHelper output)
 {
     private const double LogitTolerance = 5e-5;
+
+    /// <summary>f32 sums of some hundred terms in another order, through two or three blocks.</summary>
+    private const double CachedTolerance = 1e-5;
     private const double LossTolerance = 1e-5;
     private const double GradientTolerance = 2e-5;
 
@@ -90,7 +93,8 @@ public sealed class ModelFixtureTests(ITestOutputHelper output)
         int vocabulary = fixture.Model.Config.VocabSize;
         foreach (int end in new[] { 5, 6, 7, ids.Length - 2, ids.Length - 1, ids.Length })
         {
-            TensorAssert.BitEqual(whole.AsSpan((end - 1) * vocabulary, vocabulary), fixture.LogitsAfter(ids[cache.Length..end], cache), $"{model} after {end} tokens");
+            // Products of one row have an order of their own, so the last bits are not those of the whole text.
+            TensorAssert.Close(whole.AsSpan((end - 1) * vocabulary, vocabulary), fixture.LogitsAfter(ids[cache.Length..end], cache), CachedTolerance, $"{model} after {end} tokens");
         }
     }
 

@@ -125,14 +125,9 @@ internal sealed unsafe class WorkerPool : IDisposable
                 Thread.SpinWait(8);
             }
 
-            lock (gate)
+            if (generation == seen && !stopping)
             {
-                while (generation == seen && !stopping)
-                {
-                    sleepers++;
-                    Monitor.Wait(gate);
-                    sleepers--;
-                }
+                Sleep(seen);
             }
 
             if (stopping)
@@ -142,6 +137,19 @@ internal sealed unsafe class WorkerPool : IDisposable
 
             seen = generation;
             TakeParts(worker);
+        }
+    }
+
+    private void Sleep(int seen)
+    {
+        lock (gate)
+        {
+            while (generation == seen && !stopping)
+            {
+                sleepers++;
+                Monitor.Wait(gate);
+                sleepers--;
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
 
 namespace LoraTrainer.Engine.Numerics;
 
@@ -234,6 +235,26 @@ internal static partial class VectorMath
         return two.GetElement(0) + two.GetElement(1);
     }
 
+    /// <summary>As <see cref="SumLanes(Vector512{float})"/>, of four vectors at once.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Vector128<float> SumLanes(Vector512<float> x0, Vector512<float> x1, Vector512<float> x2, Vector512<float> x3)
+    {
+        if (!Sse.IsSupported)
+        {
+            return Vector128.Create(SumLanes(x0), SumLanes(x1), SumLanes(x2), SumLanes(x3));
+        }
+
+        Vector128<float> a = Four(x0), b = Four(x1), c = Four(x2), d = Four(x3);
+        Vector128<float> ab = Sse.UnpackLow(a, b) + Sse.UnpackHigh(a, b), cd = Sse.UnpackLow(c, d) + Sse.UnpackHigh(c, d);
+        return Sse.MoveLowToHigh(ab, cd) + Sse.MoveHighToLow(cd, ab);
+
+        static Vector128<float> Four(Vector512<float> x)
+        {
+            Vector256<float> eight = x.GetLower() + x.GetUpper();
+            return eight.GetLower() + eight.GetUpper();
+        }
+    }
+
     /// <summary>Largest of 16 lanes; NaN wins.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxLanes(Vector512<float> x)
@@ -263,10 +284,10 @@ internal static partial class VectorMath
     public static void StoreTail(Vector512<float> value, Span<float> tail)
         => MemoryMarshal.CreateReadOnlySpan(ref Unsafe.As<Vector512<float>, float>(ref value), tail.Length).CopyTo(tail);
 
-    /// <summary>16 lanes from <paramref name="source"/>, or its <paramref name="count"/> elements and zeros where there are fewer. Reads nothing past them.</summary>
+    /// <summary>16 lanes from <paramref name="source"/>, or its <paramref name="count"/> elements and <paramref name="fill"/> where there are fewer. Reads nothing past them.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static unsafe Vector512<float> Load(float* source, long count)
-        => count >= Lanes ? Vector512.Load(source) : LoadTail(new ReadOnlySpan<float>(source, (int)count), 0f);
+    public static unsafe Vector512<float> Load(float* source, long count, float fill = 0)
+        => count >= Lanes ? Vector512.Load(source) : LoadTail(new ReadOnlySpan<float>(source, (int)count), fill);
 
     /// <summary>16 lanes to <paramref name="destination"/>, or its <paramref name="count"/> elements where there are fewer. Writes nothing past them.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -98,7 +98,7 @@ public static unsafe partial class Attention
 
     /// <summary>
     /// The last M tokens of one document attend to all T of it: generation with a cache. The bits are those that <see cref="Forward"/> gives
-    /// these rows for the whole document.
+    /// these rows for the whole document; but a single one on the CPU has sums of its own order, which let all threads read the cache at once.
     /// </summary>
     /// <param name="output">(M, H*Dh) activations; overwritten.</param>
     /// <param name="q">(M, H*Dh) activations, after the rotary embedding.</param>
@@ -117,11 +117,19 @@ public static unsafe partial class Attention
         Contract.ExpectSameDevice(op, q, k, v, output);
         Device device = q.Device;
         using ArenaFrame frame = device.Arena.Frame();
-        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(DecodeWorkspace(device, heads)));
+        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(DecodeWorkspace(device, heads, m)));
         switch (device)
         {
             case CpuDevice cpu:
-                CpuAttention.ForwardDecode(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)m, (int)t, heads.CpuShape, heads.CpuOptions);
+                if (m == 1)
+                {
+                    CpuAttention.ForwardOne(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)t, heads.CpuShape, heads.CpuOptions);
+                }
+                else
+                {
+                    CpuAttention.ForwardDecode(cpu.Pool, workspace.U8, output.F32, q.F32, k.F32, v.F32, (int)m, (int)t, heads.CpuShape, heads.CpuOptions);
+                }
+
                 cpu.RoundActivations(output);
                 break;
             case CudaDevice cuda:
@@ -140,8 +148,9 @@ public static unsafe partial class Attention
     private static long ForwardWorkspace(Device device, in AttentionHeads heads, long n) =>
         device.Platform == DevicePlatform.Cuda ? 0 : CpuAttention.ForwardWorkspaceBytes(device.ThreadCount, (int)n, (int)n, heads.Dim);
 
-    private static long DecodeWorkspace(Device device, in AttentionHeads heads) =>
-        device.Platform == DevicePlatform.Cuda ? 0 : CpuAttention.DecodeWorkspaceBytes(device.ThreadCount, heads.Dim);
+    private static long DecodeWorkspace(Device device, in AttentionHeads heads, long queries) => device.Platform == DevicePlatform.Cuda ? 0
+        : queries == 1 ? CpuAttention.OneQueryWorkspaceBytes(device.ThreadCount, heads.Query, heads.Dim)
+        : CpuAttention.DecodeWorkspaceBytes(device.ThreadCount, heads.Dim);
 
     // On a GPU: D, the row sums of dO . O, (H, N) f32.
     private static long BackwardWorkspace(Device device, in AttentionHeads heads, long n) => device.Platform == DevicePlatform.Cuda

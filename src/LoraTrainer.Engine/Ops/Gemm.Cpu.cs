@@ -73,12 +73,6 @@ internal static unsafe class CpuGemm
             return;
         }
 
-        if (OneRowProduct.Fits(kernel, m, n, k, a, b))
-        {
-            OneRowProduct.Run(pool, (float*)workspace, n, k, a, b, c, alpha, accumulate);
-            return;
-        }
-
         bool parallel = 2.0 * m * n * k + PackingFlops * k * ((double)m + n) >= LeastParallelFlops;
         var work = new GemmWork
         {

@@ -81,7 +81,7 @@ internal readonly unsafe struct GemmOperand
     /// <summary>The factors of an operand of bytes, one a stored row.</summary>
     internal float* RowScales => rowScales;
 
-    /// <summary>Where a stored row begins, whose length is a multiple of eight elements.</summary>
+    /// <summary>Where a stored row begins; of four-bit codes, where rows are of even length.</summary>
     internal void* StoredAt(long row) => Element switch
     {
         GemmElement.F32 => (float*)data + row * leadingDimension,

@@ -63,6 +63,24 @@ internal readonly unsafe struct FourBitBlocks
     /// <summary>(16) values of the codes.</summary>
     public float* Code => code;
 
+    /// <summary>Double quantization: the scales are codes.</summary>
+    public bool HasNestedScales => absmax == null;
+
+    /// <summary>The scales, without double quantization.</summary>
+    public float* PlainAbsmax => absmax;
+
+    /// <summary>The codes of the scales.</summary>
+    public byte* AbsmaxCodes => absmaxCodes;
+
+    /// <summary>The scales of the scales, one for 256.</summary>
+    public float* NestedAbsmax => nestedAbsmax;
+
+    /// <summary>(256) values of the scales' codes.</summary>
+    public float* NestedCode => nestedCode;
+
+    /// <summary>Added to every scale; 0 without double quantization.</summary>
+    public float Offset => offset;
+
     /// <summary>The scale of block <paramref name="block"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Absmax(long block)
@@ -75,34 +93,6 @@ internal readonly unsafe struct FourBitBlocks
         // A product and a sum as two statements of fp32: the JIT never contracts them.
         float product = nestedCode[absmaxCodes[block]] * nestedAbsmax[block / NestedBlocksize];
         return product + offset;
-    }
-
-    /// <summary>The scales of blocks that lie <paramref name="step"/> apart.</summary>
-    /// <param name="block">The first.</param>
-    /// <param name="step">From one to the next.</param>
-    /// <param name="count">How many.</param>
-    /// <param name="scales">(count) overwritten</param>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public void Absmaxes(long block, long step, int count, float* scales)
-    {
-        if (absmax != null)
-        {
-            for (float* source = absmax + block, end = scales + count; scales < end; source += step)
-            {
-                *scales++ = *source;
-            }
-
-            return;
-        }
-
-        byte* codes = absmaxCodes;
-        float* values = nestedCode, factors = nestedAbsmax;
-        float shift = offset;
-        for (float* end = scales + count; scales < end; block += step)
-        {
-            float product = values[codes[block]] * factors[(ulong)block / NestedBlocksize];
-            *scales++ = product + shift;
-        }
     }
 
     /// <summary>Writes the values of elements first .. first+count-1.</summary>
@@ -151,6 +141,16 @@ internal readonly unsafe struct FourBitBlocks
         Vector256<float> half = Vector256.ShiftLeft(indices, 28).AsSingle();
         return Avx.BlendVariable(Avx2.PermuteVar8x32(low, indices.AsInt32()), Avx2.PermuteVar8x32(high, indices.AsInt32()), half);
     }
+
+    /// <summary>As the other, of sixteen indices; bits above the low four do not matter.</summary>
+    /// <param name="table">(16)</param>
+    /// <param name="indices">Sixteen.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal static Vector512<float> Lookup(Vector512<float> table, Vector512<uint> indices) => Avx512F.IsSupported
+        ? Avx512F.PermuteVar16x32(table, indices.AsInt32())
+        : Avx2.IsSupported
+        ? Vector512.Create(Lookup(table.GetLower(), table.GetUpper(), indices.GetLower()), Lookup(table.GetLower(), table.GetUpper(), indices.GetUpper()))
+        : Vector512.Shuffle(table, (indices & Vector512.Create(15u)).AsInt32());
 
     private float Value(long i)
     {

@@ -118,48 +118,65 @@ public sealed class AdaptedLinear
     /// <param name="output">(N, Out) activations</param>
     /// <param name="input">(N, In) activations</param>
     /// <param name="saved">From <see cref="Allocate"/>; filled.</param>
-    /// <param name="dropout">Masks of this step.</param>
-    /// <param name="firstToken">See <see cref="PackedBatch.FirstToken"/>.</param>
-    public void Forward(Tensor output, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
+    /// <param name="context">Of this pass.</param>
+    public void Forward(Tensor output, Tensor input, in Saved saved, in PassContext context)
     {
         if (adapter?.Magnitude is null)
         {
-            Linear.Forward(output, input, Weight);
-            AddBias(output);
-            if (adapter is not null)
-            {
-                using ArenaFrame frame = input.Device.Arena.Frame();
-                Linear.Forward(saved.Projected, Dropped(input, dropout, firstToken), adapterA!);
-                Linear.Forward(output, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
-            }
+            Multiply(context, output, input, Weight);
+            AddUpdate(output, input, saved, context);
         }
         else
         {
-            DoraForward(output, input, saved, dropout, firstToken);
+            DoraForward(output, input, saved, context);
             AddBias(output);
         }
     }
 
-    private void DoraForward(Tensor output, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
+    /// <summary>Makes x W^T the whole layer's result, where there is no magnitude.</summary>
+    internal void AddUpdate(Tensor output, Tensor input, in Saved saved, in PassContext context)
+    {
+        AddBias(output);
+        if (adapter is not null)
+        {
+            using ArenaFrame frame = input.Device.Arena.Frame();
+            Multiply(context, saved.Projected, Dropped(input, context.Dropout, context.Batch.FirstToken), adapterA!);
+            Multiply(context, output, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+        }
+    }
+
+    private void DoraForward(Tensor output, Tensor input, in Saved saved, in PassContext context)
     {
         using ArenaFrame frame = input.Device.Arena.Frame();
-        Tensor dropped = Dropped(input, dropout, firstToken);
+        Tensor dropped = Dropped(input, context.Dropout, context.Batch.FirstToken);
         Tensor magnitude = adapter!.Magnitude!.Value;
-        Linear.Forward(saved.Projected, dropped, adapterA!);
-        Linear.Forward(saved.Product, dropped, Weight);
-        if (!IsDropping(dropout))
+        Multiply(context, saved.Projected, dropped, adapterA!);
+        Multiply(context, saved.Product, dropped, Weight);
+        if (!IsDropping(context.Dropout))
         {
-            Linear.Forward(saved.Product, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+            Multiply(context, saved.Product, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
             Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: 0, GradientMode.Overwrite);
             return;
         }
 
-        Linear.Forward(output, input, Weight);
+        Multiply(context, output, input, Weight);
         Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: -1, GradientMode.Accumulate);
         Tensor update = Like(output);
-        Linear.Forward(update, saved.Projected, adapterB!, GradientMode.Overwrite, adapter.Scaling);
+        Multiply(context, update, saved.Projected, adapterB!, GradientMode.Overwrite, adapter.Scaling);
         Dora.Scale(output, update, magnitude, adapter.Norms, shift: 0, GradientMode.Accumulate);
         Elementwise.Add(saved.Product, saved.Product, update);
+    }
+
+    private static void Multiply(in PassContext context, Tensor output, Tensor input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
+    {
+        if (context.IsDecoding)
+        {
+            Gemv.Forward([output], input, [weight], mode, alpha);
+        }
+        else
+        {
+            Linear.Forward(output, input, weight, mode, alpha);
+        }
     }
 
     private void AddBias(Tensor output)

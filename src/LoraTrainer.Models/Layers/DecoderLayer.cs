@@ -12,6 +12,9 @@ public readonly struct PassContext
 
     public required DropoutState Dropout { get; init; }
 
+    /// <summary>The pass is one token of a text whose earlier ones lie in a cache: products are <see cref="Gemv"/>'s.</summary>
+    public bool IsDecoding { get; init; }
+
     /// <summary>(N, rotary/2) f32</summary>
     public required Tensor Cosine { get; init; }
 
@@ -140,14 +143,13 @@ public sealed class DecoderLayer
     /// <param name="cache">This layer's keys and values of earlier tokens, or null.</param>
     public void Forward(Tensor output, in Saved saved, in PassContext context, LayerCache? cache = null)
     {
-        long first = context.Batch.FirstToken;
         Arena arena = output.Device.Arena;
         using (arena.Frame())
         {
             Tensor normed = Normed(InputNorm, saved.Input, saved.InputRstd);
             Tensor q = QueryNorm is null ? saved.Q : saved.QueryNormInput;
             Tensor k = KeyNorm is null ? saved.K : saved.KeyNormInput;
-            QueryKeyValue.Forward([q, k, saved.V], normed, saved.QueryKeyValue, context.Dropout, first);
+            QueryKeyValue.Forward([q, k, saved.V], normed, saved.QueryKeyValue, context);
         }
 
         QueryNorm?.Forward(PerHead(saved.Q), saved.QueryNormRstd, PerHead(saved.QueryNormInput));
@@ -163,18 +165,18 @@ public sealed class DecoderLayer
             cache.Attend(saved.Attended, saved.Q, saved.K, saved.V, Heads);
         }
 
-        Output.Forward(AttentionOutputNorm is null ? saved.Middle : saved.AttentionOutput, saved.Attended, saved.Output, context.Dropout, first);
+        Output.Forward(AttentionOutputNorm is null ? saved.Middle : saved.AttentionOutput, saved.Attended, saved.Output, context);
         AttentionOutputNorm?.Forward(saved.Middle, saved.AttentionOutputRstd, saved.AttentionOutput);
         Elementwise.Add(saved.Middle, saved.Middle, saved.Input);
         using (arena.Frame())
         {
             Tensor normed = Normed(MlpNorm, saved.Middle, saved.MiddleRstd);
-            GateUp.Forward([saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context.Dropout, first);
+            GateUp.Forward([saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context);
         }
 
         using ArenaFrame frame = arena.Frame();
         Tensor activated = Activated(saved);
-        Down.Forward(MlpOutputNorm is null ? output : saved.MlpOutput, activated, saved.Down, context.Dropout, first);
+        Down.Forward(MlpOutputNorm is null ? output : saved.MlpOutput, activated, saved.Down, context);
         MlpOutputNorm?.Forward(output, saved.MlpOutputRstd, saved.MlpOutput);
         Elementwise.Add(output, output, saved.Middle);
     }

@@ -75,15 +75,28 @@ public sealed class JointLinears
     /// <param name="outputs">(N, width) activations each.</param>
     /// <param name="input">(N, In) activations</param>
     /// <param name="saved">From <see cref="Allocate"/>; filled.</param>
-    /// <param name="dropout">Masks of this step.</param>
-    /// <param name="firstToken">See <see cref="PackedBatch.FirstToken"/>.</param>
-    public void Forward(ReadOnlySpan<Tensor> outputs, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
+    /// <param name="context">Of this pass.</param>
+    public void Forward(ReadOnlySpan<Tensor> outputs, Tensor input, in Saved saved, in PassContext context)
     {
         if (!IsFused)
         {
+            bool isJoint = context.IsDecoding && Array.TrueForAll(layers, layer => layer.Adapter?.Magnitude is null);
+            if (isJoint)
+            {
+                // A row's products are so short that the threads meet once for all of them.
+                Gemv.Forward(outputs, input, Array.ConvertAll(layers, layer => layer.Weight));
+            }
+
             for (int i = 0; i < layers.Length; i++)
             {
-                layers[i].Forward(outputs[i], input, saved[i], dropout, firstToken);
+                if (isJoint)
+                {
+                    layers[i].AddUpdate(outputs[i], input, saved[i], context);
+                }
+                else
+                {
+                    layers[i].Forward(outputs[i], input, saved[i], context);
+                }
             }
 
             return;
@@ -91,7 +104,7 @@ public sealed class JointLinears
 
         using ArenaFrame frame = input.Device.Arena.Frame();
         Tensor whole = AllocateFused(input);
-        layers[0].Forward(whole, input, saved.First, dropout, firstToken);
+        layers[0].Forward(whole, input, saved.First, context);
         long column = 0;
         foreach (Tensor output in outputs)
         {

@@ -126,8 +126,8 @@ public sealed class AttentionTests
     }
 
     [Theory]
-    [InlineData(1, 4, 2, 16, 0, 0)]
-    [InlineData(1, 8, 1, 64, 70, 0)]
+    [InlineData(2, 4, 2, 16, 0, 0)]
+    [InlineData(2, 8, 1, 64, 70, 0)]
     [InlineData(3, 4, 4, 20, 0, 5)]
     [InlineData(65, 4, 2, 16, 40, 0)]
     [InlineData(130, 2, 1, 8, 0, 0)]
@@ -149,6 +149,43 @@ public sealed class AttentionTests
         }
 
         TensorAssert.BitEqual(expected, actual, "decoded rows");
+    }
+
+    /// <summary>Splits of one block, of several, a last one that is short; heads of whole and of partial vectors.</summary>
+    [Theory]
+    [InlineData(1, 4, 2, 16, 0, 0)]
+    [InlineData(3, 2, 1, 8, 0, 0)]
+    [InlineData(64, 4, 4, 20, 0, 5)]
+    [InlineData(65, 8, 1, 64, 0, 0)]
+    [InlineData(200, 6, 2, 80, 70, 0)]
+    [InlineData(150, 9, 3, 64, 1, 0)]
+    [InlineData(2500, 2, 1, 128, 0, 30)]
+    [InlineData(4200, 3, 3, 24, 4100, 0)]
+    public void ForwardCached_OfOneQuery_MatchesTheReference(int keys, int h, int hkv, int dh, int window, float softcap)
+    {
+        var call = new Call([keys], h, hkv, dh, window, softcap);
+        double[] whole = call.Reference().Forward(Doubles(call.Q), Doubles(call.K), Doubles(call.V)).Output;
+        var heads = new AttentionHeads(h, hkv, dh, call.Options.Scale, window, softcap);
+        float[]? first = null;
+        foreach (int threads in new[] { 1, 2, 5 })
+        {
+            using Device device = OpHarness.Open("cpu", threads);
+            Tensor output = device.Poisoned(new Shape(1, h * dh));
+            Attention.ForwardCached(
+                output, device.Upload(call.Q[((keys - 1) * h * dh)..], new Shape(1, h * dh)), device.Upload(call.K, new Shape(keys, hkv * dh)), device.Upload(call.V, new Shape(keys, hkv * dh)), heads);
+            TensorAssert.RelativeL2(Floats(whole[((keys - 1) * h * dh)..]), output.Download(), Tolerance, "output");
+            first ??= output.Download();
+            TensorAssert.BitEqual(first, output.Download(), $"{threads} threads");
+        }
+    }
+
+    [Fact]
+    public void ForwardCached_OfOneQueryWithoutAFiniteScore_IsZero()
+    {
+        using Device device = OpHarness.Open("cpu");
+        Tensor output = device.Poisoned(new Shape(1, 16)), v = device.Random(1, new Shape(130, 16));
+        Attention.ForwardCached(output, device.Filled(1, new Shape(1, 16)), device.Filled(float.NegativeInfinity, new Shape(130, 16)), v, new AttentionHeads(1, 1, 16, 0.25f));
+        Assert.All(output.Download(), x => Assert.Equal(0f, x));
     }
 
     [Fact]

@@ -114,6 +114,14 @@ public sealed class EveryOpTests
             Linear.BackwardWeight(dw, y, x, 0.3f);
             return [y, dx, dw];
         }),
+        ["gemv"] = (2.0 * 192 * (7 + 50 + 1100) + 2.0 * D * (21 + 22 + 23), device =>
+        {
+            Tensor x = device.Random(1, new Shape(1, 192)), wide = device.Random(2, new Shape(1, D));
+            Tensor[] y = [.. new[] { 7, 50, 1100, 21, 22, 23 }.Select(width => device.Random((uint)width, new Shape(1, width)))];
+            Gemv.Forward(y[..3], x, [GemvTests.Matrix(device, OperandKind.Nf4Double, 7, 192), GemvTests.Matrix(device, OperandKind.Fp4, 50, 192), GemvTests.Matrix(device, OperandKind.Nf4Double, 1100, 192)], GradientMode.Accumulate, 0.3f);
+            Gemv.Forward(y[3..], wide, [GemvTests.Matrix(device, OperandKind.RowwiseBytes, 21, D), GemvTests.Matrix(device, OperandKind.BF16, 22, D), GemvTests.Matrix(device, OperandKind.F32, 23, D)]);
+            return y;
+        }),
         ["linear_cross_entropy"] = (N * (3 * 2.0 * D * 51 + 6 * 51), device =>
         {
             Tensor x = Matrix(device, 1), w = device.Random(2, new Shape(51, D), 0.05f), dw = device.Random(3, new Shape(51, D)), dx = Matrix(device, 4), losses = device.Poisoned(new Shape(N));
@@ -146,6 +154,13 @@ public sealed class EveryOpTests
             Attention.Forward(o, lse, q, k, v, documents, heads);
             Attention.Backward(dq, dk, dv, device.Random(4, new Shape(N, 80)), o, lse, q, k, v, documents, heads);
             return [o, lse, dq, dk, dv];
+        }),
+        ["attention of one query"] = (4.0 * 300 * 80 + 4.0 * 70 * 80, device =>
+        {
+            Tensor q = device.Random(1, new Shape(1, 80)), k = device.Random(2, new Shape(300, 40)), v = device.Random(3, new Shape(300, 40)), all = device.Poisoned(new Shape(1, 80)), window = device.Poisoned(new Shape(1, 80));
+            Attention.ForwardCached(all, q, k, v, Heads);
+            Attention.ForwardCached(window, q, k, v, Heads with { Window = 70, Softcap = 2 });
+            return [all, window];
         }),
         ["adamw"] = (12.0 * 70000 + 2.0 * 70000, device =>
         {

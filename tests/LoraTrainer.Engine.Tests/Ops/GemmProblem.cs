@@ -188,9 +188,6 @@ internal sealed unsafe class GemmProblem : IDisposable
 
     public string Name { get; }
 
-    /// <summary>Whether a machine with AVX-512 takes the path for one row.</summary>
-    public bool IsOneRow => OneRowProduct.Fits(GemmKernel.Avx512, M, N, K, a.Operand, b.Operand);
-
     /// <summary>Runs the product in poisoned workspace. Returns (M + 8, N + 5): the last rows and columns lie outside C.</summary>
     public float[] Run(WorkerPool pool, GemmKernel kernel)
     {

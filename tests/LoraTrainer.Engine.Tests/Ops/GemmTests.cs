@@ -61,31 +61,6 @@ public sealed unsafe class GemmTests
         }
     }
 
-    /// <summary>One row has a path of its own, where the shapes allow; its bits are those of the chains as well.</summary>
-    [Theory]
-    [InlineData(OperandKind.F32)]
-    [InlineData(OperandKind.BF16)]
-    [InlineData(OperandKind.Nf4)]
-    [InlineData(OperandKind.Nf4Double)]
-    [InlineData(OperandKind.Fp4)]
-    [InlineData(OperandKind.RowwiseBytes)]
-    public void Run_OneRow_EqualsTheChain(OperandKind kind)
-    {
-        using var pool = new WorkerPool(2);
-        int taken = 0;
-        foreach ((int n, int k) in new[] { (16, 64), (32, 64), (48, 192), (1040, 576), (100, 128), (64, 100), (1, 64), (4096, 64) })
-        {
-            foreach ((float alpha, bool accumulate) in new[] { (1f, false), (1f, true), (0.3f, false), (2f, true) })
-            {
-                using var problem = new GemmProblem(n + k, 1, n, k, OperandKind.F32, false, kind, true, alpha, accumulate);
-                Check(problem, pool, GemmKernels.Best);
-                taken += problem.IsOneRow ? 1 : 0;
-            }
-        }
-
-        Assert.Equal(5 * 4, taken);
-    }
-
     [Theory]
     [InlineData(1)]
     [InlineData(2)]

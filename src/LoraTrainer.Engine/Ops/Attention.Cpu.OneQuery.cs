@@ -1,0 +1,246 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Native;
+using LoraTrainer.Engine.Numerics;
+
+namespace LoraTrainer.Engine.Ops;
+
+/// <content>
+/// One query over all keys: a token that is generated. Keys and values are read once, as they lie, by all threads. They are cut into at most
+/// <see cref="MostSplits"/> pieces of whole blocks, by their number alone; each has a maximum, a sum and an output of its own, and these are put together in
+/// order. So the bits depend on neither threads nor instruction set, but they are not those of many queries.
+/// </content>
+internal static unsafe partial class CpuAttention
+{
+    private const int MostSplits = 32;
+
+    /// <summary>Keys whose products with a query go on side by side.</summary>
+    private const int KeysAtOnce = 4;
+
+    /// <summary>So many keys ahead memory is asked for.</summary>
+    private const int PrefetchKeys = 16;
+
+    /// <summary>Bytes that <see cref="ForwardOne"/> needs.</summary>
+    public static long OneQueryWorkspaceBytes(int threads, int h, int dh) => Alignment + sizeof(float) * ((long)MostSplits * h * PartialFloats(dh) + (long)threads * Block);
+
+    /// <summary>The last of <paramref name="keys"/> tokens of one document attends to all of it.</summary>
+    /// <param name="pool">Threads.</param>
+    /// <param name="workspace"><see cref="OneQueryWorkspaceBytes"/> bytes.</param>
+    /// <param name="output">(H*Dh); overwritten.</param>
+    /// <param name="q">(H*Dh)</param>
+    /// <param name="k">(keys, Hkv*Dh)</param>
+    /// <param name="v">(keys, Hkv*Dh)</param>
+    /// <param name="keys">Tokens so far, the new one included.</param>
+    /// <param name="shape">Sizes and row strides.</param>
+    /// <param name="options">Scale, window, softcap.</param>
+    public static void ForwardOne(WorkerPool pool, byte* workspace, float* output, float* q, float* k, float* v, int keys, in AttentionShape shape, in AttentionOptions options)
+    {
+        int first = options.SlidingWindow > 0 ? Math.Max(0, keys - options.SlidingWindow) : 0;
+        int blocks = (keys - first + Block - 1) / Block;
+        int blocksPerSplit = (blocks + MostSplits - 1) / MostSplits;
+        int splits = (blocks + blocksPerSplit - 1) / blocksPerSplit;
+        float* partials = (float*)Align(workspace);
+        var work = new OneQueryWork
+        {
+            Q = q, K = k, V = v, Shape = shape, Options = options, FirstKey = first, Keys = keys, KeysPerSplit = blocksPerSplit * Block,
+            Partials = partials, Scratch = partials + (long)MostSplits * shape.H * PartialFloats(shape.Dh),
+        };
+        pool.Run(splits, ref work);
+        for (int head = 0; head < shape.H; head++)
+        {
+            Merge(output + (long)head * shape.Dh, partials + (long)head * PartialFloats(shape.Dh), (long)shape.H * PartialFloats(shape.Dh), splits, shape.Dh);
+        }
+    }
+
+    /// <summary>Of one head in one split: the output so far, not yet divided; then the maximum and the sum.</summary>
+    private static int PartialFloats(int dh) => RoundUpToLanes(dh) + VectorMath.Lanes;
+
+    private struct OneQueryWork : IParallelWork
+    {
+        public float* Q, K, V;
+        public AttentionShape Shape;
+        public AttentionOptions Options;
+        public int FirstKey, Keys, KeysPerSplit;
+
+        /// <summary>(splits, H) of <see cref="PartialFloats"/>.</summary>
+        public float* Partials;
+
+        /// <summary>(threads, Block)</summary>
+        public float* Scratch;
+
+        public readonly void Execute(int part, int worker)
+        {
+            int dh = Shape.Dh, group = Shape.H / Shape.Hkv;
+            float* partials = Partials + (long)part * Shape.H * PartialFloats(dh);
+            float* p = Scratch + (long)worker * Block;
+            int start = FirstKey + part * KeysPerSplit, end = Math.Min(Keys, start + KeysPerSplit);
+            for (int head = 0; head < Shape.H; head++)
+            {
+                float* partial = partials + (long)head * PartialFloats(dh);
+                new Span<float>(partial, RoundUpToLanes(dh)).Clear();
+                partial[RoundUpToLanes(dh)] = float.NegativeInfinity;
+                partial[RoundUpToLanes(dh) + 1] = 0;
+            }
+
+            for (int key = start; key < end; key += Block)
+            {
+                int count = Math.Min(Block, end - key);
+                for (int head = 0; head < Shape.H; head++)
+                {
+                    long at = key * Shape.KvStride + (long)(head / group) * dh;
+                    float* partial = partials + (long)head * PartialFloats(dh);
+                    Products(p, Q + (long)head * dh, K + at, V + at, Shape.KvStride, count, dh, isFirst: head % group == 0);
+                    float factor = Exponentials(p, count, Options, ref partial[RoundUpToLanes(dh)], ref partial[RoundUpToLanes(dh) + 1]);
+                    if (factor != 1)
+                    {
+                        Scale(partial, factor, dh);
+                    }
+
+                    AddValues(partial, p, V + at, Shape.KvStride, count, dh);
+                }
+            }
+        }
+    }
+
+    /// <summary>p[j] = q . k[j], each a sum of 16 lanes. The first query of a group asks for the keys and values that come next.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Products(float* p, float* q, float* k, float* v, long stride, int count, int dh, bool isFirst)
+    {
+        for (int j = 0; j < count; j += KeysAtOnce)
+        {
+            float* key0 = k + j * stride, key1 = k + Math.Min(j + 1, count - 1) * stride, key2 = k + Math.Min(j + 2, count - 1) * stride, key3 = k + Math.Min(j + 3, count - 1) * stride;
+            if (isFirst)
+            {
+                for (int row = 0; row < KeysAtOnce; row++)
+                {
+                    for (int i = 0; i < dh; i += VectorMath.Lanes)
+                    {
+                        Prefetch.Line(key0 + (row + PrefetchKeys) * stride + i);
+                        Prefetch.Line(v + (j + row) * stride + i);
+                    }
+                }
+            }
+
+            Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
+            int c = 0;
+            for (; c <= dh - VectorMath.Lanes; c += VectorMath.Lanes)
+            {
+                Vector512<float> x = Vector512.Load(q + c);
+                sum0 = Vector512.FusedMultiplyAdd(Vector512.Load(key0 + c), x, sum0);
+                sum1 = Vector512.FusedMultiplyAdd(Vector512.Load(key1 + c), x, sum1);
+                sum2 = Vector512.FusedMultiplyAdd(Vector512.Load(key2 + c), x, sum2);
+                sum3 = Vector512.FusedMultiplyAdd(Vector512.Load(key3 + c), x, sum3);
+            }
+
+            if (c < dh)
+            {
+                Vector512<float> x = VectorMath.Load(q + c, dh - c);
+                sum0 = Vector512.FusedMultiplyAdd(VectorMath.Load(key0 + c, dh - c), x, sum0);
+                sum1 = Vector512.FusedMultiplyAdd(VectorMath.Load(key1 + c, dh - c), x, sum1);
+                sum2 = Vector512.FusedMultiplyAdd(VectorMath.Load(key2 + c, dh - c), x, sum2);
+                sum3 = Vector512.FusedMultiplyAdd(VectorMath.Load(key3 + c, dh - c), x, sum3);
+            }
+
+            VectorMath.SumLanes(sum0, sum1, sum2, sum3).Store(p + j);
+        }
+    }
+
+    /// <summary>p becomes exp(softcap(scale p) - m') with the new maximum m'; the sum goes on from sum * exp(m - m').</summary>
+    /// <returns>exp(m - m'), by which earlier terms are to be multiplied.</returns>
+    private static float Exponentials(float* p, int count, in AttentionOptions options, ref float max, ref float sum)
+    {
+        Vector512<float> highest = Vector512.Create(max);
+        for (int j = 0; j < count; j += VectorMath.Lanes)
+        {
+            Vector512<float> score = Score(options, Vector512.Load(p + j));
+            if (count - j < VectorMath.Lanes)
+            {
+                score = VectorMath.Load((float*)&score, count - j, float.NegativeInfinity);
+            }
+
+            score.Store(p + j);
+            highest = VectorMath.Max(highest, score);
+        }
+
+        float newMax = VectorMath.MaxLanes(highest);
+
+        // Where every score is -inf, -inf - 0 = -inf and all terms are 0; -inf - -inf would be NaN.
+        float shift = newMax == float.NegativeInfinity ? 0 : newMax;
+        Vector512<float> terms = default;
+        for (int j = 0; j < count; j += VectorMath.Lanes)
+        {
+            Vector512<float> term = VectorMath.Exp(Vector512.Load(p + j) - Vector512.Create(shift));
+            term.Store(p + j);
+            terms += term;
+        }
+
+        float factor = max == newMax ? 1 : VectorMath.Exp(Vector512.Create(max - shift)).ToScalar();
+        sum = MathF.FusedMultiplyAdd(sum, factor, VectorMath.SumLanes(terms));
+        max = newMax;
+        return factor;
+    }
+
+    /// <summary>output += sum_j p[j] v[j], a chain for each element.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void AddValues(float* output, float* p, float* v, long stride, int count, int dh)
+    {
+        int c = 0;
+        for (; c <= dh - 4 * VectorMath.Lanes; c += 4 * VectorMath.Lanes)
+        {
+            Vector512<float> sum0 = Vector512.Load(output + c), sum1 = Vector512.Load(output + c + 16), sum2 = Vector512.Load(output + c + 32), sum3 = Vector512.Load(output + c + 48);
+            float* value = v + c;
+            for (int j = 0; j < count; j++, value += stride)
+            {
+                Vector512<float> weight = Vector512.Create(p[j]);
+                sum0 = Vector512.FusedMultiplyAdd(weight, Vector512.Load(value), sum0);
+                sum1 = Vector512.FusedMultiplyAdd(weight, Vector512.Load(value + 16), sum1);
+                sum2 = Vector512.FusedMultiplyAdd(weight, Vector512.Load(value + 32), sum2);
+                sum3 = Vector512.FusedMultiplyAdd(weight, Vector512.Load(value + 48), sum3);
+            }
+
+            sum0.Store(output + c);
+            sum1.Store(output + c + 16);
+            sum2.Store(output + c + 32);
+            sum3.Store(output + c + 48);
+        }
+
+        for (; c < dh; c += VectorMath.Lanes)
+        {
+            Vector512<float> sum = Vector512.Load(output + c);
+            for (int j = 0; j < count; j++)
+            {
+                sum = Vector512.FusedMultiplyAdd(Vector512.Create(p[j]), VectorMath.Load(v + j * stride + c, dh - c), sum);
+            }
+
+            sum.Store(output + c);
+        }
+    }
+
+    /// <summary>A head's output from those of its splits.</summary>
+    private static void Merge(float* output, float* partial, long partialStride, int splits, int dh)
+    {
+        int statistics = RoundUpToLanes(dh);
+        float max = float.NegativeInfinity;
+        for (int split = 0; split < splits; split++)
+        {
+            float own = partial[split * partialStride + statistics];
+            max = own > max || float.IsNaN(own) ? own : max;
+        }
+
+        float shift = max == float.NegativeInfinity ? 0 : max, sum = 0;
+        for (int split = 0; split < splits; split++)
+        {
+            float* from = partial + split * partialStride;
+            float factor = from[statistics] == max ? 1 : VectorMath.Exp(Vector512.Create(from[statistics] - shift)).ToScalar();
+            sum = MathF.FusedMultiplyAdd(from[statistics + 1], factor, sum);
+            for (int c = 0; c < dh; c += VectorMath.Lanes)
+            {
+                Vector512<float> term = Vector512.Load(from + c) * Vector512.Create(factor);
+                (split == 0 ? term : Vector512.Load(partial + c) + term).Store(partial + c);
+            }
+        }
+
+        Divide(output, partial, sum, dh);
+    }
+}

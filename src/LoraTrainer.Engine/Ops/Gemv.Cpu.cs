@@ -1,0 +1,481 @@
+using System.Diagnostics.CodeAnalysis;
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Native;
+using LoraTrainer.Engine.Numerics;
+using LoraTrainer.Engine.Quantization;
+using LoraTrainer.Engine.Tensors;
+
+namespace LoraTrainer.Engine.Ops;
+
+public static unsafe partial class Gemv
+{
+    /// <summary>Rows of a matrix whose chains go on side by side, so that they hide each other's latency.</summary>
+    private const int GroupRows = 4;
+
+    private const int Lanes = VectorMath.Lanes;
+    private const int ChunkBytes = Lanes * sizeof(uint);
+
+    /// <summary>Of four-bit codes with one scale.</summary>
+    private const int BlockBytes = BlockwiseFourBit.Blocksize / 2;
+
+    /// <summary>Codes in a word.</summary>
+    private const int FourBitElements = 8;
+
+    /// <summary>Elements of a chunk of the densest kind, four bits each: as far as x is filled up with zeros.</summary>
+    private const int MostChunkElements = Lanes * FourBitElements;
+
+    /// <summary>Below this (some microseconds) the calling thread does all.</summary>
+    private const long LeastParallelElements = 200_000;
+
+    /// <summary>A smaller part would be over before what comes next has arrived from memory.</summary>
+    private const long LeastPartElements = 80_000;
+
+    /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
+    private const int PrefetchBytes = 8192;
+
+    /// <summary>x in the order of each matrix's chunks, and for each thread a group of rows that cannot be read where they are.</summary>
+    private static long WorkspaceFloats(int width, int threads) => MostMatrices * (long)PaddedWidth(width) + threads * WorkerFloats(width);
+
+    private static int PaddedWidth(int width) => (width + MostChunkElements - 1) / MostChunkElements * MostChunkElements;
+
+    private static long WorkerFloats(int width) => GroupRows * (long)PaddedWidth(width);
+
+    private static void ForwardCpu(CpuDevice cpu, Tensor workspace, ReadOnlySpan<Tensor> outputs, Tensor input, ReadOnlySpan<WeightMatrix> weights, GradientMode mode, float alpha)
+    {
+        int width = (int)input.Shape[1];
+        float* free = workspace.F32;
+        var work = new Work { Columns = width, Accumulate = mode == GradientMode.Accumulate, Workers = free + MostMatrices * (long)PaddedWidth(width) };
+        int groups = 0;
+        for (int i = 0; i < weights.Length; i++)
+        {
+            GemmOperand operand = Linear.Operand(weights[i], transposed: false);
+            bool isAligned = operand.Element != GemmElement.FourBit || (width % BlockwiseFourBit.Blocksize == 0 && operand.Blocks.Blocksize == BlockwiseFourBit.Blocksize);
+            var matrix = new Matrix
+            {
+                Stored = operand,
+                IsExpanded = !isAligned,
+                X = free,
+                Y = outputs[i].F32,
+                Rows = weights[i].Out,
+                FirstGroup = groups,
+            };
+            Arrange(isAligned ? operand.Element : GemmElement.F32, input.F32, alpha, width, matrix.X);
+            work[i] = matrix;
+            free += PaddedWidth(width);
+            groups += (weights[i].Out + GroupRows - 1) / GroupRows;
+        }
+
+        work.Count = weights.Length;
+        long elements = (long)groups * GroupRows * width;
+        bool isParallel = cpu.ThreadCount > 1 && elements >= LeastParallelElements;
+        work.Split = new RowSplit(groups, isParallel ? cpu.ThreadCount : 1, Math.Max(1, LeastPartElements / Math.Max(1, GroupRows * width)));
+        cpu.Pool.Run(work.Split.Parts, ref work);
+    }
+
+    /// <summary>alpha * x in the order in which the chunks of stored words meet it, filled up with zeros: slot s of a chunk is the s-th element of each of its words.</summary>
+    private static void Arrange(GemmElement element, float* x, float alpha, int width, float* arranged)
+    {
+        int perWord = element switch { GemmElement.FourBit => FourBitElements, GemmElement.BF16 => BF16Word.Elements, GemmElement.Int8 => Int8Word.Elements, _ => F32Word.Elements };
+
+        // The even element of a byte of two codes has the high nibble.
+        int swap = element == GemmElement.FourBit ? 1 : 0;
+        for (int chunk = 0; chunk < width; chunk += Lanes * perWord)
+        {
+            // Where half a chunk of codes is left, two rows share one: x stands in both halves.
+            int wrap = element == GemmElement.FourBit && width - chunk == BlockwiseFourBit.Blocksize ? Lanes / 2 : Lanes;
+            for (int slot = 0; slot < perWord; slot++)
+            {
+                for (int lane = 0; lane < Lanes; lane++)
+                {
+                    int i = chunk + lane % wrap * perWord + (slot ^ swap);
+                    *arranged++ = i < width ? alpha * x[i] : 0;
+                }
+            }
+        }
+    }
+
+    private struct Matrix
+    {
+        public GemmOperand Stored;
+
+        /// <summary>Rows do not begin with a word or a block: they are made f32 before they are multiplied.</summary>
+        public bool IsExpanded;
+
+        /// <summary>The row, in the order of the chunks.</summary>
+        public float* X;
+
+        public float* Y;
+        public int Rows, FirstGroup;
+    }
+
+    private struct Work : IParallelWork
+    {
+        public Matrix First, Second, Third;
+        public int Count, Columns;
+        public bool Accumulate;
+        public RowSplit Split;
+
+        /// <summary><see cref="WorkerFloats"/> for each thread.</summary>
+        public float* Workers;
+
+        [UnscopedRef]
+        public ref Matrix this[int matrix]
+        {
+            get
+            {
+                switch (matrix)
+                {
+                    case 0:
+                        return ref First;
+                    case 1:
+                        return ref Second;
+                    default:
+                        return ref Third;
+                }
+            }
+        }
+
+        public void Execute(int part, int worker)
+        {
+            (long first, long end) = Split.Of(part);
+            float* scratch = Workers + worker * WorkerFloats(Columns);
+            for (int i = 0; i < Count; i++)
+            {
+                ref Matrix matrix = ref this[i];
+                int last = i + 1 < Count ? this[i + 1].FirstGroup : int.MaxValue;
+                int row = (int)Math.Max(0, first - matrix.FirstGroup) * GroupRows;
+                int endRow = (int)Math.Min(matrix.Rows, (Math.Min(end, last) - matrix.FirstGroup) * GroupRows);
+                if (row >= endRow)
+                {
+                    continue;
+                }
+
+                switch (matrix.IsExpanded ? GemmElement.F32 : matrix.Stored.Element)
+                {
+                    case GemmElement.FourBit:
+                        MultiplyFourBit(matrix, row, endRow);
+                        break;
+                    case GemmElement.BF16:
+                        Multiply<BF16Word>(matrix, row, endRow, scratch);
+                        break;
+                    case GemmElement.Int8:
+                        Multiply<Int8Word>(matrix, row, endRow, scratch);
+                        break;
+                    default:
+                        Multiply<F32Word>(matrix, row, endRow, scratch);
+                        break;
+                }
+            }
+        }
+
+        /// <summary>The sums of some rows, four at a time; where fewer are left, the last is done in place of the missing ones.</summary>
+        private readonly void Multiply<TWord>(in Matrix matrix, int row, int endRow, float* scratch)
+            where TWord : struct, IWord
+        {
+            nint stride = (nint)Columns * (sizeof(uint) / TWord.Elements);
+            bool isCopied = matrix.IsExpanded || stride % (ChunkBytes / 2) != 0 || matrix.Stored.LeadingDimension != Columns;
+            nint step = isCopied ? (stride + ChunkBytes - 1) / ChunkBytes * ChunkBytes : stride;
+            for (; row < endRow; row += GroupRows)
+            {
+                int rows = Math.Min(GroupRows, endRow - row);
+                byte* first = isCopied ? CopiedRows(matrix, row, rows, step, scratch) : (byte*)matrix.Stored.StoredAt(row);
+                Vector128<float> sums = Sums<TWord>(first, Math.Min(1, rows - 1) * step, Math.Min(2, rows - 1) * step, (rows - 1) * step, matrix.X, step);
+                Store(TWord.Scaled(sums, matrix.Stored, row, rows), matrix.Y + row, rows);
+            }
+        }
+
+        /// <summary>The same for codes of four bits whose blocks begin with the rows.</summary>
+        private readonly void MultiplyFourBit(in Matrix matrix, int row, int endRow)
+        {
+            FourBitBlocks blocks = matrix.Stored.Blocks;
+            int blocksPerRow = Columns / BlockwiseFourBit.Blocksize;
+            for (; row < endRow; row += GroupRows)
+            {
+                int rows = Math.Min(GroupRows, endRow - row);
+                long block = (long)row * blocksPerRow;
+                int to1 = Math.Min(1, rows - 1) * blocksPerRow, to2 = Math.Min(2, rows - 1) * blocksPerRow, to3 = (rows - 1) * blocksPerRow;
+                Vector128<float> sums = blocks.HasNestedScales
+                    ? Sums<NestedScales>(blocks, block, to1, to2, to3, matrix.X, blocksPerRow)
+                    : Sums<PlainScales>(blocks, block, to1, to2, to3, matrix.X, blocksPerRow);
+                Store(sums, matrix.Y + row, rows);
+            }
+        }
+
+        private readonly void Store(Vector128<float> sums, float* y, int rows)
+        {
+            if (rows == GroupRows)
+            {
+                (Accumulate ? Vector128.Load(y) + sums : sums).Store(y);
+                return;
+            }
+
+            for (int i = 0; i < rows; i++)
+            {
+                y[i] = Accumulate ? y[i] + sums[i] : sums[i];
+            }
+        }
+
+        /// <summary>Rows as f32, or as they are but filled up with zeros.</summary>
+        private readonly byte* CopiedRows(in Matrix matrix, int row, int rows, nint step, float* scratch)
+        {
+            for (int i = 0; i < rows; i++)
+            {
+                var target = new Span<byte>((byte*)scratch + i * step, (int)step);
+                if (matrix.IsExpanded)
+                {
+                    target.Clear();
+                    matrix.Stored.Load(row + i, 0, Columns, (float*)((byte*)scratch + i * step));
+                    continue;
+                }
+
+                int bytes = Columns * (matrix.Stored.Element switch { GemmElement.F32 => sizeof(float), GemmElement.BF16 => sizeof(ushort), _ => sizeof(byte) });
+                new ReadOnlySpan<byte>(matrix.Stored.StoredAt(row + i), bytes).CopyTo(target);
+                target[bytes..].Clear();
+            }
+
+            return (byte*)scratch;
+        }
+    }
+
+    /// <summary>The sums of four rows of which three lie so many bytes behind the first. A method of its own without calls, or the compiler would keep the sums in memory.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static Vector128<float> Sums<TWord>(byte* row, nint to1, nint to2, nint to3, float* x, nint bytes)
+        where TWord : struct, IWord
+    {
+        Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
+        for (byte* end = row + bytes / ChunkBytes * ChunkBytes; row < end; row += ChunkBytes, x += Lanes * TWord.Elements)
+        {
+            byte* ahead = row + PrefetchBytes;
+            Prefetch.Line(ahead);
+            Prefetch.Line(ahead + to1);
+            Prefetch.Line(ahead + to2);
+            Prefetch.Line(ahead + to3);
+            TWord.MultiplyAdd(
+                Vector512.Load(row).AsUInt32(), Vector512.Load(row + to1).AsUInt32(), Vector512.Load(row + to2).AsUInt32(), Vector512.Load(row + to3).AsUInt32(), x,
+                ref sum0, ref sum1, ref sum2, ref sum3);
+        }
+
+        if (bytes % ChunkBytes != 0)
+        {
+            TWord.MultiplyAdd(
+                Vector512.Create(Vector256.Load(row), default).AsUInt32(), Vector512.Create(Vector256.Load(row + to1), default).AsUInt32(),
+                Vector512.Create(Vector256.Load(row + to2), default).AsUInt32(), Vector512.Create(Vector256.Load(row + to3), default).AsUInt32(), x,
+                ref sum0, ref sum1, ref sum2, ref sum3);
+        }
+
+        return VectorMath.SumLanes(sum0, sum1, sum2, sum3);
+    }
+
+    /// <summary>The sums of four rows of codes of which three lie so many blocks behind the first. A chunk is two blocks; of half a chunk two rows make one, the second with the upper lanes.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static Vector128<float> Sums<TScales>(in FourBitBlocks blocks, long block, int to1, int to2, int to3, float* x, int count)
+        where TScales : struct, IScales
+    {
+        byte* row = blocks.Packed + block * BlockBytes;
+        nint bytes1 = (nint)to1 * BlockBytes, bytes2 = (nint)to2 * BlockBytes, bytes3 = (nint)to3 * BlockBytes;
+        var scales = new ScaleSource(blocks);
+        Vector512<float> table = Vector512.Load(blocks.Code), offset = Vector512.Create(blocks.Offset);
+        Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
+        for (long end = block + count / 2 * 2; block < end; block += 2, row += ChunkBytes, x += MostChunkElements)
+        {
+            byte* ahead = row + PrefetchBytes;
+            Prefetch.Line(ahead);
+            Prefetch.Line(ahead + bytes1);
+            Prefetch.Line(ahead + bytes2);
+            Prefetch.Line(ahead + bytes3);
+            Vector512<uint> word0 = Vector512.Load(row).AsUInt32(), word1 = Vector512.Load(row + bytes1).AsUInt32(), word2 = Vector512.Load(row + bytes2).AsUInt32(), word3 = Vector512.Load(row + bytes3).AsUInt32();
+            Vector512<float> chain0 = default, chain1 = default, chain2 = default, chain3 = default;
+            Slot(0, table, word0, word1, word2, word3, x, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(4, table, word0, word1, word2, word3, x + Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(8, table, word0, word1, word2, word3, x + 2 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(12, table, word0, word1, word2, word3, x + 3 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(16, table, word0, word1, word2, word3, x + 4 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(20, table, word0, word1, word2, word3, x + 5 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(24, table, word0, word1, word2, word3, x + 6 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            Slot(28, table, word0, word1, word2, word3, x + 7 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            sum0 = Vector512.FusedMultiplyAdd(chain0, TScales.Pair(scales, offset, block, block + 1), sum0);
+            sum1 = Vector512.FusedMultiplyAdd(chain1, TScales.Pair(scales, offset, block + to1, block + to1 + 1), sum1);
+            sum2 = Vector512.FusedMultiplyAdd(chain2, TScales.Pair(scales, offset, block + to2, block + to2 + 1), sum2);
+            sum3 = Vector512.FusedMultiplyAdd(chain3, TScales.Pair(scales, offset, block + to3, block + to3 + 1), sum3);
+        }
+
+        if (count % 2 != 0)
+        {
+            Vector512<uint> first = Vector512.Create(Vector256.Load(row), Vector256.Load(row + bytes1)).AsUInt32(), second = Vector512.Create(Vector256.Load(row + bytes2), Vector256.Load(row + bytes3)).AsUInt32();
+            Vector512<float> chain0 = default, chain1 = default;
+            Slot(0, table, first, second, x, ref chain0, ref chain1);
+            Slot(4, table, first, second, x + Lanes, ref chain0, ref chain1);
+            Slot(8, table, first, second, x + 2 * Lanes, ref chain0, ref chain1);
+            Slot(12, table, first, second, x + 3 * Lanes, ref chain0, ref chain1);
+            Slot(16, table, first, second, x + 4 * Lanes, ref chain0, ref chain1);
+            Slot(20, table, first, second, x + 5 * Lanes, ref chain0, ref chain1);
+            Slot(24, table, first, second, x + 6 * Lanes, ref chain0, ref chain1);
+            Slot(28, table, first, second, x + 7 * Lanes, ref chain0, ref chain1);
+            chain0 *= TScales.Pair(scales, offset, block, block + to1);
+            chain1 *= TScales.Pair(scales, offset, block + to2, block + to3);
+            sum0 += Vector512.ConditionalSelect(LowerLanes, chain0, default);
+            sum1 += Vector512.ConditionalSelect(LowerLanes, default, chain0);
+            sum2 += Vector512.ConditionalSelect(LowerLanes, chain1, default);
+            sum3 += Vector512.ConditionalSelect(LowerLanes, default, chain1);
+        }
+
+        return VectorMath.SumLanes(sum0, sum1, sum2, sum3);
+    }
+
+    private static Vector512<float> LowerLanes
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => Vector512.Create(-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0).AsSingle();
+    }
+
+    /// <summary>The codes at one place of each word of four rows.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Slot(
+        [ConstantExpected] byte shift, Vector512<float> table, Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
+        ref Vector512<float> chain0, ref Vector512<float> chain1, ref Vector512<float> chain2, ref Vector512<float> chain3)
+    {
+        Vector512<float> factor = Vector512.Load(x);
+        chain0 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word0 >>> shift), factor, chain0);
+        chain1 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word1 >>> shift), factor, chain1);
+        chain2 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word2 >>> shift), factor, chain2);
+        chain3 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word3 >>> shift), factor, chain3);
+    }
+
+    /// <summary>The same of two vectors of words.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Slot([ConstantExpected] byte shift, Vector512<float> table, Vector512<uint> first, Vector512<uint> second, float* x, ref Vector512<float> chain0, ref Vector512<float> chain1)
+    {
+        Vector512<float> factor = Vector512.Load(x);
+        chain0 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, first >>> shift), factor, chain0);
+        chain1 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, second >>> shift), factor, chain1);
+    }
+
+    /// <summary>Where scales come from.</summary>
+    private readonly struct ScaleSource(in FourBitBlocks blocks)
+    {
+        public readonly float* Absmax = blocks.PlainAbsmax;
+        public readonly byte* Codes = blocks.AbsmaxCodes;
+        public readonly float* NestedCode = blocks.NestedCode;
+        public readonly float* NestedAbsmax = blocks.NestedAbsmax;
+    }
+
+    /// <summary>How a block's scale is stored.</summary>
+    private interface IScales
+    {
+        /// <summary>The scale of one block in the lower eight lanes, of another in the upper ones. Loads that broadcast do it: the lanes are moved by what looks up the codes already.</summary>
+        static abstract Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper);
+    }
+
+    private readonly struct PlainScales : IScales
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper) =>
+            Vector512.ConditionalSelect(LowerLanes, Vector512.Create(source.Absmax[lower]), Vector512.Create(source.Absmax[upper]));
+    }
+
+    private readonly struct NestedScales : IScales
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper)
+        {
+            Vector512<float> values = Vector512.ConditionalSelect(LowerLanes, Vector512.Create(source.NestedCode[source.Codes[lower]]), Vector512.Create(source.NestedCode[source.Codes[upper]]));
+            Vector512<float> factors = Vector512.ConditionalSelect(
+                LowerLanes, Vector512.Create(source.NestedAbsmax[lower / FourBitBlocks.NestedBlocksize]), Vector512.Create(source.NestedAbsmax[upper / FourBitBlocks.NestedBlocksize]));
+
+            // A product and a sum as two statements of fp32, as the scale is defined.
+            Vector512<float> product = values * factors;
+            return product + offset;
+        }
+    }
+
+    /// <summary>How 16 words of a stored row become elements.</summary>
+    private interface IWord
+    {
+        /// <summary>Of a word.</summary>
+        static abstract int Elements { get; }
+
+        /// <summary>Continues the chains of four rows with a chunk of each.</summary>
+        static abstract void MultiplyAdd(
+            Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x, ref Vector512<float> sum0, ref Vector512<float> sum1, ref Vector512<float> sum2, ref Vector512<float> sum3);
+
+        /// <summary>The sums times the factors of the rows, where rows have factors.</summary>
+        static virtual Vector128<float> Scaled(Vector128<float> sums, in GemmOperand matrix, int row, int rows) => sums;
+    }
+
+    private readonly struct BF16Word : IWord
+    {
+        public static int Elements => 2;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static void MultiplyAdd(
+            Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
+            ref Vector512<float> sum0, ref Vector512<float> sum1, ref Vector512<float> sum2, ref Vector512<float> sum3)
+        {
+            Vector512<float> even = Vector512.Load(x), odd = Vector512.Load(x + Lanes);
+            sum0 = Odd(word0, odd, Even(word0, even, sum0));
+            sum1 = Odd(word1, odd, Even(word1, even, sum1));
+            sum2 = Odd(word2, odd, Even(word2, even, sum2));
+            sum3 = Odd(word3, odd, Even(word3, even, sum3));
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static Vector512<float> Even(Vector512<uint> word, Vector512<float> x, Vector512<float> sum) => Vector512.FusedMultiplyAdd((word << 16).AsSingle(), x, sum);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static Vector512<float> Odd(Vector512<uint> word, Vector512<float> x, Vector512<float> sum) => Vector512.FusedMultiplyAdd((word & Vector512.Create(0xFFFF0000u)).AsSingle(), x, sum);
+    }
+
+    private readonly struct Int8Word : IWord
+    {
+        public static int Elements => 4;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static void MultiplyAdd(
+            Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
+            ref Vector512<float> sum0, ref Vector512<float> sum1, ref Vector512<float> sum2, ref Vector512<float> sum3)
+        {
+            Slot(24, word0, word1, word2, word3, x, ref sum0, ref sum1, ref sum2, ref sum3);
+            Slot(16, word0, word1, word2, word3, x + Lanes, ref sum0, ref sum1, ref sum2, ref sum3);
+            Slot(8, word0, word1, word2, word3, x + 2 * Lanes, ref sum0, ref sum1, ref sum2, ref sum3);
+            Slot(0, word0, word1, word2, word3, x + 3 * Lanes, ref sum0, ref sum1, ref sum2, ref sum3);
+        }
+
+        public static Vector128<float> Scaled(Vector128<float> sums, in GemmOperand matrix, int row, int rows)
+        {
+            float* scales = matrix.RowScales + row;
+            return sums * Vector128.Create(scales[0], scales[Math.Min(1, rows - 1)], scales[Math.Min(2, rows - 1)], scales[rows - 1]);
+        }
+
+        /// <summary>The bytes at one place of each word.</summary>
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        private static void Slot(
+            [ConstantExpected] byte shift, Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
+            ref Vector512<float> sum0, ref Vector512<float> sum1, ref Vector512<float> sum2, ref Vector512<float> sum3)
+        {
+            Vector512<float> factor = Vector512.Load(x);
+            sum0 = Vector512.FusedMultiplyAdd(Vector512.ConvertToSingle((word0 << shift).AsInt32() >> 24), factor, sum0);
+            sum1 = Vector512.FusedMultiplyAdd(Vector512.ConvertToSingle((word1 << shift).AsInt32() >> 24), factor, sum1);
+            sum2 = Vector512.FusedMultiplyAdd(Vector512.ConvertToSingle((word2 << shift).AsInt32() >> 24), factor, sum2);
+            sum3 = Vector512.FusedMultiplyAdd(Vector512.ConvertToSingle((word3 << shift).AsInt32() >> 24), factor, sum3);
+        }
+    }
+
+    private readonly struct F32Word : IWord
+    {
+        public static int Elements => 1;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        public static void MultiplyAdd(
+            Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
+            ref Vector512<float> sum0, ref Vector512<float> sum1, ref Vector512<float> sum2, ref Vector512<float> sum3)
+        {
+            Vector512<float> factor = Vector512.Load(x);
+            sum0 = Vector512.FusedMultiplyAdd(word0.AsSingle(), factor, sum0);
+            sum1 = Vector512.FusedMultiplyAdd(word1.AsSingle(), factor, sum1);
+            sum2 = Vector512.FusedMultiplyAdd(word2.AsSingle(), factor, sum2);
+            sum3 = Vector512.FusedMultiplyAdd(word3.AsSingle(), factor, sum3);
+        }
+    }
+}
