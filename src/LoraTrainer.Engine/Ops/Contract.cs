@@ -24,6 +24,19 @@ internal static class Contract
         }
     }
 
+    /// <summary>As the other, for what may be columns of a wider matrix.</summary>
+    public static void Expect(string op, MatrixColumns columns, DType dtype, long d0, long d1, [CallerArgumentExpression(nameof(columns))] string name = "")
+    {
+        if (columns.IsAll)
+        {
+            Expect(op, columns.Whole, dtype, d0, d1, name);
+        }
+        else if (columns.DType != dtype || columns.Rows != d0 || columns.Count != d1)
+        {
+            ThrowColumns(op, name, columns, dtype, new Shape(d0, d1));
+        }
+    }
+
     /// <summary>A matrix of the given type whose extents the operation takes from it.</summary>
     public static (long Rows, long Columns) ExpectMatrix(string op, Tensor tensor, DType dtype, [CallerArgumentExpression(nameof(tensor))] string name = "")
     {
@@ -72,6 +85,11 @@ internal static class Contract
         string actual = tensor.IsNone ? "nothing" : $"{tensor.DType} {tensor.Shape}";
         throw new ShapeMismatchException($"{op}: {name} must be {expected}, got {actual}.");
     }
+
+    [DoesNotReturn]
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static void ThrowColumns(string op, string name, MatrixColumns columns, DType dtype, Shape shape) => throw new ShapeMismatchException(
+        $"{op}: {name} must be {dtype} {shape}, got {columns.Count} columns of {columns.DType} {columns.Whole.Shape}.");
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]

@@ -8,23 +8,23 @@ namespace LoraTrainer.Engine.Ops;
 public static unsafe partial class Linear
 {
     // expanded: where a CPU that rounds to bf16 puts the values of a quantized matrix; none otherwise.
-    private static void ProductCpu(CpuDevice cpu, Tensor workspace, Tensor expanded, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
+    private static void ProductCpu(CpuDevice cpu, Tensor workspace, Tensor expanded, MatrixColumns output, MatrixColumns input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
-        int m = (int)input.Shape[0];
-        int n = (int)output.Shape[1];
-        int k = (int)input.Shape[1];
+        int m = (int)input.Rows;
+        int n = (int)output.Count;
+        int k = (int)input.Count;
         GemmOperand operand = Operand(Multiplied(cpu, expanded, weight), transposeWeight);
         CpuGemm.Run(
-            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(input.F32, k), operand, output.F32, n, alpha, mode == GradientMode.Accumulate);
+            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(input.F32, input.RowStride), operand, output.F32, (int)output.RowStride, alpha, mode == GradientMode.Accumulate);
     }
 
-    private static void BackwardWeightCpu(CpuDevice cpu, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha)
+    private static void BackwardWeightCpu(CpuDevice cpu, Tensor workspace, Tensor dWeight, Tensor dOutput, MatrixColumns input, float alpha)
     {
         int m = (int)dWeight.Shape[0];
         int n = (int)dWeight.Shape[1];
-        int k = (int)input.Shape[0];
+        int k = (int)input.Rows;
         CpuGemm.Run(
-            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(dOutput.F32, m, transposed: true), GemmOperand.F32(input.F32, n), dWeight.F32, n, alpha, accumulate: true);
+            cpu.Pool, workspace.U8, m, n, k, GemmOperand.F32(dOutput.F32, m, transposed: true), GemmOperand.F32(input.F32, input.RowStride), dWeight.F32, n, alpha, accumulate: true);
     }
 
     /// <summary>The matrix as products multiply with it: where the CPU rounds to bf16 the rounded values of a quantized one.</summary>

@@ -10,7 +10,7 @@ public static partial class Linear
     private const uint ExpansionThreads = 256;
 
     private static void ProductCuda(
-        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
+        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, MatrixColumns output, MatrixColumns input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
         if (weight is Int8Matrix bytes && expanded.Shape[0] < bytes.Out)
         {
@@ -21,16 +21,16 @@ public static partial class Linear
         Tensor values = Multiplied(cuda, expanded, weight);
         cuda.Multiply(new GemmCall
         {
-            M = input.Shape[0],
-            N = output.Shape[1],
-            K = input.Shape[1],
+            M = input.Rows,
+            N = output.Count,
+            K = input.Count,
             A = input.Address,
-            LeadingA = input.Shape[1],
+            LeadingA = input.RowStride,
             B = values.Address,
             LeadingB = weight.In,
             TransposeB = transposeWeight,
             C = output.Address,
-            LeadingC = output.Shape[1],
+            LeadingC = output.RowStride,
             OutputType = output.DType,
             Alpha = alpha,
             Beta = mode == GradientMode.Accumulate ? 1 : 0,
@@ -41,9 +41,9 @@ public static partial class Linear
 
     /// <summary>Rows of the matrix after rows: each gives columns of x W^T, or a part of the sum that dY W is.</summary>
     private static void ProductInParts(
-        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, Tensor output, Tensor input, Int8Matrix weight, bool transposeWeight, GradientMode mode, float alpha)
+        CudaDevice cuda, Tensor workspace, Tensor expanded, Tensor sums, MatrixColumns output, MatrixColumns input, Int8Matrix weight, bool transposeWeight, GradientMode mode, float alpha)
     {
-        Tensor target = sums.IsNone ? output : sums;
+        MatrixColumns target = sums.IsNone ? output : sums;
         for (long first = 0; first < weight.Out; first += expanded.Shape[0])
         {
             Int8Matrix part = weight.Rows(first, Math.Min(expanded.Shape[0], weight.Out - first));
@@ -51,16 +51,16 @@ public static partial class Linear
             bool adds = mode == GradientMode.Accumulate || (first > 0 && !transposeWeight);
             cuda.Multiply(new GemmCall
             {
-                M = input.Shape[0],
+                M = input.Rows,
                 N = transposeWeight ? part.Out : part.In,
                 K = transposeWeight ? part.In : part.Out,
                 A = input.Address + (transposeWeight ? 0 : (nint)first * input.DType.SizeBytes()),
-                LeadingA = input.Shape[1],
+                LeadingA = input.RowStride,
                 B = values.Address,
                 LeadingB = part.In,
                 TransposeB = transposeWeight,
                 C = target.Address + (transposeWeight ? (nint)first * target.DType.SizeBytes() : 0),
-                LeadingC = target.Shape[1],
+                LeadingC = target.RowStride,
                 OutputType = target.DType,
                 Alpha = alpha,
                 Beta = adds ? 1 : 0,
@@ -71,14 +71,15 @@ public static partial class Linear
 
         if (!sums.IsNone)
         {
-            var all = new Shape(output.ElementCount);
-            Cast.ToBF16(output.Reshape(all), sums.Reshape(all));
+            // They are all columns: parts of columns come from dense matrices only.
+            var all = new Shape(sums.ElementCount);
+            Cast.ToBF16(output.Whole.Reshape(all), sums.Reshape(all));
         }
     }
 
-    private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, Tensor input, float alpha)
+    private static void BackwardWeightCuda(CudaDevice cuda, Tensor workspace, Tensor dWeight, Tensor dOutput, MatrixColumns input, float alpha)
     {
-        if (input.Shape[0] == 0)
+        if (input.Rows == 0)
         {
             // No rows add nothing; there is no matrix product without inner elements.
             return;
@@ -88,12 +89,12 @@ public static partial class Linear
         {
             M = dWeight.Shape[0],
             N = dWeight.Shape[1],
-            K = input.Shape[0],
+            K = input.Rows,
             A = dOutput.Address,
             LeadingA = dOutput.Shape[1],
             TransposeA = true,
             B = input.Address,
-            LeadingB = input.Shape[1],
+            LeadingB = input.RowStride,
             C = dWeight.Address,
             LeadingC = dWeight.Shape[1],
             OutputType = DType.F32,

@@ -13,49 +13,55 @@ public static partial class Linear
 {
     /// <summary>output = alpha * input W^T, overwritten or added to as <paramref name="mode"/> says.</summary>
     /// <param name="output">(N, Out) activations, or f32 (logits)</param>
-    /// <param name="input">(N, In) activations</param>
+    /// <param name="input">(N, In) activations, or such columns of a wider matrix</param>
     /// <param name="weight">(Out, In)</param>
     /// <param name="mode">Overwrite, or add to what is there.</param>
     /// <param name="alpha">Multiplies the input.</param>
-    public static void Forward(Tensor output, Tensor input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
+    public static void Forward(Tensor output, MatrixColumns input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
     {
         const string op = "Linear.Forward";
-        (long n, long _) = Contract.ExpectActivations(op, input);
+        (long n, long _) = Contract.ExpectActivations(op, input.Whole, nameof(input));
         Contract.Expect(op, input, input.DType, n, weight.In);
         Contract.Expect(op, output, output.DType == DType.F32 ? DType.F32 : input.DType, n, weight.Out);
-        Contract.ExpectNoAlias(op, output, input);
+        Contract.ExpectNoAlias(op, output, input.Whole, inputName: nameof(input));
         Product(op, output, input, weight, transposeWeight: true, mode, alpha);
     }
 
     /// <summary>dInput = alpha * dOutput W, overwritten or added to as <paramref name="mode"/> says.</summary>
-    /// <param name="dInput">(N, In) activations</param>
+    /// <param name="dInput">(N, In) activations, or such columns of a wider matrix, whose others keep their content; not with a quantized matrix</param>
     /// <param name="dOutput">(N, Out) activations</param>
     /// <param name="weight">(Out, In)</param>
     /// <param name="mode">Overwrite, or add to what is there.</param>
     /// <param name="alpha">Multiplies dOutput.</param>
-    public static void BackwardInput(Tensor dInput, Tensor dOutput, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
+    public static void BackwardInput(MatrixColumns dInput, Tensor dOutput, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
     {
         const string op = "Linear.BackwardInput";
         (long n, long _) = Contract.ExpectActivations(op, dOutput);
         Contract.Expect(op, dOutput, dOutput.DType, n, weight.Out);
         Contract.Expect(op, dInput, dOutput.DType, n, weight.In);
-        Contract.ExpectNoAlias(op, dInput, dOutput);
+        Contract.ExpectNoAlias(op, dInput.Whole, dOutput, nameof(dInput));
+        if (!dInput.IsAll && weight is not DenseMatrix)
+        {
+            throw new ShapeMismatchException($"{op}: with a {weight.GetType().Name} dInput must be a matrix of its own, got {dInput.Count} columns of {dInput.Whole.Shape}.");
+        }
+
         Product(op, dInput, dOutput, weight, transposeWeight: false, mode, alpha);
     }
 
     /// <summary>dWeight ACCUMULATES alpha * dOutput^T input.</summary>
     /// <param name="dWeight">(Out, In) f32</param>
     /// <param name="dOutput">(N, Out) activations</param>
-    /// <param name="input">(N, In) activations</param>
+    /// <param name="input">(N, In) activations, or such columns of a wider matrix</param>
     /// <param name="alpha">Multiplies dOutput.</param>
-    public static void BackwardWeight(Tensor dWeight, Tensor dOutput, Tensor input, float alpha = 1)
+    public static void BackwardWeight(Tensor dWeight, Tensor dOutput, MatrixColumns input, float alpha = 1)
     {
         const string op = "Linear.BackwardWeight";
-        (long n, long width) = Contract.ExpectActivations(op, input);
+        (long n, long _) = Contract.ExpectActivations(op, input.Whole, nameof(input));
         (long _, long height) = Contract.ExpectActivations(op, dOutput);
+        long width = input.Count;
         Contract.Expect(op, dOutput, input.DType, n, height);
         Contract.Expect(op, dWeight, DType.F32, height, width);
-        Contract.ExpectSameDevice(op, dWeight, dOutput, input);
+        Contract.ExpectSameDevice(op, dWeight, dOutput, input.Whole);
         Device device = dWeight.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(Workspace(device)));
@@ -68,7 +74,7 @@ public static partial class Linear
                 BackwardWeightCuda(cuda, workspace, dWeight, dOutput, input, alpha);
                 break;
             case MeasureDevice measure:
-                measure.Count(WorkKind.Product, 2.0 * n * width * height, dWeight, dWeight, dOutput, input);
+                measure.Count(WorkKind.Product, 2.0 * n * width * height, 2.0 * dWeight.SizeBytes + dOutput.SizeBytes + input.SizeBytes);
                 break;
             default:
                 Contract.ThrowNoKernel(op, device);
@@ -96,9 +102,9 @@ public static partial class Linear
 
     /// <summary>The product with the matrix or its transpose; see <see cref="Forward"/> and <see cref="BackwardInput"/>. For tests, which cannot wait for large matrices.</summary>
     internal static void Product(
-        string op, Tensor output, Tensor input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha, long largestExpansion = LargestExpansion)
+        string op, MatrixColumns output, MatrixColumns input, WeightMatrix weight, bool transposeWeight, GradientMode mode, float alpha, long largestExpansion = LargestExpansion)
     {
-        Contract.ExpectSameDevice(op, output, input);
+        Contract.ExpectSameDevice(op, output.Whole, input.Whole);
         Device device = output.Device;
         using ArenaFrame frame = device.Arena.Frame();
         Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(Workspace(device)));
@@ -106,13 +112,15 @@ public static partial class Linear
 
         // Where a GPU takes a matrix in parts their products are summed in f32, so that the sum is rounded once.
         Tensor sums = device.Platform == DevicePlatform.Cuda && !expanded.IsNone && expanded.Shape[0] < weight.Out && !transposeWeight && mode == GradientMode.Overwrite && output.DType == DType.BF16
-            ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, output.Shape)
+            ? device.Arena.Allocate(MemoryKind.Workspace, DType.F32, output.Whole.Shape)
             : Tensor.None;
         switch (device)
         {
             case CpuDevice cpu:
                 ProductCpu(cpu, workspace, expanded, output, input, weight, transposeWeight, mode, alpha);
-                cpu.RoundActivations(output);
+
+                // Of columns beside these nothing changes: they are rounded already, or not yet written.
+                cpu.RoundActivations(output.Whole);
                 break;
             case CudaDevice cuda:
                 ProductCuda(cuda, workspace, expanded, sums, output, input, weight, transposeWeight, mode, alpha);
@@ -127,7 +135,7 @@ public static partial class Linear
     }
 
     /// <summary>A quantized matrix is expanded for each product: on a GPU into the scratch, on the CPU into the packed panels.</summary>
-    private static void CountProduct(MeasureDevice measure, Tensor output, Tensor input, WeightMatrix weight)
+    private static void CountProduct(MeasureDevice measure, MatrixColumns output, MatrixColumns input, WeightMatrix weight)
     {
         double elements = (double)weight.In * weight.Out;
         double expanded = elements * measure.ActivationType.SizeBytes();
@@ -137,6 +145,6 @@ public static partial class Linear
             measure.Count(WorkKind.Expansion, 0, weight.SizeBytes + expanded);
         }
 
-        measure.Count(WorkKind.Product, 2 * input.Shape[0] * elements, output.SizeBytes + input.SizeBytes + (isExpanded ? expanded : weight.SizeBytes));
+        measure.Count(WorkKind.Product, 2 * input.Rows * elements, output.SizeBytes + input.SizeBytes + (isExpanded ? expanded : weight.SizeBytes));
     }
 }

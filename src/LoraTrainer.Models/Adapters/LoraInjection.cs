@@ -74,14 +74,24 @@ public sealed class LoraInjection
 
         Dictionary<string, TargetModule> byPath = targets.Targets.ToDictionary(target => target.Path, StringComparer.Ordinal);
         uint place = 0;
-        foreach (AdaptedLinear linear in model.Linears)
+        foreach (IReadOnlyList<AdaptedLinear> readers in model.Layers.SelectMany(layer => layer.LinearsByInput))
         {
-            if (byPath.Remove(linear.Name, out TargetModule target))
+            var targeted = new List<AdapterPlace>();
+            foreach (AdaptedLinear linear in readers)
             {
-                injection.Declare(linear, target, FirstDropoutStream + place, rates ?? LoraPlusRates.None);
+                if (byPath.Remove(linear.Name, out TargetModule target))
+                {
+                    CheckRank(linear.Name, linear.Out, linear.In, target.Rank);
+                    targeted.Add(new AdapterPlace(linear, target, FirstDropoutStream + place));
+                }
+
+                place++;
             }
 
-            place++;
+            foreach (List<AdapterPlace> joint in injection.Joint(targeted))
+            {
+                injection.Declare(joint, rates ?? LoraPlusRates.None);
+            }
         }
 
         if (byPath.Count > 0)
@@ -212,7 +222,7 @@ public sealed class LoraInjection
         ];
     }
 
-    /// <summary>Everything that is trained, by its name in the file, in the order of the buffers.</summary>
+    /// <summary>Everything that is trained, by its name in the file, layer by layer.</summary>
     private IEnumerable<(PeftAdapterFolderKey Key, Parameter Parameter)> Tensors()
     {
         foreach ((AdaptedLinear linear, LoraAdapter adapter) in adapted)
@@ -257,20 +267,61 @@ public sealed class LoraInjection
         }
     }
 
-    private void Declare(AdaptedLinear linear, TargetModule target, uint dropoutStream, LoraPlusRates rates)
+    /// <summary>
+    /// Which of the adapters that read one input share their products with A (<see cref="LoraAdapter.Joint"/>): all of them, whatever their ranks, scalings and magnitudes,
+    /// which are B's business. Not with dropout, where each multiplies A with an input of its own, and not across an A that would leave padding behind it in the flat buffers.
+    /// The rule depends on the config alone, so a device, an evaluation or a resume changes no order of additions.
+    /// </summary>
+    private List<List<AdapterPlace>> Joint(List<AdapterPlace> readers)
     {
-        CheckRank(linear.Name, linear.Out, linear.In, target.Rank);
-        Device device = model.Device;
-        adapted.Add((linear, new LoraAdapter
+        var joints = new List<List<AdapterPlace>>();
+        bool continues = false;
+        foreach (AdapterPlace reader in readers)
         {
-            A = model.Parameters.Declare(linear.Name + ".lora_A.weight", new Shape(target.Rank, linear.In)),
-            B = model.Parameters.Declare(linear.Name + ".lora_B.weight", new Shape(linear.Out, target.Rank), rates.B),
-            Magnitude = Config.UseDora ? model.Parameters.Declare(linear.Name + ".lora_magnitude_vector.weight", new Shape(linear.Out), rates.B) : null,
-            Norms = Config.UseDora ? device.Arena.Allocate(MemoryKind.Parameters, DType.F32, new Shape(linear.Out)) : Tensor.None,
-            Scaling = (float)target.Scaling,
-            Dropout = (float)Config.LoraDropout,
-            Stream = dropoutStream,
-        }));
+            if (continues)
+            {
+                joints[^1].Add(reader);
+            }
+            else
+            {
+                joints.Add([reader]);
+            }
+
+            continues = Config.LoraDropout == 0 && ParameterStore.FillsItsPlace(reader.ShapeOfA);
+        }
+
+        return joints;
+    }
+
+    private void Declare(List<AdapterPlace> joint, LoraPlusRates rates)
+    {
+        Device device = model.Device;
+        ParameterStore parameters = model.Parameters;
+        Parameter[] matrices = [.. joint.Select(place => parameters.Declare(place.Linear.Name + ".lora_A.weight", place.ShapeOfA))];
+        Parameter stack = parameters.Stack(matrices);
+        int row = 0;
+        foreach ((Parameter a, (AdaptedLinear linear, TargetModule target, uint dropoutStream)) in matrices.Zip(joint))
+        {
+            adapted.Add((linear, new LoraAdapter
+            {
+                A = a,
+                Joint = stack,
+                JointRow = row,
+                B = parameters.Declare(linear.Name + ".lora_B.weight", new Shape(linear.Out, target.Rank), rates.B),
+                Magnitude = Config.UseDora ? parameters.Declare(linear.Name + ".lora_magnitude_vector.weight", new Shape(linear.Out), rates.B) : null,
+                Norms = Config.UseDora ? device.Arena.Allocate(MemoryKind.Parameters, DType.F32, new Shape(linear.Out)) : Tensor.None,
+                Scaling = (float)target.Scaling,
+                Dropout = (float)Config.LoraDropout,
+                Stream = dropoutStream,
+            }));
+            row += target.Rank;
+        }
+    }
+
+    /// <summary>A layer that is to carry an adapter.</summary>
+    private readonly record struct AdapterPlace(AdaptedLinear Linear, TargetModule Target, uint DropoutStream)
+    {
+        public Shape ShapeOfA => new(Target.Rank, Linear.In);
     }
 
     /// <exception cref="ModelFormatException">The rank is more than the layer's smaller side.</exception>

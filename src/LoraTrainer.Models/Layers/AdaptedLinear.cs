@@ -8,8 +8,19 @@ namespace LoraTrainer.Models.Layers;
 /// <summary>A low-rank update of one linear layer: y += Scaling * B (A dropout(x)); with a magnitude it is DoRA.</summary>
 public sealed class LoraAdapter
 {
+    private readonly Parameter? joint;
+
     /// <summary>(R, In)</summary>
     public required Parameter A { get; init; }
+
+    /// <summary>
+    /// (sum of R, In): A of all adapters that read this one's input, one below another, which products take as one matrix; A itself where it is alone. Only without
+    /// dropout: each adapter drops elements of its own.
+    /// </summary>
+    public Parameter Joint { get => joint ?? A; init => joint = value; }
+
+    /// <summary>The row of <see cref="Joint"/> where A begins, and so the column where u begins in the product of all.</summary>
+    public int JointRow { get; init; }
 
     /// <summary>(Out, R)</summary>
     public required Parameter B { get; init; }
@@ -30,6 +41,12 @@ public sealed class LoraAdapter
     public Tensor Norms { get; init; }
 
     public int Rank => checked((int)A.Shape[0]);
+
+    /// <summary>Of all adapters that read the input this one's layer runs first: it makes the product with all of A.</summary>
+    internal bool IsFirstOfJoint => JointRow == 0;
+
+    /// <summary>Of all adapters that read the input this one's layer runs last: it makes the gradients of all of A and of the input.</summary>
+    internal bool IsLastOfJoint => JointRow + Rank == Joint.Shape[0];
 }
 
 /// <summary>
@@ -40,11 +57,13 @@ public sealed class LoraAdapter
 /// DoRA, with g = m/n and z = dropout(x) (W + s B A)^T:  y = g z + b without dropout, and as PEFT has it y = x W^T + b + (g - 1) dropout(x) W^T + g s u B^T
 /// with it. n counts as a constant:  dm += sum of G z / n;  with H = g G:  dB += s * H^T u;  du = s * H B;  dX = H W + du A, and with dropout
 /// G W + mask/(1-p) * ((g - 1) G W + du A).
+/// Layers that read one input may share the products with A (<see cref="LoraAdapter.Joint"/>): the first computes u of all, each writes its du over its u, and the last
+/// adds to dA of all and du A of all to dX. They run one after another, with the same input and the same dX.
 /// </summary>
 public sealed class AdaptedLinear
 {
     private LoraAdapter? adapter;
-    private DenseMatrix? adapterA;
+    private DenseMatrix? jointA;
     private DenseMatrix? adapterB;
 
     public AdaptedLinear(string name, int inFeatures, int outFeatures, bool hasBias)
@@ -86,7 +105,7 @@ public sealed class AdaptedLinear
     public void Attach(LoraAdapter lora)
     {
         adapter = lora;
-        adapterA = new DenseMatrix(lora.A.Operand);
+        jointA = new DenseMatrix(lora.Joint.Operand);
         adapterB = new DenseMatrix(lora.B.Operand);
     }
 
@@ -94,14 +113,18 @@ public sealed class AdaptedLinear
     public void Detach()
     {
         adapter = null;
-        adapterA = null;
+        jointA = null;
         adapterB = null;
     }
 
     /// <summary>Allocates what backward needs besides the input.</summary>
-    public Saved Allocate(Device device, long tokens) => new()
+    /// <param name="device">Where the layer lives.</param>
+    /// <param name="tokens">N</param>
+    /// <param name="joint">What the layer before kept that reads the same input, or none.</param>
+    public Saved Allocate(Device device, long tokens, in Saved joint = default) => new()
     {
-        Projected = adapter is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, adapter.Rank)),
+        // A layer without an adapter hands on what is not its own.
+        Projected = adapter is not { IsFirstOfJoint: true } ? joint.Projected : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, adapter.Joint.Shape[0])),
         Product = adapter?.Magnitude is null ? Tensor.None : device.Arena.Allocate(MemoryKind.Activations, device.ActivationType, new Shape(tokens, Out)),
     };
 
@@ -140,8 +163,8 @@ public sealed class AdaptedLinear
         if (adapter is not null)
         {
             using ArenaFrame frame = input.Device.Arena.Frame();
-            Multiply(context, saved.Projected, Dropped(input, context.Dropout, context.Batch.FirstToken), adapterA!);
-            Multiply(context, output, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+            Project(context, saved, Dropped(input, context.Dropout, context.Batch.FirstToken));
+            Multiply(context, output, Own(saved), adapterB!, GradientMode.Accumulate, adapter.Scaling);
         }
     }
 
@@ -150,11 +173,11 @@ public sealed class AdaptedLinear
         using ArenaFrame frame = input.Device.Arena.Frame();
         Tensor dropped = Dropped(input, context.Dropout, context.Batch.FirstToken);
         Tensor magnitude = adapter!.Magnitude!.Value;
-        Multiply(context, saved.Projected, dropped, adapterA!);
+        Project(context, saved, dropped);
         Multiply(context, saved.Product, dropped, Weight);
         if (!IsDropping(context.Dropout))
         {
-            Multiply(context, saved.Product, saved.Projected, adapterB!, GradientMode.Accumulate, adapter.Scaling);
+            Multiply(context, saved.Product, Own(saved), adapterB!, GradientMode.Accumulate, adapter.Scaling);
             Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: 0, GradientMode.Overwrite);
             return;
         }
@@ -162,22 +185,35 @@ public sealed class AdaptedLinear
         Multiply(context, output, input, Weight);
         Dora.Scale(output, saved.Product, magnitude, adapter.Norms, shift: -1, GradientMode.Accumulate);
         Tensor update = Like(output);
-        Multiply(context, update, saved.Projected, adapterB!, GradientMode.Overwrite, adapter.Scaling);
+        Multiply(context, update, Own(saved), adapterB!, GradientMode.Overwrite, adapter.Scaling);
         Dora.Scale(output, update, magnitude, adapter.Norms, shift: 0, GradientMode.Accumulate);
         Elementwise.Add(saved.Product, saved.Product, update);
     }
 
-    private static void Multiply(in PassContext context, Tensor output, Tensor input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
+    private static void Multiply(in PassContext context, Tensor output, MatrixColumns input, WeightMatrix weight, GradientMode mode = GradientMode.Overwrite, float alpha = 1)
     {
         if (context.IsDecoding)
         {
-            Gemv.Forward([output], input, [weight], mode, alpha);
+            // Columns of one row lie together.
+            Gemv.Forward([output], input.Whole.Slice(input.First, new Shape(1, input.Count)), [weight], mode, alpha);
         }
         else
         {
             Linear.Forward(output, input, weight, mode, alpha);
         }
     }
+
+    /// <summary>dropout(x) A^T of all adapters that read the input, once.</summary>
+    private void Project(in PassContext context, in Saved saved, Tensor dropped)
+    {
+        if (adapter!.IsFirstOfJoint)
+        {
+            Multiply(context, saved.Projected, dropped, jointA!);
+        }
+    }
+
+    /// <summary>(N, R): this adapter's columns of u, in backward later of du.</summary>
+    private MatrixColumns Own(in Saved saved) => new(saved.Projected, adapter!.JointRow, adapter.Rank);
 
     private void AddBias(Tensor output)
     {
@@ -187,7 +223,10 @@ public sealed class AdaptedLinear
         }
     }
 
-    /// <summary>Parameter gradients ACCUMULATE; dInput as <paramref name="mode"/> says, or none if nobody below needs it.</summary>
+    /// <summary>
+    /// Parameter gradients ACCUMULATE; dInput as <paramref name="mode"/> says, or none if nobody below needs it. Destroys <paramref name="saved"/>, so it runs once for each
+    /// forward pass.
+    /// </summary>
     /// <param name="dInput">(N, In) activations, or none</param>
     /// <param name="dOutput">(N, Out) activations</param>
     /// <param name="input">(N, In) activations; may be none where <see cref="NeedsInput"/> is false.</param>
@@ -229,11 +268,15 @@ public sealed class AdaptedLinear
             return;
         }
 
-        Arena arena = dOutput.Device.Arena;
-        Linear.BackwardWeight(adapter.B.Gradient, dAdapted, saved.Projected, adapter.Scaling);
-        Tensor dProjected = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(dOutput.Shape[0], adapter.Rank));
-        Linear.BackwardInput(dProjected, dAdapted, adapterB!, GradientMode.Overwrite, adapter.Scaling);
-        Linear.BackwardWeight(adapter.A.Gradient, dProjected, Dropped(input, dropout, firstToken));
+        // du takes the place of u, whose work is done with B's gradient.
+        Linear.BackwardWeight(adapter.B.Gradient, dAdapted, Own(saved), adapter.Scaling);
+        Linear.BackwardInput(Own(saved), dAdapted, adapterB!, GradientMode.Overwrite, adapter.Scaling);
+        if (!adapter.IsLastOfJoint)
+        {
+            return;
+        }
+
+        Linear.BackwardWeight(adapter.Joint.Gradient, saved.Projected, Dropped(input, dropout, firstToken));
         if (dInput.IsNone)
         {
             return;
@@ -241,12 +284,12 @@ public sealed class AdaptedLinear
 
         if (!dropping)
         {
-            Linear.BackwardInput(dInput, dProjected, adapterA!, GradientMode.Accumulate);
+            Linear.BackwardInput(dInput, saved.Projected, jointA!, GradientMode.Accumulate);
             return;
         }
 
-        Tensor dDropped = arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(dOutput.Shape[0], In));
-        Linear.BackwardInput(dDropped, dProjected, adapterA!);
+        Tensor dDropped = dOutput.Device.Arena.Allocate(MemoryKind.Activations, dOutput.DType, new Shape(dOutput.Shape[0], In));
+        Linear.BackwardInput(dDropped, saved.Projected, jointA!);
         if (adapter.Magnitude is not null)
         {
             // (g - 1) G overwrites g G, whose work is done.
@@ -280,7 +323,7 @@ public sealed class AdaptedLinear
     /// <summary>What backward needs of the forward pass besides the input.</summary>
     public readonly struct Saved
     {
-        /// <summary>(N, R): dropout(x) A^T; none without an adapter.</summary>
+        /// <summary>(N, sum of R): u = dropout(x) A^T of all adapters that read the input, each in its columns; none without an adapter.</summary>
         public Tensor Projected { get; init; }
 
         /// <summary>(N, Out): dropout(x) (W + s B A)^T; none without DoRA's magnitude.</summary>

@@ -51,7 +51,8 @@ public sealed class DecoderLayer
             prefix + ".mlp.", ["gate_proj", "up_proj"], config.FusedProjections ? "gate_up_proj" : null, config.HiddenSize, [config.IntermediateSize, config.IntermediateSize], config.MlpBias);
         Down = new AdaptedLinear(prefix + ".mlp.down_proj", config.IntermediateSize, config.HiddenSize, config.MlpBias);
         MlpOutputNorm = config.SandwichNorms ? Norm(".post_feedforward_layernorm", config.HiddenSize) : null;
-        Linears = [.. QueryKeyValue.Linears, Output, .. GateUp.Linears, Down];
+        LinearsByInput = [QueryKeyValue.Linears, [Output], GateUp.Linears, [Down]];
+        Linears = [.. LinearsByInput.SelectMany(readers => readers)];
         RmsNormLayer?[] norms = [InputNorm, QueryNorm, KeyNorm, AttentionOutputNorm, MlpNorm, MlpOutputNorm];
         Norms = [.. norms.OfType<RmsNormLayer>()];
 
@@ -86,6 +87,9 @@ public sealed class DecoderLayer
 
     /// <summary>All linear layers in the order of the forward pass.</summary>
     public IReadOnlyList<AdaptedLinear> Linears { get; }
+
+    /// <summary>The same, those together that read the same tensor.</summary>
+    public IReadOnlyList<IReadOnlyList<AdaptedLinear>> LinearsByInput { get; }
 
     /// <summary>All norms in the order of the forward pass.</summary>
     public IReadOnlyList<RmsNormLayer> Norms { get; }

@@ -6,7 +6,8 @@ namespace LoraTrainer.Models.Layers;
 
 /// <summary>
 /// The linear layers that read one input and fill several tensors: one layer for each tensor, or a single one whose output is all of them, one
-/// behind another in every row (fused). Callers see the tensors; adapters, quantization and files see the layers that there are.
+/// behind another in every row (fused). Callers see the tensors; adapters, quantization and files see the layers that there are. What their adapters
+/// compute of the input they may compute together: <see cref="LoraAdapter.Joint"/>.
 /// </summary>
 public sealed class JointLinears
 {
@@ -64,12 +65,11 @@ public sealed class JointLinears
     }
 
     /// <summary>Allocates what backward needs besides the input.</summary>
-    public Saved Allocate(Device device, long tokens) => new()
+    public Saved Allocate(Device device, long tokens)
     {
-        First = layers[0].Allocate(device, tokens),
-        Second = layers.Length > 1 ? layers[1].Allocate(device, tokens) : default,
-        Third = layers.Length > 2 ? layers[2].Allocate(device, tokens) : default,
-    };
+        AdaptedLinear.Saved first = layers[0].Allocate(device, tokens), second = layers.Length > 1 ? layers[1].Allocate(device, tokens, first) : default;
+        return new Saved { First = first, Second = second, Third = layers.Length > 2 ? layers[2].Allocate(device, tokens, second) : default };
+    }
 
     /// <summary>outputs are OVERWRITTEN.</summary>
     /// <param name="outputs">(N, width) activations each.</param>

@@ -41,6 +41,7 @@ public sealed class Parameter
 public sealed class ParameterStore
 {
     private readonly List<Parameter> parameters = [];
+    private readonly List<(Parameter Stack, int First)> stacks = [];
     private ParameterSegment[] segments = [];
 
     // (P) bf16 copies of all parameters, or none where the device multiplies in f32.
@@ -75,6 +76,35 @@ public sealed class ParameterStore
         return parameter;
     }
 
+    /// <summary>Whether the next parameter begins where this one ends; otherwise there is padding between them.</summary>
+    public static bool FillsItsPlace(Shape shape) => shape.ElementCount % ParameterSegment.Alignment == 0;
+
+    /// <summary>Matrices that lie one below another in the buffers, as one matrix; a single one is itself. The stack is a view: it is no parameter of its own.</summary>
+    /// <param name="members">(R, C) each, with the same C; declared just now, in this order. All but the last fill their places.</param>
+    public Parameter Stack(IReadOnlyList<Parameter> members)
+    {
+        if (members.Count == 1)
+        {
+            return members[0];
+        }
+
+        long rows = 0, columns = members[0].Shape[1];
+        int first = parameters.Count - members.Count;
+        for (int i = 0; i < members.Count; i++)
+        {
+            if (first < 0 || parameters[first + i] != members[i] || members[i].Shape[1] != columns || (i < members.Count - 1 && !FillsItsPlace(members[i].Shape)))
+            {
+                throw new InvalidOperationException($"{members[i].Name} {members[i].Shape} cannot be part of a stack: its members have equal columns and are declared one after another, with no padding between them.");
+            }
+
+            rows += members[i].Shape[0];
+        }
+
+        var stack = new Parameter($"{members[0].Name} to {members[^1].Name}", new Shape(rows, columns), members[0].LearningRateScale, members[0].Decays);
+        stacks.Add((stack, first));
+        return stack;
+    }
+
     /// <summary>Brings the bf16 copies up to the values; every pass starts with it. One sweep over what is trained: small beside the pass itself.</summary>
     public void RefreshOperands()
     {
@@ -102,9 +132,19 @@ public sealed class ParameterStore
         operands = device.ComputesInBF16 ? device.AllocateZeroed(MemoryKind.Parameters, DType.BF16, new Shape(offset)) : Tensor.None;
         for (int i = 0; i < segments.Length; i++)
         {
-            parameters[i].Value = Values.Slice(segments[i].Offset, parameters[i].Shape);
-            parameters[i].Operand = operands.IsNone ? parameters[i].Value : operands.Slice(segments[i].Offset, parameters[i].Shape);
-            parameters[i].Gradient = Gradients.Slice(segments[i].Offset, parameters[i].Shape);
+            Place(parameters[i], segments[i].Offset);
         }
+
+        foreach ((Parameter stack, int first) in stacks)
+        {
+            Place(stack, segments[first].Offset);
+        }
+    }
+
+    private void Place(Parameter parameter, long offset)
+    {
+        parameter.Value = Values.Slice(offset, parameter.Shape);
+        parameter.Operand = operands.IsNone ? parameter.Value : operands.Slice(offset, parameter.Shape);
+        parameter.Gradient = Gradients.Slice(offset, parameter.Shape);
     }
 }
