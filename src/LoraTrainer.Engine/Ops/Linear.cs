@@ -42,7 +42,7 @@ public static partial class Linear
         Contract.ExpectNoAlias(op, dInput.Whole, dOutput, nameof(dInput));
         if (!dInput.IsAll && weight is not DenseMatrix)
         {
-            throw new ShapeMismatchException($"{op}: with a {weight.GetType().Name} dInput must be a matrix of its own, got {dInput.Count} columns of {dInput.Whole.Shape}.");
+            throw new ShapeMismatchException($"{op}: with a quantized matrix dInput must be a matrix of its own, got {dInput.Count} columns of {dInput.Whole.Shape}.");
         }
 
         Product(op, dInput, dOutput, weight, transposeWeight: false, mode, alpha);

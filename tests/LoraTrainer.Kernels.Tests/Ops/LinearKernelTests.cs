@@ -112,6 +112,46 @@ public sealed class LinearKernelTests
         bench.CheckMargins();
     }
 
+    /// <summary>Columns between others, which are NaN where they are read and keep their content where these are written. Even and odd places: the library's loads care.</summary>
+    [Theory]
+    [InlineData(1, 1, 1, 3)]
+    [InlineData(5, 8, 24, 8)]
+    [InlineData(33, 16, 70, 16)]
+    [InlineData(9, 5, 123, 2)]
+    public void Products_OfColumns_MatchReference(int n, int rank, int width, int before)
+    {
+        const int after = 3;
+        const float alpha = 0.375f;
+        using var bench = new KernelBench(KernelModes.Names[0], capacityBytes: CapacityBytes);
+        int stride = before + rank + after;
+        float[] own = Rounded(Values(2, (long)n * rank));
+        Tensor whole = bench.Bf16([.. Enumerable.Range(0, n * stride).Select(i => IsOwn(i) ? own[i / stride * rank + i % stride - before] : float.NaN)], new Shape(n, stride));
+        var columns = new MatrixColumns(whole, before, rank);
+        Tensor dy = bench.RandomBf16(3, new Shape(n, width)), weight = bench.RandomBf16(4, new Shape(width, rank));
+        double[] g = dy.Doubles(), w = weight.Doubles();
+        (double[] y, double[] ySize) = Product(n, rank, width, (i, k) => own[i * rank + k], (k, j) => w[j * rank + k]);
+        (double[] dw, double[] dwSize) = Product(width, n, rank, (i, k) => g[k * width + i], (k, j) => own[k * rank + j]);
+        (double[] dx, double[] dxSize) = Product(n, width, rank, (i, k) => g[i * width + k], (k, j) => w[k * rank + j]);
+        foreach (GradientMode mode in (GradientMode[])[GradientMode.Overwrite, GradientMode.Accumulate])
+        {
+            Tensor output = Start(bench, DType.BF16, new Shape(n, width), mode);
+            Check(y, ySize, rank, alpha, mode, output, () => Linear.Forward(output, columns, new DenseMatrix(weight), mode, alpha), "y");
+        }
+
+        Tensor dWeight = Start(bench, DType.F32, new Shape(width, rank), GradientMode.Accumulate);
+        Check(dw, dwSize, n, alpha, GradientMode.Accumulate, dWeight, () => Linear.BackwardWeight(dWeight, dy, columns, alpha), "dw");
+
+        // The gradient takes the place of what was multiplied, as in a layer's backward pass.
+        Linear.BackwardInput(columns, dy, new DenseMatrix(weight), GradientMode.Overwrite, alpha);
+        float[] all = whole.Download();
+        double[] expected = [.. dx.Select(v => alpha * v)];
+        Within(expected, RoundedBound(expected, [.. dxSize.Select(s => 2 * (width + 4) * U * alpha * s)]), [.. all.Where((_, i) => IsOwn(i))], "dx");
+        Assert.All(all.Where((_, i) => !IsOwn(i)), value => Assert.True(float.IsNaN(value), "a neighbouring column was written to"));
+        bench.CheckMargins();
+
+        bool IsOwn(int i) => i % stride >= before && i % stride < before + rank;
+    }
+
     private static Tensor Start(KernelBench bench, DType type, Shape shape, GradientMode mode) =>
         mode == GradientMode.Overwrite ? bench.Poisoned(type, shape) : type == DType.F32 ? bench.RandomF32(9, shape) : bench.RandomBf16(9, shape);
 
