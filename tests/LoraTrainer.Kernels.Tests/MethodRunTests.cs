@@ -1,5 +1,7 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Models.Layers;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -58,6 +60,42 @@ public sealed class MethodRunTests(ITestOutputHelper output)
         output.WriteLine($"CPU {string.Join(" ", exact)}, CUDA {string.Join(" ", actual)}");
         Assert.NotEqual(exact[0], exact[^1]);
         Bf16Budget.Within(exact, rounded, actual, Bf16Budget.Backward, name);
+    }
+
+    /// <summary>Adapters that share their products with A, against ones that are computed alone in f32: with so small a dropout nothing is dropped, and every mask is one of ones.</summary>
+    [Theory]
+    [InlineData("lora")]
+    [InlineData("dora")]
+    public void Gradients_OfAdaptersTogether_AreThoseOfAdaptersAlone(string method)
+    {
+        (string Key, object? Value)[] shared = [("lora_r", 8), ("lora_rank_pattern", "{k_proj: 12}"), ("peft_use_dora", method == "dora" ? "true" : "false"), ("val_set_size", null), ("lora_dropout", 0)];
+        (string Key, object? Value)[] single = [.. shared[..^1], ("lora_dropout", "1e-9")];
+        using TemporaryFolder folder = TinyTraining.Folder();
+        Dictionary<string, float[]> exact = Gradients(single, DevicePlatform.Cpu, memory => new CpuDevice(1, memory.ArenaBytes));
+        Dictionary<string, float[]> rounded = Gradients(single, DevicePlatform.Cpu, _ => new CpuDevice(1, ModelFixture.ArenaBytes, roundsToBF16: true));
+        string mode = CudaTestDevice.Modes[^1];
+        Dictionary<string, float[]> together = Gradients(shared, DevicePlatform.Cuda, memory => CudaTestDevice.Open(mode, memory));
+        Assert.Equal(exact.Keys.Order(StringComparer.Ordinal), together.Keys.Order(StringComparer.Ordinal));
+        foreach ((string name, float[] gradient) in exact)
+        {
+            Bf16Budget.Within(gradient, rounded[name], together[name], Bf16Budget.Backward, name);
+        }
+
+        Dictionary<string, float[]> Gradients((string Key, object? Value)[] changes, DevicePlatform platform, Func<DeviceMemory, Device> open)
+        {
+            using var run = new TinyTraining(folder.Path, platform, (_, memory) => open(memory), changes);
+            uint stream = 0;
+
+            // By name: shared ones lie in another order in the buffers.
+            foreach (Parameter parameter in run.Trained.Model.Parameters.Parameters.OrderBy(parameter => parameter.Name, StringComparer.Ordinal))
+            {
+                run.Trained.Model.Device.Upload(parameter.Value, MemoryMarshal.AsBytes(OpHarness.Values(++stream, parameter.Shape.ElementCount, 0.1f).AsSpan()));
+            }
+
+            run.Trainer.Step();
+            Assert.Equal(platform == DevicePlatform.Cuda, run.Trained.Model.Linears.Any(linear => linear.Adapter!.Joint != linear.Adapter.A));
+            return run.Trained.Model.Parameters.Parameters.ToDictionary(parameter => parameter.Name, parameter => parameter.Gradient.Download(), StringComparer.Ordinal);
+        }
     }
 
     private static float[] Train(string folder, (string Key, object? Value)[] changes, DevicePlatform platform, Func<DeviceMemory, Device> open)
