@@ -37,15 +37,24 @@ internal static class CudaProductBenchmarks
     private static CudaRow Product(string kind, long m, long n, long k, DType output = DType.BF16, bool accumulate = false) => new(
         $"cuda_gemm_bf16_{kind}_{m}x{n}x{k}", 2.0 * m * n * k, CudaBaseline.Product, bench => new CudaProduct(bench, kind, m, n, k, output, accumulate).Call);
 
-    /// <summary>u = X A^T, Y += u B^T, du = dY B, dA += du^T X, dB += dY^T u: each moves a whole activation and computes next to nothing.</summary>
+    /// <summary>
+    /// u = X A^T, Y += u B^T, du = dY B, dX += du A, dA += du^T X, dB += dY^T u: each moves a whole activation and computes next to nothing. Those with A are shared by the
+    /// adapters of q, k and v.
+    /// </summary>
     private static IEnumerable<CudaRow> AdapterProducts(CudaSizes s)
     {
         (long n, long d) = (s.GemmTokens, s.Hidden);
         double activation = 2.0 * n * d, small = 2.0 * Rank * (n + d);
-        yield return Adapter("nt", n, Rank, d, activation + small, DType.BF16, false);
+        foreach (long shared in (long[])[Rank, 3 * Rank])
+        {
+            double smaller = 2.0 * shared * (n + d);
+            yield return Adapter("nt", n, shared, d, activation + smaller, DType.BF16, false);
+            yield return Adapter("nn", n, d, shared, 2 * activation + smaller, DType.BF16, true);
+            yield return Adapter("tn", shared, d, n, activation + smaller + 8.0 * shared * d, DType.F32, true);
+        }
+
         yield return Adapter("nt", n, d, Rank, 2 * activation + small, DType.BF16, true);
         yield return Adapter("nn", n, Rank, d, activation + small, DType.BF16, false);
-        yield return Adapter("tn", Rank, d, n, activation + small + 8.0 * Rank * d, DType.F32, true);
         yield return Adapter("tn", d, Rank, n, activation + small + 8.0 * Rank * d, DType.F32, true);
 
         static CudaRow Adapter(string kind, long m, long n, long k, double bytes, DType output, bool accumulate) => new(

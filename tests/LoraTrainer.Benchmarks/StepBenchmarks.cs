@@ -17,7 +17,8 @@ namespace LoraTrainer.Benchmarks;
 
 /// <summary>
 /// Whole training steps against the rate of the engine's own f32 matrix product in the same run. Work of a token: 4N + 3a floating-point
-/// operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size * layers.
+/// operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size * layers. adapter_products_*: what adapters that read one
+/// input share.
 /// </summary>
 internal static class StepBenchmarks
 {
@@ -36,7 +37,50 @@ internal static class StepBenchmarks
         Step(report, "step_qlora_nf4_135m", recompute: false);
         Step(report, "step_qlora_nf4_135m_recompute", recompute: true);
         Decode(report, "decode_nf4_135m");
+        foreach ((int hidden, int rank) in ((int, int)[])[(576, 8), (576, 16), (2048, 16)])
+        {
+            SharedProducts(report, $"adapter_products_{Tokens}x{hidden}_3x{rank}", hidden, rank);
+        }
     }
+
+    /// <summary>u = x A^T, dA += du^T x and dX += du A of three adapters that read one x, as one product each, against three.</summary>
+    private static void SharedProducts(BenchmarkReport report, string name, int hidden, int rank)
+    {
+        if (!report.Wants(name))
+        {
+            return;
+        }
+
+        const int adapters = 3;
+        using var device = new CpuDevice(Environment.ProcessorCount, 128 << 20);
+        Tensor x = Zeroed(Tokens, hidden), dX = Zeroed(Tokens, hidden);
+        AdapterOperands together = Operands(adapters * rank);
+        AdapterOperands[] alone = [.. Enumerable.Range(0, adapters).Select(_ => Operands(rank))];
+        report.Compare(
+            name, "GFLOP/s", 3 * 2.0 * Tokens * hidden * adapters * rank / 1e9, () => Multiply(together), "each adapter alone", () =>
+            {
+                foreach (AdapterOperands one in alone)
+                {
+                    Multiply(one);
+                }
+            });
+
+        void Multiply(AdapterOperands operands)
+        {
+            Linear.Forward(operands.Projected, x, operands.A);
+            Linear.BackwardWeight(operands.Gradient, operands.Projected, x);
+            Linear.BackwardInput(dX, operands.Projected, operands.A, GradientMode.Accumulate);
+        }
+
+        AdapterOperands Operands(int rows) => new(new DenseMatrix(Zeroed(rows, hidden)), Zeroed(rows, hidden), Zeroed(Tokens, rows));
+
+        Tensor Zeroed(long rows, long columns) => device.AllocateZeroed(MemoryKind.Activations, DType.F32, new Shape(rows, columns));
+    }
+
+    /// <param name="A">(R, In)</param>
+    /// <param name="Gradient">(R, In)</param>
+    /// <param name="Projected">(N, R)</param>
+    private sealed record AdapterOperands(DenseMatrix A, Tensor Gradient, Tensor Projected);
 
     /// <summary>
     /// Tokens a second, one after another, against the machine's limit: each token needs every weight once, so it takes at least the time in which all threads
