@@ -323,7 +323,7 @@ public sealed class AdaptedLinear
     /// <summary>What backward needs of the forward pass besides the input.</summary>
     public readonly struct Saved
     {
-        /// <summary>(N, sum of R): u = dropout(x) A^T of all adapters that read the input, each in its columns; none without an adapter.</summary>
+        /// <summary>(N, sum of R): u = dropout(x) A^T of all adapters that read the input, each in its columns. A layer without an adapter reads nothing of it.</summary>
         public Tensor Projected { get; init; }
 
         /// <summary>(N, Out): dropout(x) (W + s B A)^T; none without DoRA's magnitude.</summary>
