@@ -43,7 +43,9 @@ public sealed class AdaptedLinearTests
         Tensor x = device.Random(6, new Shape(N, In)), y = device.Poisoned(new Shape(N, Out)), g = device.Random(8, new Shape(N, Out)), mask = device.Filled(1, new Shape(N, In));
         Dropout.Apply(mask, mask, dropout, new DropoutKey(9, 7, 4, firstToken));
         AdaptedLinear.Saved saved = layer.Allocate(device, N);
-        layer.Forward(y, x, saved, state, firstToken);
+        layer.Forward(
+            y, x, saved,
+            new PassContext { Batch = new PackedBatch { Tokens = Tensor.None, Positions = Tensor.None, DocumentOffsets = default, FirstToken = firstToken }, Dropout = state, Cosine = Tensor.None, Sine = Tensor.None });
 
         var reference = new Reference(
             ((DenseMatrix)layer.Weight).Values.Doubles(), layer.Bias.Doubles(), a.Value.Doubles(), b.Value.Doubles(), dora ? m.Value.Doubles() : null, x.Doubles(), mask.Doubles());
