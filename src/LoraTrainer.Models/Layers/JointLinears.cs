@@ -80,8 +80,8 @@ public sealed class JointLinears
     {
         if (!IsFused)
         {
-            bool isJoint = context.IsDecoding && Array.TrueForAll(layers, layer => layer.Adapter?.Magnitude is null);
-            if (isJoint)
+            bool together = context.IsDecoding && Array.TrueForAll(layers, layer => layer.Adapter?.Magnitude is null);
+            if (together)
             {
                 // A row's products are so short that the threads meet once for all of them.
                 Gemv.Forward(outputs, input, Array.ConvertAll(layers, layer => layer.Weight));
@@ -89,7 +89,7 @@ public sealed class JointLinears
 
             for (int i = 0; i < layers.Length; i++)
             {
-                if (isJoint)
+                if (together)
                 {
                     layers[i].AddUpdate(outputs[i], input, saved[i], context);
                 }
