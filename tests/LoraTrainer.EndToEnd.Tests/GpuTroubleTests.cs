@@ -1,3 +1,6 @@
+using System.Globalization;
+using System.Text.Json;
+using System.Text.RegularExpressions;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -105,6 +108,39 @@ public sealed class GpuTroubleTests
         Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
         Assert.True(resumed.ExitCode == 0, resumed.ToString());
         Assert.Equal(whole.Result(), folder.Result());
+    }
+
+    /// <summary>What a GPU needs beside the plan, such as room for the kernels' code, is had before the first step, or the run does not begin.</summary>
+    [Fact]
+    public async Task Train_ThereIsNoRoomForTheKernelsThatComeLast_IsRefusedBeforeARunBegins()
+    {
+        using var folder = new TinyFolder(changes: ("evaluate_before", "false"));
+        Ending whole = await folder.RunAsync([.. Train, "--set", "output_dir=whole"], environment: Environment());
+        Assert.True(whole.ExitCode == 0, whole.ToString());
+        Assert.Matches("note: The largest micro-batch went through: [0-9]+ tokens in 2 sequences, [0-9.]+ s; that of an evaluation too: [0-9]+ tokens, [0-9.]+ s\\.\n", whole.Error);
+
+        // The plan, and so many modules of a MiB, of which passes need more.
+        using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("whole/summary.json")));
+        long planned = summary.RootElement.GetProperty("memory").GetProperty("planned_arena_bytes").GetInt64(), module = 1 << 20;
+        string memory = (planned + 5 * module).ToString(CultureInfo.InvariantCulture);
+        (string, string)[] full = [("LT_EMULATOR_MEMORY", memory), ("LT_EMULATOR_MODULES", module.ToString(CultureInfo.InvariantCulture))];
+        Ending end = await folder.RunAsync(Train, environment: Environment(full));
+        Assert.True(end.ExitCode == 2, end.ToString());
+        Assert.True(Regex.IsMatch(end.Error, "error: The largest passes of the run do not go through: cuModuleLoadData got no memory of the GPU: CUDA_ERROR_OUT_OF_MEMORY\\. [0-9,]+ of its [0-9,]+ bytes are free\\. Asked for: room for the code of .+ of [a-z_0-9]+\\.cu, a file of [0-9,]+ bytes; code lies beside the plan\\. The plan's largest parts: .+ Less is needed with "), end.ToString());
+        AssertCalm(end);
+        Assert.False(Directory.Exists(folder.Out), end.ToString());
+
+        // A run that is there stays as it is.
+        Ending begun = await folder.RunAsync(Train, new Moment("step 7/", 1, 0), environment: Environment());
+        Assert.NotEqual(0, begun.ExitCode);
+        string[] before = folder.CheckpointFolders();
+        Assert.NotEmpty(before);
+        Ending refused = await folder.RunAsync(["resume", "out"], environment: Environment(full));
+        Assert.True(refused.ExitCode == 2, refused.ToString());
+        Assert.Equal(before, folder.CheckpointFolders());
+        Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
+        Assert.True(resumed.ExitCode == 0, resumed.ToString());
+        Assert.Equal(folder.Result(folder.PathOf("whole"), folder.PathOf("whole/checkpoints/tiny")), folder.Result());
     }
 
     private static void AssertCalm(Ending end)

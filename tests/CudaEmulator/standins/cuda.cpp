@@ -109,6 +109,8 @@ struct driver {
     // Misfortunes: a kernel's launch of this number faults ("swiglu_forward:3"), and the device is lost at its launch of that number, whatever the kernel.
     std::string faulty_kernel;
     long long fault_at = 0, lost_at = environment_number("LT_EMULATOR_LOST", 0), launches = 0, faulty_launches = 0;
+    // What the code of each loaded module takes of the device's memory.
+    size_t module_bytes = environment_bytes("LT_EMULATOR_MODULES", 0);
     size_t pinned_bytes = environment_bytes("LT_EMULATOR_PINNED", (size_t)1 << 40);
     guarded_memory memory;
     int context_references = 0;
@@ -224,10 +226,11 @@ CUresult synchronize(const stream_ref& s) {
 }
 
 // ---- memory ----
+size_t device_bytes() { return it.memory.bytes(memory_kind::device) + it.modules.size() * it.module_bytes; }
 CUresult allocate(CUdeviceptr* out, size_t bytes, memory_kind kind) {
     REQUIRE(out && bytes, INVALID_VALUE, "no place for the result, or zero bytes");
     if (kind == memory_kind::device) {
-        size_t used = it.memory.bytes(memory_kind::device);
+        size_t used = device_bytes();
         if (bytes > it.memory_bytes || used > it.memory_bytes - bytes)
             return fail(OUT_OF_MEMORY, std::to_string(bytes) + " bytes asked for, " + std::to_string(used) + " of " + std::to_string(it.memory_bytes) + " in use");
     }
@@ -606,7 +609,7 @@ API cuMemGetInfo_v2(size_t* available, size_t* total) {
     ENTER(context);
     REQUIRE(available && total, INVALID_VALUE, "no place for the result");
     *total = it.memory_bytes;
-    *available = it.memory_bytes - it.memory.bytes(memory_kind::device);
+    *available = it.memory_bytes - device_bytes();
     return SUCCESS;
 }
 API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
@@ -821,6 +824,7 @@ API cuModuleLoadData(void** handle, const void* image) {
     const char* text = (const char*)image;
     const char tag[] = "LT-EMULATOR-MODULE\n";
     REQUIRE(!strncmp(text, tag, sizeof tag - 1), INVALID_IMAGE, "the image was not made by the stand-in NVRTC");
+    REQUIRE(device_bytes() + it.module_bytes <= it.memory_bytes, OUT_OF_MEMORY, "the module's code does not fit");
     const char* path = text + sizeof tag - 1;
     std::string file(path, strcspn(path, "\n"));
     void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -44,7 +44,7 @@ public sealed class MemoryFitsTests : IDisposable
             }
         }
 
-        Assert.Equal(Trainer.LargestMicroBatch(config, data).Tokens, cut.LargestTokens);
+        Assert.Equal(LargestMicroBatch.Of(config, data).Tokens, cut.LargestTokens);
         Assert.Equal((batches, tokens), (cut.Count, inputs.Tokens!.Value));
         Assert.Equal((double)tokens / batches, cut.MeanTokens, 9);
         Assert.Equal(squares / tokens, StepBins.Of(data).DocumentTokens, 9);
