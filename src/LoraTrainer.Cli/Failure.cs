@@ -24,6 +24,11 @@ internal static class Failure
         }
 
         (ExitCode code, string[] sentences) = Describe(exception, stopRequested, debug);
+        if (exception is CudaException { Fault: not GpuFault.None and var fault } && GpuInquiry.Ask(fault) is { } found)
+        {
+            sentences = [.. sentences, found];
+        }
+
         foreach (string sentence in sentences)
         {
             terminal.Error(sentence);

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using LoraTrainer.Cli;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using Spectre.Console;
@@ -130,6 +131,13 @@ public sealed class CliDisplayTests
 
         Assert.Equal((code, $"error: {sentence}\n"), ((int)reported, error.ToString()));
     }
+
+    [Theory]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":1}}}""", GpuFault.Kernel, "The GPU is not lost: a new process can use it.")]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":1}}}""", GpuFault.Unclear, "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment;")]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":null}}}""", GpuFault.Unclear, "A new process sees the GPU and cannot work on it. nvidia-smi")]
+    [InlineData("""{"cuda":{"available":false,"reason":"There is none.","device":null}}""", GpuFault.Unclear, "The GPU is lost, it failed or was taken away: a new process cannot use it. There is none. nvidia-smi")]
+    public void GpuInquiry_SaysWhatANewProcessFound(string doctor, GpuFault fault, string begin) => Assert.StartsWith(begin, GpuInquiry.Sentence(doctor, fault), StringComparison.Ordinal);
 
     [Fact]
     public void Failure_WithDebug_ShowsWhere()

@@ -12,6 +12,15 @@ public sealed class GpuTroubleTests
 {
     private static readonly string[] Train = ["train", "tiny.yaml", "--set", "device=cuda"];
 
+    // What the run comes to where nothing goes wrong.
+    private static readonly Lazy<Task<Dictionary<string, string>>> Whole = new(async () =>
+    {
+        using var whole = new TinyFolder();
+        Ending expected = await whole.RunAsync(Train, environment: Environment());
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+        return whole.Result();
+    });
+
     public static TheoryData<string, string, string> Unusable => new()
     {
         { "LT_EMULATOR_DRIVER", "11040", "The NVIDIA driver is too old: it serves CUDA 11.4, and 12.0 is the least. Update it to 525 or later" },
@@ -83,31 +92,44 @@ public sealed class GpuTroubleTests
         AssertCalm(damaged);
     }
 
-    /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was.</summary>
+    /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was. Where the error does not tell a kernel's fault from a card that is lost, a new process does.</summary>
     [Theory]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS")]
-    [InlineData("LT_EMULATOR_LOST", "2500", false, "The GPU is lost: CUDA_ERROR_UNKNOWN")]
-    public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence)
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:719", true, "while the kernel swiglu_backward of swiglu.cu ran", "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:214", false, "The GPU reported an error of its hardware, CUDA_ERROR_ECC_UNCORRECTABLE", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_LOST", "2500:lost", false, "The GPU reported CUDA_ERROR_UNKNOWN", "The GPU is lost, it failed or was taken away: a new process cannot use it. The NVIDIA driver does not start: cuInit gives CUDA_ERROR_NO_DEVICE")]
+    public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence, string found)
     {
-        using TinyFolder whole = new(), folder = new();
-        Ending expected = await whole.RunAsync(Train, environment: Environment());
-        Assert.True(expected.ExitCode == 0, expected.ToString());
-
+        using var folder = new TinyFolder();
         Ending end = await folder.RunAsync(Train, environment: Environment((variable, value), ("LT_CUDA_SYNC", waits ? "1" : "0"), ("LT_EMULATOR_LAZY", "1")));
         Assert.True(end.ExitCode == 1, end.ToString());
         Assert.True(end.Error.Contains(sentence, StringComparison.Ordinal), end.ToString());
+        Assert.True(end.Error.Contains($"error: {found}", StringComparison.Ordinal), end.ToString());
         Assert.Matches("The checkpoint of step [0-9]+ is intact\\. Once a GPU works, here or elsewhere, go on with: lora-trainer resume out\n", end.Error);
         AssertCalm(end);
 
-        // Once more, before the process has saved anything of its own.
+        // Once more, before the process has saved anything of its own: in the first pass that is tried.
         Ending again = await folder.RunAsync(["resume", "out"], environment: Environment(("LT_EMULATOR_LOST", "100")));
         Assert.True(again.ExitCode == 1, again.ToString());
         Assert.Matches("The checkpoint of step [0-9]+ is intact\\.", again.Error);
 
         Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
         Assert.True(resumed.ExitCode == 0, resumed.ToString());
-        Assert.Equal(whole.Result(), folder.Result());
+        Assert.Equal(await Whole.Value, folder.Result());
+    }
+
+    [Fact]
+    public async Task Train_TheGpuIsLostBeforeTheFirstStep_LeavesNothing()
+    {
+        using var folder = new TinyFolder();
+        Ending end = await folder.RunAsync(Train, environment: Environment(("LT_EMULATOR_LOST", "50:lost")));
+
+        Assert.True(end.ExitCode == 1, end.ToString());
+        Assert.Contains("warning: This run has not begun, and nothing of it is left. Once a GPU works, give the same command again.\n", end.Error, StringComparison.Ordinal);
+        Assert.Contains("error: The GPU is lost", end.Error, StringComparison.Ordinal);
+        AssertCalm(end);
+        Assert.False(Directory.Exists(folder.Out), end.ToString());
     }
 
     /// <summary>What a GPU needs beside the plan, such as room for the kernels' code, is had before the first step, or the run does not begin.</summary>

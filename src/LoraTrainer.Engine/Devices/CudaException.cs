@@ -5,6 +5,22 @@ using LoraTrainer.Engine.Native.Cuda;
 
 namespace LoraTrainer.Engine.Devices;
 
+/// <summary>Whose fault an error is that a GPU reports of its work.</summary>
+public enum GpuFault
+{
+    /// <summary>It is no such error: a call was refused.</summary>
+    None,
+
+    /// <summary>A kernel did what it must not.</summary>
+    Kernel,
+
+    /// <summary>The card's memory or its links.</summary>
+    Hardware,
+
+    /// <summary>A kernel's, or the card is lost: the status does not tell, and every call of this process gets it from now on. A new process can ask.</summary>
+    Unclear,
+}
+
 /// <summary>
 /// A call of the NVIDIA driver or of cuBLASLt failed. Work on a GPU runs after the call that asked for it has returned, so an error of a kernel
 /// shows up at a later call; the message says then "at or before".
@@ -17,6 +33,9 @@ public sealed class CudaException : Exception
         StatusName = statusName;
         Call = call;
     }
+
+    /// <summary>Whose fault it is, where work on the GPU failed.</summary>
+    public GpuFault Fault { get; internal init; }
 
     /// <summary>The GPU had no memory for what was asked of it.</summary>
     public bool IsOutOfMemory { get; internal init; }
@@ -59,12 +78,13 @@ internal static class CudaCheck
         string sentence = CudaDriver.SentenceOf(status).TrimEnd('.', '\n');
         string message = status == CudaStatus.OutOfMemory
             ? $"{call} got no memory of the GPU: {name}.{FreeMemory()}"
-            : status.IsLoss()
-            ? $"The GPU is lost: {name} ({sentence}) at or before {call}. It failed or was taken away; nvidia-smi and the lines with Xid in the system's log tell more."
-            : status.IsLate()
-            ? $"The GPU reported {name} ({sentence}) at or before {call}.{(lastLaunch is null ? "" : $" Launched last: {lastLaunch}. {SynchronizeAdvice}")}"
-            : $"{call} failed with {name} ({sentence}).";
-        throw new CudaException(details is null ? message : $"{message} {details}", name, call) { IsOutOfMemory = status == CudaStatus.OutOfMemory };
+            : status.Fault() switch
+            {
+                GpuFault.None => $"{call} failed with {name} ({sentence}).",
+                GpuFault.Hardware => $"The GPU reported an error of its hardware, {name} ({sentence}), at or before {call}. nvidia-smi and the lines with Xid in the system's log tell more.",
+                _ => $"The GPU reported {name} ({sentence}) at or before {call}.{(lastLaunch is null ? "" : $" Launched last: {lastLaunch}. {SynchronizeAdvice}")}",
+            };
+        throw new CudaException(details is null ? message : $"{message} {details}", name, call) { IsOutOfMemory = status == CudaStatus.OutOfMemory, Fault = status.Fault() };
     }
 
     [DoesNotReturn]

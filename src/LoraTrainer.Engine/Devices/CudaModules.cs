@@ -167,7 +167,7 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
         fixed (byte* start = image)
         {
             CudaStatus status = CudaDriver.cuModuleLoadData(out nint module, start);
-            if (status == CudaStatus.OutOfMemory || status.IsLate())
+            if (status == CudaStatus.OutOfMemory || status.Fault() != GpuFault.None)
             {
                 CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, status == CudaStatus.OutOfMemory ? NeedOf(kernel, image) : null);
             }
