@@ -69,6 +69,33 @@ public sealed class VerbsCudaTests
         Assert.Matches("note: Device: Emulated device .+ \\(--device auto took the GPU Emulated device \\(CPU\\)\\)\\.\n", generate.Error);
     }
 
+    /// <summary>The keys of a run that save memory of a GPU hold for what is done with its result, and those that are about training alone disturb nobody.</summary>
+    [Fact]
+    public async Task Verbs_OfARunThatSavesMemory_SaveItToo()
+    {
+        using var folder = new TinyFolder(TinyRun.Shape with { TieWordEmbeddings = false }, changes: [("embeddings", "host"), ("lm_head", "int8"), ("gradient_checkpointing", "offload"), ("optimizer", "paged_adamw_32bit")]);
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=2", "--set", "evaluate_before=false", "--set", "evaluate_after=false");
+        string[][] verbs = [["evaluate", "out", "--device", "cuda"], ["generate", "out", "--prompt", "abc=", "--max-new-tokens", "2", "--device", "cuda"]];
+        foreach (string[] verb in verbs)
+        {
+            Ending end = await folder.RunAsync(verb, environment: Environment());
+            Assert.True(end.ExitCode == 0, end.ToString());
+            Assert.DoesNotContain("embeddings", end.Error, StringComparison.Ordinal);
+            Assert.DoesNotContain("offload", end.Error, StringComparison.Ordinal);
+
+            // Uploads go through 16 MiB of page-locked memory; the table asks for more.
+            Ending refused = await folder.RunAsync(verb, environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+            Assert.True(refused.ExitCode == 2, refused.ToString());
+            Assert.Contains("bytes of the host's memory, page-locked for the GPU", refused.Error, StringComparison.Ordinal);
+        }
+
+        Ending device = await folder.RunAsync(["evaluate", "out", "--device", "cuda", "--set", "embeddings=device"], environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+        Assert.True(device.ExitCode == 0, device.ToString());
+        Ending chat = await folder.RunAsync(["chat", "out", "--max-new-tokens", "2", "--device", "cuda"], environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+        Assert.True(chat.ExitCode == 2, chat.ToString());
+        Assert.Contains("bytes of the host's memory, page-locked for the GPU", chat.Error, StringComparison.Ordinal);
+    }
+
     private static Dictionary<string, string> Environment(int? memoryBytes = null)
     {
         var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = CudaStandin.Folder };
