@@ -118,12 +118,12 @@ internal static class PlanPage
             lines.Add($"{fitting.Length - shown.Length} more fit: --all shows them; --gpu, --provider, --budget and --max-hours narrow them down.");
         }
 
-        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => string.Create(culture, $"{string.Join(", ", offer.FitsWith)}|{offer.MicroBatchSize}")))
+        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => string.Create(culture, $"{string.Join(", ", offer.FitsWith)}|{string.Join(", ", offer.FitsExactlyWith)}|{offer.MicroBatchSize}")))
         {
             Offer first = group.First();
             string names = string.Join(", ", group.Select(offer => offer.Gpu.Name).Distinct());
             lines.Add(first.FitsWith.Count > 0
-                ? string.Create(culture, $"Too small as it is: {names}. It fits with {string.Join(" and ", first.FitsWith)} and micro_batch_size {first.MicroBatchSize}.")
+                ? string.Create(culture, $"Too small as it is: {names}. It fits with {Listed(first.FitsWith)} and micro_batch_size {first.MicroBatchSize}{(first.FitsExactlyWith.Count > 0 ? $"; without a change of the result with {Listed(first.FitsExactlyWith)}" : "")}.")
                 : $"Too small: {names}.");
         }
 
@@ -149,6 +149,9 @@ internal static class PlanPage
         parts.Add(string.Join(Environment.NewLine, lines));
         return string.Join(Environment.NewLine, parts);
     }
+
+    /// <summary>Switches of a config for a sentence.</summary>
+    public static string Listed(IReadOnlyList<string> switches) => string.Join(", ", switches);
 
     /// <summary>Services and full training, to compare the offers with.</summary>
     public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining full)
@@ -309,6 +312,13 @@ internal static class PlanPage
         json.WriteBoolean("fits", offer.Fits);
         json.WriteStartArray("fits_with");
         foreach (string change in offer.FitsWith)
+        {
+            json.WriteStringValue(change);
+        }
+
+        json.WriteEndArray();
+        json.WriteStartArray("fits_exactly_with");
+        foreach (string change in offer.FitsExactlyWith)
         {
             json.WriteStringValue(change);
         }
