@@ -59,9 +59,9 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         return new LocalTime(device, speed, perSecond, time, time is null ? "the run's tokens are not known" : null);
     }
 
-    /// <summary>What makes the run fit into the memory of a GPU; null where it fits as it is, or nothing does.</summary>
+    /// <summary>The run in the memory of a GPU, with a smaller micro-batch or with switches where it takes those; null where nothing makes it fit.</summary>
     /// <param name="memoryBytes">That is free.</param>
-    public MemoryFit? WithSwitches(long memoryBytes) => fits.WithSwitches(memoryBytes);
+    public MemoryFit? Within(long memoryBytes) => fits.Of(memoryBytes) ?? fits.WithSwitches(memoryBytes);
 
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)

@@ -6,6 +6,7 @@ using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Planning;
 using Spectre.Console;
 
 namespace LoraTrainer.Cli;
@@ -123,7 +124,7 @@ internal static class PlanPage
             Offer first = group.First();
             string names = string.Join(", ", group.Select(offer => offer.Gpu.Name).Distinct());
             lines.Add(first.FitsWith.Count > 0
-                ? string.Create(culture, $"Too small as it is: {names}. It fits with {Listed(first.FitsWith)} and micro_batch_size {first.MicroBatchSize}{(first.FitsExactlyWith.Count > 0 ? $"; without a change of the result with {Listed(first.FitsExactlyWith)}" : "")}.")
+                ? string.Create(culture, $"Too small as it is: {names}. It fits with {Listed(first.FitsWith, first.MicroBatchSize)}{(first.FitsExactlyWith.Count > 0 ? $"; without a change of the result with {string.Join(", ", first.FitsExactlyWith)}" : "")}.")
                 : $"Too small: {names}.");
         }
 
@@ -150,8 +151,11 @@ internal static class PlanPage
         return string.Join(Environment.NewLine, parts);
     }
 
-    /// <summary>Switches of a config for a sentence.</summary>
-    public static string Listed(IReadOnlyList<string> switches) => string.Join(", ", switches);
+    /// <summary>What of a config makes a run fit, for a sentence.</summary>
+    public static string Listed(MemoryFit fit) => Listed(fit.Switches, fit.Config.Batch.MicroBatchSize);
+
+    private static string Listed(IReadOnlyList<string> switches, int? microBatchSize) =>
+        string.Create(CultureInfo.InvariantCulture, $"{string.Join(", ", switches)}{(switches.Count > 0 ? " and " : "")}micro_batch_size {microBatchSize}");
 
     /// <summary>Services and full training, to compare the offers with.</summary>
     public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining full)

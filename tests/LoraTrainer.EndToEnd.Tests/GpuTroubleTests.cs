@@ -12,6 +12,31 @@ public sealed class GpuTroubleTests
 {
     private static readonly string[] Train = ["train", "tiny.yaml", "--set", "device=cuda"];
 
+    /// <summary>
+    /// What <c>scripts/ready-kernels.sh</c> makes with NVIDIA's compiler is what a machine without one looks for: each kernel is there, as machine code, and comes to the driver. The stand-in's
+    /// driver cannot run it, and says so.
+    /// </summary>
+    [Fact]
+    public async Task Train_WithKernelsOfARelease_GivesThemToTheDriver()
+    {
+        using var folder = new TinyFolder();
+        string kernels = folder.PathOf("kernels"), driver = WithoutCompiler(folder);
+        (int written, IReadOnlyList<byte[]?> images) = RealNvrtc.WriteReadyKernels(kernels, 80, TinyRun.Shape.HeadDim);
+        Assert.Equal(written, Directory.EnumerateFiles(kernels, "*.kernels").Count());
+        Assert.True(images.Count > written, $"{written} modules, {images.Count} kernels");
+        Assert.All(images, image => Assert.Equal("\u007fELF"u8, image.AsSpan(0, 4)));
+
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off", ["LT_EMULATOR_VERBOSE"] = "1" };
+        Ending doctor = await folder.RunAsync(["doctor"], environment: environment);
+        Assert.Matches("device: auto +takes the GPU\n", doctor.Output);
+        Assert.SkipWhen(!doctor.Output.Contains($"not found (compiles what of the kernels is not in {kernels})", StringComparison.Ordinal), "this machine has NVRTC");
+        Ending train = await folder.RunAsync(Train, environment: environment);
+        Assert.True(train.ExitCode == 1, train.ToString());
+        Assert.True(train.Error.Contains("cuModuleLoadData: the image was not made by the stand-in NVRTC", StringComparison.Ordinal), train.ToString());
+        Assert.Contains($" is not among the kernels in {kernels}, or its file there is damaged, and there is no NVRTC to compile it. Install NVRTC", train.Error, StringComparison.Ordinal);
+        AssertCalm(train);
+    }
+
     // What the run comes to where nothing goes wrong.
     private static readonly Lazy<Task<Dictionary<string, string>>> Whole = new(async () =>
     {
@@ -65,13 +90,7 @@ public sealed class GpuTroubleTests
     public async Task Train_WithKernelsThatCameReady_NeedsNoCompiler()
     {
         using TinyFolder compiled = new(), ready = new();
-        string driver = ready.PathOf("driver"), kernels = ready.PathOf("kernels");
-        Directory.CreateDirectory(driver);
-        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
-        {
-            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
-        }
-
+        string driver = WithoutCompiler(ready), kernels = ready.PathOf("kernels");
         CudaStandin.WriteReadyKernels(kernels, TinyRun.Shape.HeadDim);
         var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off" };
         Ending expected = await compiled.RunAsync(Train, environment: Environment()), end = await ready.RunAsync(Train, environment: environment);
@@ -163,6 +182,19 @@ public sealed class GpuTroubleTests
         Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
         Assert.True(resumed.ExitCode == 0, resumed.ToString());
         Assert.Equal(folder.Result(folder.PathOf("whole"), folder.PathOf("whole/checkpoints/tiny")), folder.Result());
+    }
+
+    /// <summary>A folder with the stand-in's driver and cuBLASLt.</summary>
+    private static string WithoutCompiler(TinyFolder folder)
+    {
+        string driver = folder.PathOf("driver");
+        Directory.CreateDirectory(driver);
+        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
+        {
+            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
+        }
+
+        return driver;
     }
 
     private static void AssertCalm(Ending end)

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -25,12 +26,20 @@ public sealed class VerbsCudaTests
         Assert.True(enough.ExitCode == 0, enough.ToString());
         Assert.Matches($"device +cuda \\({reason}", enough.Output);
         Assert.Matches("this machine +fits: .+ of the GPU are free\n", enough.Output);
-        Assert.Matches("this machine +too small: 97\\.7 KiB of the GPU are free", tooLittle.Output);
-        using JsonDocument planned = JsonDocument.Parse(json.Output);
-        JsonElement element = planned.RootElement.GetProperty("device");
+        Assert.Matches("this machine +too small: 97\\.7 KiB of the GPU are free\\. Try ", tooLittle.Output);
+        using JsonDocument document = JsonDocument.Parse(json.Output);
+        JsonElement element = document.RootElement.GetProperty("device");
         Assert.Equal("cuda", element.GetProperty("platform").GetString());
         Assert.Equal(device == "auto", element.GetProperty("reason").ValueKind == JsonValueKind.String);
         Assert.Equal(ShortBytes, element.GetProperty("available_bytes").GetInt64());
+
+        // As much as a micro-batch of one sequence needs, and less than that.
+        string[] plan = ["plan", "tiny.yaml", "--set", $"device={device}"], one = [.. plan, "--set", "micro_batch_size=1"];
+        using JsonDocument least = JsonDocument.Parse((await folder.RunAsync([.. one, "--json"], environment: Environment())).Output);
+        int planned = least.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt32();
+        Ending halved = await folder.RunAsync(plan, environment: Environment(planned)), nearly = await folder.RunAsync(one, environment: Environment(planned - 1));
+        Assert.Matches("this machine +too small: .+ of the GPU are free\\. It fits with micro_batch_size 1; device: cpu computes on the processor\n", halved.Output);
+        Assert.True(Regex.IsMatch(nearly.Output, "this machine +too small: .+ of the GPU are free\\. It fits with [a-z0-9_:, ]+: [a-z0-9_:, ]+ and micro_batch_size 1; device: cpu computes on the processor\n"), nearly.ToString());
     }
 
     [Theory]

@@ -108,7 +108,7 @@ internal static class PlanVerb
         IReadOnlyList<TuningService> services = TuningService.Shipped;
         DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
         bool isShort = plan.Device.Platform == DevicePlatform.Cuda && plan.Memory.Memory.DeviceBytes > available;
-        MemoryFit? smaller = isShort ? offers.WithSwitches(available!.Value) : null;
+        MemoryFit? smaller = isShort ? offers.Within(available!.Value) : null;
         terminal.Result(Words(inputs, plan, available, smaller, PlanPage.Lines(here, cost, config.Cost)));
         if (context.Arguments.GetValue(Compare))
         {
@@ -189,7 +189,7 @@ internal static class PlanVerb
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
         return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
             ? $"fits: {has}"
-            : smaller is not null ? string.Create(CultureInfo.InvariantCulture, $"too small: {has}. It fits with {PlanPage.Listed(smaller.Switches)} and micro_batch_size {smaller.Config.Batch.MicroBatchSize}; device: cpu computes on the processor")
+            : smaller is not null ? string.Create(CultureInfo.InvariantCulture, $"too small: {has}. It fits with {PlanPage.Listed(smaller)}; device: cpu computes on the processor")
             : $"too small: {has}. Try {MemoryAdvice.Smaller(config, isGpu)}{(isGpu ? "; device: cpu computes on the processor" : "")}";
     }
 
