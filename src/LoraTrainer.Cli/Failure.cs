@@ -57,6 +57,7 @@ internal static class Failure
         UnauthorizedAccessException => (ExitCode.Failed, [$"{Sentence(exception.Message)} Check the owner and the permissions."]),
         IOException { HResult: NoSpace or QuotaLinux or QuotaMac or DiskFullWindows } => (ExitCode.Failed, [$"The disk is full: {Sentence(exception.Message)}{(exception.Message.Contains("Free space", StringComparison.Ordinal) ? "" : " Free some space, or put output_dir on another disk.")}"]),
         IOException => (ExitCode.Failed, [Sentence(exception.Message)]),
+        InsufficientMemoryException => (ExitCode.Failed, [$"There is not enough memory: {Sentence(exception.Message)} Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true."]),
         OutOfMemoryException => (ExitCode.Failed, ["There is not enough memory. Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true."]),
         _ => (ExitCode.Failed, [$"{Sentence(exception.Message)} This is a defect of lora-trainer, not a mistake of yours.{(debug ? "" : " Please report it with what the same command says with --debug.")}"]),
     };

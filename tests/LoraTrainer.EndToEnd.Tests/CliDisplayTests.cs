@@ -117,6 +117,7 @@ public sealed class CliDisplayTests
         { new FormatException("the header is cut"), false, 2, "the header is cut." },
         { new IOException("No space left on device : 'x'", 28), false, 1, "The disk is full: No space left on device : 'x'. Free some space, or put output_dir on another disk." },
         { new IOException("broken"), false, 1, "broken." },
+        { new InsufficientMemoryException("The system refuses 5 bytes of memory."), false, 1, "There is not enough memory: The system refuses 5 bytes of memory. Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true." },
         { new OperationCanceledException(), true, 75, "Stopped as requested." },
         { new InvalidOperationException("index off by one"), false, 1, "index off by one. This is a defect of lora-trainer, not a mistake of yours. Please report it with what the same command says with --debug." },
     };
