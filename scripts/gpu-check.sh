@@ -240,7 +240,7 @@ optional() { # optional NAME REASON: a part that may be left out, aloud
 # other reason is a failure.
 only_on_stand_ins="-class- *.CudaSourcesTests -class- *.PlantedMistakesTests -method- *.CountsTests.Step_EveryCall_*
   -method- *.EveryKernelTests.Results_WithAnyNumberOfWorkers_* -method- *.EveryKernelTests.Child -method- *.EveryKernelTests.Cases_Together_LaunchEveryKernel
-  -method- *.CheckedKernelsTests.Launch_MisalignedVector_IsAFault"
+  -method- *.CheckedKernelsTests.Launch_MisalignedVector_IsAFault -method- *.MemorySwitchTests.PagedMoments_* -method- *.LargestPassTests.TryLargest_LoadsAllThatPassesNeed"
 
 # Functions that parts run: they are called in a shell of their own.
 export root work results programs packed rehearsal only_on_stand_ins
@@ -435,12 +435,48 @@ peer() { # peer FILE SHAPE MODE ARGUMENTS...
   echo "result: $(python3 -c 'import json, sys; row = json.loads(open(sys.argv[1]).readlines()[-1]); print(row["tokens_per_s"], "tokens/s,", row["peak_gib"], "GiB, GEMM", row["bf16_gemm_tflops"], "TFLOP/s")' "$file")"
 }
 
+# PyTorch's and bitsandbytes' operations beside the rows of ours that this stage has just measured. A rehearsal says which have a counterpart.
+peer_kernels() {
+  local path rows=("$results"/bench-{copy,kernel,gemm,linear,attention}.jsonl) status
+  if [ -n "$rehearsal" ]; then
+    python3 scripts/peer-kernels.py --list "$results"/logs/bench-{copy,kernel,gemm,linear,attention}.log > "$results/beside-kernels.txt"
+    status=$?
+    echo "result: $(wc -l < "$results/beside-kernels.txt") rows have a counterpart; none was measured"
+    return "$status"
+  fi
+  path=$(peer_path) || return 1
+  PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} rows_to "$results/beside-kernels.jsonl" python3 scripts/peer-kernels.py "${rows[@]}"
+}
+
+# Our steps against the best of the peers' runs of the same shape, as far as both are there.
+steps_beside_peers() {
+  python3 - "$results" << 'EOF'
+import glob, json, sys
+folder, methods = sys.argv[1], {"nf4": "qlora_nf4", "bf16": "lora_bf16", "int8": "lora_int8"}
+rows = lambda pattern: [json.loads(line) for path in sorted(glob.glob(f"{folder}/{pattern}")) for line in open(path)]
+best = {}
+for row in rows("peer-*.jsonl"):
+    name = f'cuda_step_{methods[row["mode"]]}{"_all16" if row["rank"] == 16 else ""}_8b_{row["batch"]}x{row["seq"]}{"_recompute" if row["ckpt"] else ""}'
+    if name not in best or row["tokens_per_s"] > best[name]["tokens_per_s"]:
+        best[name] = row
+with open(f"{folder}/beside-steps.jsonl", "w") as out:
+    for own in rows("bench-step-*.jsonl"):
+        if (peer := best.get(own["name"])) is None:
+            continue
+        versions = ", ".join(f"{library} {version}" for library, version in peer["versions"].items())
+        kind = "Liger's kernels" if peer["liger"] else "compiled" if peer["compile"] else "plain"
+        out.write(json.dumps(dict(name=own["name"] + "_beside", value=own["value"], unit=own["unit"], baseline=f"best of PEFT ({kind}; {versions})", baseline_value=peer["tokens_per_s"],
+            ratio=round(own["value"] / peer["tokens_per_s"], 3), machine=own["machine"], commit=own["commit"], command="scripts/gpu-check.sh bench")) + "\n")
+        print(f'{own["name"]:50} {own["value"]:10,.0f} tokens/s, the best of PEFT ({kind}) {peer["tokens_per_s"]:10,.0f}: x {own["value"] / peer["tokens_per_s"]:.2f}')
+EOF
+}
+
 bitsandbytes_codes() { # bitsandbytes_codes PEERS: what the library's CUDA kernels make, against ours
   local peers=$1 path folder=$work/cuda-fixtures/bitsandbytes
   path=$(peer_path) || return 1
   rm -rf "$folder"
   PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} python3 "$peers/cuda_fixtures.py" "$folder" || return 1
-  LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.Nf4KernelTests.Fixtures_*'
+  LT_FIXTURES=$work/cuda-fixtures run_tests bitsandbytes -method '*.FourBitKernelTests.Fixtures_*'
 }
 # Both builds in turns, twice, so that what disturbs the machine meets both.
 compare_builds() { # compare_builds ROWS OPTIONS...
@@ -473,7 +509,7 @@ print(f"result: {len(rows)} rows of both builds" + "".join(f"; only one has {row
 sys.exit(0 if rows or sys.argv[3] else 1)
 EOF
 }
-export -f compare_builds rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer bitsandbytes_codes
+export -f compare_builds rows_to doctor nvcc_all run_tests test_counts train_quickstart train_through_kills sanitized_tests sanitized_training wrapped sanitizer_result peer_path peer peer_kernels bitsandbytes_codes
 
 # ---- stages -------------------------------------------------------------------------------------------------------------------------------------
 
@@ -520,11 +556,38 @@ sanitize_stage() {
   done
 }
 
+# The shapes of cuda_step_*, as the peers' script names them, the ones that were published first: MODE BATCH SEQ RANK TARGETS.
+peer_steps="nf4 4 512 8 qkv
+nf4 1 2048 8 qkv
+bf16 4 512 8 qkv
+bf16 1 2048 8 qkv
+nf4 8 512 8 qkv
+bf16 8 512 8 qkv
+nf4 1 2048 16 all
+nf4 4 512 16 all
+bf16 1 2048 16 all
+bf16 4 512 16 all
+int8 4 512 8 qkv
+int8 1 2048 8 qkv
+int8 8 512 8 qkv
+int8 1 2048 16 all
+nf4 8 2048 8 qkv
+bf16 8 2048 8 qkv"
+
 bench_stage() {
-  local rows peers candidate size shrink=()
+  local rows peers candidate kind step steps mode batch seq rank targets name shrink=()
+  mapfile -t steps <<< "$peer_steps"
   [ -z "$rehearsal" ] || shrink=(--shrink)
-  for rows in copy kernel_ gemm_ linear_ attention_ step_; do
+  for rows in copy kernel_ gemm_ linear_ attention_; do
     part "bench-${rows%_}" 60 rows_to "$results/bench-${rows%_}.jsonl" "$programs/LoraTrainer.Benchmarks" "${shrink[@]}" "cuda_$rows"
+  done
+  if [ -n "$rehearsal" ] || python3 -c 'import torch' 2> /dev/null; then
+    part bench-peer-kernels 150 peer_kernels
+  else
+    optional bench-peer-kernels "there is no PyTorch here"
+  fi
+  for rows in qlora_nf4_8b lora_bf16_8b lora_int8_8b dora_bf16_8b qlora_nf4_all16 lora_bf16_all16 lora_int8_all16 dora_bf16_all16; do
+    part "bench-step-$rows" 90 rows_to "$results/bench-step-$rows.jsonl" "$programs/LoraTrainer.Benchmarks" "${shrink[@]}" "cuda_step_$rows"
   done
 
   peers=
@@ -533,20 +596,25 @@ bench_stage() {
   done
   if [ -n "$rehearsal" ]; then
     optional bench-peers "the peers need a GPU"
-    part bench-bitsandbytes 60 run_tests bitsandbytes -method "*.Nf4KernelTests.Fixtures_*"
+    part bench-bitsandbytes 60 run_tests bitsandbytes -method "*.FourBitKernelTests.Fixtures_*"
   elif [ -z "$peers" ]; then
     optional bench-peers "no folder with bench_peers.py is here; LT_GPU_PEERS names one"
     optional bench-bitsandbytes "no folder with cuda_fixtures.py is here; LT_GPU_PEERS names one"
   else
-    # The shapes of cuda_step_*, in the same call.
     part bench-bitsandbytes 60 bitsandbytes_codes "$peers"
-    for size in "4 512" "1 2048"; do
-      set -- $size
-      part "bench-peer-nf4-$1x$2" 110 peer "$results/peer-nf4-$1x$2.jsonl" "$peers" llama8b nf4 --batch "$1" --seq "$2" --rank 8 --targets qkv
-      part "bench-peer-bf16-$1x$2" 70 peer "$results/peer-bf16-$1x$2.jsonl" "$peers" llama8b bf16 --batch "$1" --seq "$2" --rank 8 --targets qkv
+
+    # Plain, then with Liger's kernels, then compiled: the best of them is what ours is held against.
+    for kind in "" --liger --compile; do
+      for step in "${steps[@]}"; do
+        read -r mode batch seq rank targets <<< "$step"
+        name=$mode-$([ "$targets" = qkv ] || echo "all$rank-")${batch}x$seq${kind:+-${kind#--}}
+        # shellcheck disable=SC2086
+        part "bench-peer-$name" 110 peer "$results/peer-$name.jsonl" "$peers" llama8b "$mode" --batch "$batch" --seq "$seq" --rank "$rank" --targets "$targets" $kind
+      done
     done
     part bench-peer-nf4-1x2048-recompute 110 peer "$results/peer-nf4-1x2048-recompute.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --ckpt
-    part bench-peer-nf4-1x2048-liger 110 peer "$results/peer-nf4-1x2048-liger.jsonl" "$peers" llama8b nf4 --batch 1 --seq 2048 --rank 8 --targets qkv --liger
+    part bench-peer-nf4-all16-8x2048-recompute 150 peer "$results/peer-nf4-all16-8x2048-recompute.jsonl" "$peers" llama8b nf4 --batch 8 --seq 2048 --rank 16 --targets all --ckpt
+    steps_beside_peers
   fi
 }
 
@@ -565,13 +633,14 @@ compare_stage() {
 hand_over() {
   cat "$results"/bench-*.jsonl > "$results/bench.jsonl" 2> /dev/null
   cat "$results"/peer-*.jsonl > "$results/peers.jsonl" 2> /dev/null
+  cat "$results"/beside-*.jsonl > "$results/beside.jsonl" 2> /dev/null
   { say "$(cat "$results/machine" 2> /dev/null)"; say "commit $LT_BENCHMARK_COMMIT"; printf "$mark%s\n" "${summary[@]}"; } > "$results/summary-$stage.txt"
   [ -n "${OUT:-}" ] && [ -d "${OUT:-}" ] || return 0
   tar -C "$work" -czf "$OUT/gpu-check-results${rehearsal:+-rehearsal}.tar.gz" results
   cp "$results/summary-$stage.txt" "$OUT/"
   [ -d "$work/cuda-fixtures" ] && tar -C "$work" -cJf "$OUT/cuda-fixtures.tar.xz" cuda-fixtures
   local file
-  for file in bench.jsonl peers.jsonl compile-nvrtc.jsonl; do
+  for file in bench.jsonl peers.jsonl beside.jsonl compile-nvrtc.jsonl; do
     [ -s "$results/$file" ] && cp "$results/$file" "$OUT/"
   done
 }

@@ -24,6 +24,11 @@ internal static class Failure
         }
 
         (ExitCode code, string[] sentences) = Describe(exception, stopRequested, debug);
+        if (exception is CudaException { Fault: not GpuFault.None and var fault } && GpuInquiry.Ask(fault) is { } found)
+        {
+            sentences = [.. sentences, found];
+        }
+
         foreach (string sentence in sentences)
         {
             terminal.Error(sentence);
@@ -52,6 +57,7 @@ internal static class Failure
         UnauthorizedAccessException => (ExitCode.Failed, [$"{Sentence(exception.Message)} Check the owner and the permissions."]),
         IOException { HResult: NoSpace or QuotaLinux or QuotaMac or DiskFullWindows } => (ExitCode.Failed, [$"The disk is full: {Sentence(exception.Message)}{(exception.Message.Contains("Free space", StringComparison.Ordinal) ? "" : " Free some space, or put output_dir on another disk.")}"]),
         IOException => (ExitCode.Failed, [Sentence(exception.Message)]),
+        InsufficientMemoryException => (ExitCode.Failed, [$"There is not enough memory: {Sentence(exception.Message)} Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true."]),
         OutOfMemoryException => (ExitCode.Failed, ["There is not enough memory. Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true."]),
         _ => (ExitCode.Failed, [$"{Sentence(exception.Message)} This is a defect of lora-trainer, not a mistake of yours.{(debug ? "" : " Please report it with what the same command says with --debug.")}"]),
     };

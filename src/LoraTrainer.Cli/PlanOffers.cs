@@ -59,6 +59,10 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         return new LocalTime(device, speed, perSecond, time, time is null ? "the run's tokens are not known" : null);
     }
 
+    /// <summary>The run in the memory of a GPU, with a smaller micro-batch or with switches where it takes those; null where nothing makes it fit.</summary>
+    /// <param name="memoryBytes">That is free.</param>
+    public MemoryFit? Within(long memoryBytes) => fits.Of(memoryBytes) ?? fits.WithSwitches(memoryBytes);
+
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
     {
@@ -92,8 +96,16 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         MemoryFit? fit = full ? fits.OfFullTraining(gpu.UsableBytes) : fits.Of(gpu.UsableBytes);
         if (fit is null)
         {
-            MemoryFit? other = full ? null : fits.WithSwitches(gpu.UsableBytes);
-            return new Offer { Price = price, Gpu = gpu, Fits = false, FitsWith = other?.Switches ?? [], MicroBatchSize = other?.Config.Batch.MicroBatchSize };
+            MemoryFit? other = full ? null : fits.WithSwitches(gpu.UsableBytes), exact = other is null ? null : fits.WithSwitches(gpu.UsableBytes, exactly: true);
+            return new Offer
+            {
+                Price = price,
+                Gpu = gpu,
+                Fits = false,
+                FitsWith = other?.Switches ?? [],
+                FitsExactlyWith = exact is null || exact.Switches.SequenceEqual(other!.Switches) ? [] : exact.Switches,
+                MicroBatchSize = other?.Config.Batch.MicroBatchSize,
+            };
         }
 
         int size = fit.Config.Batch.MicroBatchSize;

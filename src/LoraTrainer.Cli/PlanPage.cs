@@ -6,6 +6,7 @@ using LoraTrainer.Costs.Estimates;
 using LoraTrainer.Costs.Prices;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Planning;
 using Spectre.Console;
 
 namespace LoraTrainer.Cli;
@@ -118,12 +119,12 @@ internal static class PlanPage
             lines.Add($"{fitting.Length - shown.Length} more fit: --all shows them; --gpu, --provider, --budget and --max-hours narrow them down.");
         }
 
-        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => string.Create(culture, $"{string.Join(", ", offer.FitsWith)}|{offer.MicroBatchSize}")))
+        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => string.Create(culture, $"{string.Join(", ", offer.FitsWith)}|{string.Join(", ", offer.FitsExactlyWith)}|{offer.MicroBatchSize}")))
         {
             Offer first = group.First();
             string names = string.Join(", ", group.Select(offer => offer.Gpu.Name).Distinct());
             lines.Add(first.FitsWith.Count > 0
-                ? string.Create(culture, $"Too small as it is: {names}. It fits with {string.Join(" and ", first.FitsWith)} and micro_batch_size {first.MicroBatchSize}.")
+                ? string.Create(culture, $"Too small as it is: {names}. It fits with {Listed(first.FitsWith, first.MicroBatchSize)}{(first.FitsExactlyWith.Count > 0 ? $"; without a change of the result with {string.Join(", ", first.FitsExactlyWith)}" : "")}.")
                 : $"Too small: {names}.");
         }
 
@@ -149,6 +150,12 @@ internal static class PlanPage
         parts.Add(string.Join(Environment.NewLine, lines));
         return string.Join(Environment.NewLine, parts);
     }
+
+    /// <summary>What of a config makes a run fit, for a sentence.</summary>
+    public static string Listed(MemoryFit fit) => Listed(fit.Switches, fit.Config.Batch.MicroBatchSize);
+
+    private static string Listed(IReadOnlyList<string> switches, int? microBatchSize) =>
+        string.Create(CultureInfo.InvariantCulture, $"{string.Join(", ", switches)}{(switches.Count > 0 ? " and " : "")}micro_batch_size {microBatchSize}");
 
     /// <summary>Services and full training, to compare the offers with.</summary>
     public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining full)
@@ -309,6 +316,13 @@ internal static class PlanPage
         json.WriteBoolean("fits", offer.Fits);
         json.WriteStartArray("fits_with");
         foreach (string change in offer.FitsWith)
+        {
+            json.WriteStringValue(change);
+        }
+
+        json.WriteEndArray();
+        json.WriteStartArray("fits_exactly_with");
+        foreach (string change in offer.FitsExactlyWith)
         {
             json.WriteStringValue(change);
         }

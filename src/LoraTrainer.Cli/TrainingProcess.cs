@@ -17,15 +17,7 @@ internal sealed partial class TrainingProcess : IDisposable
     /// <param name="config">The file that is trained.</param>
     public TrainingProcess(string config)
     {
-        string host = Environment.ProcessPath ?? throw new InvalidOperationException("this program does not know where it lies");
-        bool isHosted = Path.GetFileNameWithoutExtension(host) == "dotnet";
-        var start = new ProcessStartInfo(host, [.. isHosted ? new[] { "exec", Environment.GetCommandLineArgs()[0] } : [], "train", config])
-        {
-            RedirectStandardOutput = true,
-            RedirectStandardError = true,
-            UseShellExecute = false,
-        };
-        process = new Process { StartInfo = start };
+        process = new Process { StartInfo = StartOf("train", config) };
         process.ErrorDataReceived += (_, line) =>
         {
             lock (errors)
@@ -36,6 +28,19 @@ internal sealed partial class TrainingProcess : IDisposable
         Started = Stopwatch.GetTimestamp();
         process.Start();
         process.BeginErrorReadLine();
+    }
+
+    /// <summary>How this program is started once more, with its output to be read.</summary>
+    public static ProcessStartInfo StartOf(params string[] arguments)
+    {
+        string host = Environment.ProcessPath ?? throw new InvalidOperationException("this program does not know where it lies");
+        bool isHosted = Path.GetFileNameWithoutExtension(host) == "dotnet";
+        return new ProcessStartInfo(host, [.. isHosted ? new[] { "exec", Environment.GetCommandLineArgs()[0] } : [], .. arguments])
+        {
+            RedirectStandardOutput = true,
+            RedirectStandardError = true,
+            UseShellExecute = false,
+        };
     }
 
     /// <summary>On <see cref="Stopwatch"/>.</summary>

@@ -315,10 +315,12 @@ public sealed class TrainingRun
             if (isNew)
             {
                 session.TakeStartingAdapter();
+                session.TryLargest(isNew);
             }
             else
             {
                 await session.RestoreAsync().ConfigureAwait(false);
+                session.TryLargest(isNew);
 
                 // Not earlier: a resume that is refused leaves the run as it was.
                 folder.WriteConfig();
@@ -536,7 +538,7 @@ public sealed class TrainingRun
         try
         {
             using ModelFolder weights = ModelFolder.Open(config.BaseFolder);
-            PlannedPasses passes = new(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
+            PlannedPasses passes = new(LargestMicroBatch.Of(config, data).Tokens, data.HeldOut, config.Data.SequenceLen);
             MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, selection, passes);
             WorkPlan work = WorkPlan.Measure(config, shape, weights, selection, StepBins.Of(data), config.Batch.MicroBatchSize, data);
             pulse.Expects(HoursOf?.Invoke(new ExpectedRun(selection, work, weights.TotalBytes, phases.Seconds[TrainingPhase.Tokenizing])));
@@ -547,7 +549,16 @@ public sealed class TrainingRun
             device = selection.Open(plan.Memory, MemoryAdvice.ForGpu(config, plan), observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
-            TrainedModel trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);
+            TrainedModel trained;
+            try
+            {
+                trained = await LoadAsync(shape, weights, baseHash, cache, device, stop).ConfigureAwait(false);
+            }
+            catch (CudaException exception) when (exception.IsOutOfMemory)
+            {
+                throw new TrainingSetupException($"{exception.Message} {MemoryAdvice.ForGpu(config, plan)}");
+            }
+
             ReturnGarbage();
             return new Session
             {

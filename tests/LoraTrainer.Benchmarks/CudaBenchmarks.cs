@@ -14,7 +14,7 @@ internal static class CudaBenchmarks
     {
         CudaSizes sizes = shrink ? CudaSizes.Tiny : CudaSizes.Full;
         CudaRow[] rows = [.. CudaKernelBenchmarks.Rows(sizes).Concat(CudaProductBenchmarks.Rows(sizes)).Where(row => report.Wants(row.Name))];
-        CudaStep[] steps = [.. CudaStepBenchmarks.Of(sizes).Where(step => report.Wants(step.Name) && (report.IsFiltered || shrink))];
+        CudaStep[] steps = [.. CudaStepBenchmarks.All.Where(step => report.Wants(step.Name) && (report.IsFiltered || shrink))];
         if (rows.Length == 0 && steps.Length == 0)
         {
             return;

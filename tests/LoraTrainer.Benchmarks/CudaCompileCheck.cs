@@ -65,16 +65,14 @@ internal static partial class CudaCompileCheck
             return 1;
         }
 
-        IEnumerable<CudaKernel> kernels = Forms().Where(kernel => kernel.VariantName is null || UsualHeadDims.Contains(kernel.Variant));
-        int written = ReadyKernels.Write(folder, nvrtc, KernelSources.Embedded, [.. architectures.Select(text => int.Parse(text, CultureInfo.InvariantCulture))], kernels, Console.Error.WriteLine);
+        int written = ReadyKernels.WriteRelease(folder, nvrtc, [.. architectures.Select(text => int.Parse(text, CultureInfo.InvariantCulture))], UsualHeadDims, Console.Error.WriteLine);
         Console.Error.WriteLine($"{folder}: {written} modules, by NVRTC {nvrtc.Version}");
         return 0;
     }
 
     /// <summary>Every kernel, in each of its forms.</summary>
-    private static IEnumerable<CudaKernel> Forms() => CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant
-        ? Enumerable.Range(1, CudaKernels.LargestHeadDim / CudaKernels.HeadDimStep).SelectMany(step => Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(step * CudaKernels.HeadDimStep, form)))
-        : [kernel]);
+    private static IEnumerable<CudaKernel> Forms() =>
+        ReadyKernels.KernelsOfRelease([.. Enumerable.Range(1, CudaKernels.LargestHeadDim / CudaKernels.HeadDimStep).Select(step => step * CudaKernels.HeadDimStep)]);
 
     private static int Compile(Nvrtc nvrtc, KernelTarget target, string file, string? define, CudaKernel[] kernels, ref int spills)
     {

@@ -4,6 +4,7 @@ using System.Runtime.InteropServices;
 using System.Text;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Native.Cuda;
+using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models;
@@ -16,18 +17,45 @@ using LoraTrainer.Training.Planning;
 
 namespace LoraTrainer.Benchmarks;
 
-/// <summary>One whole training step: a model's shape, how its base is kept, and a batch.</summary>
-/// <param name="Name">Of its rows.</param>
-/// <param name="Shape">config.json.</param>
-/// <param name="FourBit">NF4 with double quantization, else bf16.</param>
+/// <summary>How a step trains.</summary>
+internal enum CudaMethod
+{
+    /// <summary>LoRA on a base in bf16.</summary>
+    Lora,
+
+    /// <summary>LoRA on a base in 8 bits.</summary>
+    Int8,
+
+    /// <summary>LoRA on a base in NF4 with double quantization.</summary>
+    Qlora,
+
+    /// <summary>DoRA on a base in bf16.</summary>
+    Dora,
+}
+
+/// <summary>One whole training step: a method, what it adapts, and a batch.</summary>
+/// <param name="Method">Of training.</param>
+/// <param name="AllLinear">Rank 16 on all linear layers of the blocks; else rank 8 on q, k and v.</param>
 /// <param name="Rows">Documents of the batch.</param>
 /// <param name="Length">Tokens of each.</param>
 /// <param name="Checkpointing">Of the config.</param>
-internal sealed record CudaStep(string Name, string Shape, bool FourBit, int Rows, int Length, GradientCheckpointing Checkpointing = GradientCheckpointing.Off);
+internal sealed record CudaStep(CudaMethod Method, bool AllLinear, int Rows, int Length, GradientCheckpointing Checkpointing = GradientCheckpointing.Off)
+{
+    /// <summary>Of its rows; the batch is the full one, also where it is shrunk to be tried.</summary>
+    public string Name
+    {
+        get
+        {
+            string method = Method switch { CudaMethod.Lora => "lora_bf16", CudaMethod.Int8 => "lora_int8", CudaMethod.Qlora => "qlora_nf4", _ => "dora_bf16" };
+            string checkpointing = Checkpointing switch { GradientCheckpointing.On => "_recompute", GradientCheckpointing.Offload => "_offload", _ => "" };
+            return string.Create(CultureInfo.InvariantCulture, $"cuda_step_{method}{(AllLinear ? "_all16" : "")}_8b_{Rows}x{Length}{checkpointing}");
+        }
+    }
+}
 
 /// <summary>
-/// cuda_step_*: whole steps of Llama-3.1-8B with LoRA of rank 8 on q, k and v, all tokens scored: tokens/s, share of the GPU's rate, memory. Work of
-/// a token: 4N + 3a floating-point operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size *
+/// cuda_step_*: whole steps of Llama-3.1-8B, all tokens scored, with LoRA of rank 8 on q, k and v or (all16) of rank 16 on all linear layers: tokens/s, share of the GPU's rate, memory
+/// as a whole and by kind. Work of a token: 4N + 3a floating-point operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size *
 /// layers; what is computed again does not count. The weights are random and made on the device: no file is written or read.
 /// </summary>
 internal static class CudaStepBenchmarks
@@ -46,33 +74,56 @@ internal static class CudaStepBenchmarks
          "vocab_size": 320, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "rope_theta": 500000.0}
         """;
 
-    public static IEnumerable<CudaStep> Of(CudaSizes sizes)
-    {
-        (string shape, int shrink) = sizes.Shrunk ? (Tiny, 32) : (Llama8B, 1);
-        return
-        [
-            new("cuda_step_qlora_nf4_8b_4x512", shape, true, 4, 512 / shrink),
-            new("cuda_step_qlora_nf4_8b_1x2048", shape, true, 1, 2048 / shrink),
-            new("cuda_step_qlora_nf4_8b_1x2048_recompute", shape, true, 1, 2048 / shrink, GradientCheckpointing.On),
-            new("cuda_step_qlora_nf4_8b_1x2048_offload", shape, true, 1, 2048 / shrink, GradientCheckpointing.Offload),
-            new("cuda_step_lora_bf16_8b_4x512", shape, false, 4, 512 / shrink),
-            new("cuda_step_lora_bf16_8b_1x2048", shape, false, 1, 2048 / shrink),
-        ];
-    }
+    // Lengths and models are as many times as small where the code is only tried.
+    private const int Shrink = 32;
 
+    public static IReadOnlyList<CudaStep> All { get; } =
+    [
+        new(CudaMethod.Qlora, false, 4, 512),
+        new(CudaMethod.Qlora, false, 8, 512),
+        new(CudaMethod.Qlora, false, 1, 2048),
+        new(CudaMethod.Qlora, false, 1, 2048, GradientCheckpointing.On),
+        new(CudaMethod.Qlora, false, 1, 2048, GradientCheckpointing.Offload),
+        new(CudaMethod.Qlora, true, 4, 512),
+        new(CudaMethod.Qlora, true, 1, 2048),
+        new(CudaMethod.Qlora, true, 8, 2048, GradientCheckpointing.On),
+        new(CudaMethod.Qlora, false, 8, 2048),
+        new(CudaMethod.Lora, false, 4, 512),
+        new(CudaMethod.Lora, false, 8, 512),
+        new(CudaMethod.Lora, false, 1, 2048),
+        new(CudaMethod.Lora, false, 8, 2048),
+        new(CudaMethod.Lora, true, 4, 512),
+        new(CudaMethod.Lora, true, 1, 2048),
+        new(CudaMethod.Int8, false, 4, 512),
+        new(CudaMethod.Int8, false, 8, 512),
+        new(CudaMethod.Int8, false, 1, 2048),
+        new(CudaMethod.Int8, true, 1, 2048),
+        new(CudaMethod.Dora, false, 4, 512),
+        new(CudaMethod.Dora, false, 8, 512),
+        new(CudaMethod.Dora, false, 1, 2048),
+        new(CudaMethod.Dora, true, 1, 2048),
+    ];
+
+    /// <summary>Measures a step and prints its rows.</summary>
     public static void Run(BenchmarkReport report, CudaSizes sizes, CudaStep step)
     {
-        ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(step.Shape));
+        string name = step.Name;
+        ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(sizes.Shrunk ? Tiny : Llama8B));
+        step = sizes.Shrunk ? step with { Length = step.Length / Shrink } : step;
         TrainingConfig config = Config(step);
         int tokens = step.Rows * step.Length;
         MemoryPlan plan = MemoryPlan.Measure(config, shape, null, new DeviceSelection(DevicePlatform.Cuda, Environment.ProcessorCount, null), new PlannedPasses(tokens, [], step.Length));
+        if (GemmRate(report, sizes) is not { } gemm)
+        {
+            return;
+        }
 
-        // Above the plan: the operands of the product that the step is held against, and what tensors are filled from.
-        long beside = 4L * 2 * sizes.Square * sizes.Square + 6L * 2 * sizes.Tokens * (sizes.Intermediate + sizes.Hidden) + (sizes.Shrunk ? 64L << 20 : 256L << 20);
+        // Above the plan: what tensors are filled from, where a tiny step leaves no room for it.
+        long beside = sizes.Shrunk ? 64L << 20 : 0;
         long? freeBefore = CudaDevice.Describe().Device?.FreeMemoryBytes;
         if (!CudaDevice.TryOpen(plan.Memory with { ArenaBytes = plan.ArenaBytes + beside }, out CudaDevice? device, out string reason, out _))
         {
-            Console.Error.WriteLine($"{step.Name} is left out: {reason}");
+            Console.Error.WriteLine($"{name} is left out: {reason}");
             return;
         }
 
@@ -80,52 +131,78 @@ internal static class CudaStepBenchmarks
         {
             ZeroAll(device);
             TrainedModel trained = TrainedModel.Build(config, shape, folder: null, device);
-            double gemm;
             using (device.Arena.Frame())
             {
-                var bench = new CudaBench(report, device, sizes);
-                FillWeights(bench, trained.Model);
-                CudaProduct fastest = CudaProduct.Fastest(bench);
-                gemm = bench.Rate(fastest.Flops, fastest.Call);
+                FillWeights(new CudaBench(report, device, sizes), trained.Model);
             }
 
-            double[] seconds = Measure(device, trained, step);
+            double[] seconds = Measure(device, trained, step, name);
             long? taken = freeBefore - FreeMemory() - beside;
-            Report(report, step, shape, device, [.. seconds.Select(time => tokens / time)], gemm);
+            Report(report, name, step, shape, device, [.. seconds.Select(time => tokens / time)], gemm);
             if (taken is { } bytes)
             {
-                report.Add(step.Name + "_memory", bytes / 1e9, "GB", "own plan", plan.ArenaBytes / 1e9, (double)plan.ArenaBytes / bytes);
+                report.Add(name + "_memory", bytes / 1e9, "GB", "own plan", plan.ArenaBytes / 1e9, (double)plan.ArenaBytes / bytes);
+            }
+
+            foreach (MemoryKind kind in Enum.GetValues<MemoryKind>().Where(kind => plan.ByKind[kind] > 0))
+            {
+                long peak = device.Arena.HighWaterOf(kind);
+                report.Add($"{name}_memory_{kind.ToString().ToLowerInvariant()}", peak / 1e9, "GB", "own plan", plan.ByKind[kind] / 1e9, (double)plan.ByKind[kind] / Math.Max(1, peak));
             }
         }
     }
 
-    private static void Report(BenchmarkReport report, CudaStep step, ModelConfig shape, CudaDevice device, double[] tokensPerSecond, double gemm)
+    /// <summary>The fastest product's rate, on a device of its own, whose memory is given back; null where there is no room for it.</summary>
+    private static double? GemmRate(BenchmarkReport report, CudaSizes sizes)
+    {
+        long bytes = 4L * 2 * sizes.Square * sizes.Square + 6L * 2 * sizes.Tokens * (sizes.Intermediate + sizes.Hidden) + (sizes.Shrunk ? 64L << 20 : 256L << 20);
+        if (!CudaDevice.TryOpen(bytes, out CudaDevice? device, out string reason))
+        {
+            Console.Error.WriteLine($"The steps are left out: {reason}");
+            return null;
+        }
+
+        using (device)
+        {
+            var bench = new CudaBench(report, device, sizes);
+            CudaProduct fastest = CudaProduct.Fastest(bench);
+            return bench.Rate(fastest.Flops, fastest.Call);
+        }
+    }
+
+    private static void Report(BenchmarkReport report, string name, CudaStep step, ModelConfig shape, CudaDevice device, double[] tokensPerSecond, double gemm)
     {
         double matrices = shape.ExpectedTensors().Where(tensor => tensor.Shape.Length == 2 && tensor.Name != ModelConfig.EmbeddingTensor).Sum(tensor => (double)tensor.Shape[0] * tensor.Shape[1]);
         double flopsPerToken = 4 * matrices + 3 * (2.0 * step.Length * shape.HiddenSize * shape.NumHiddenLayers);
         double rate = CudaBench.Median(tokensPerSecond);
-        report.Add(step.Name, rate, "tokens/s", "fastest own bf16 GEMM, by the FLOPs of a token", gemm / flopsPerToken, rate * flopsPerToken / gemm, tokensPerSecond);
+        report.Add(name, rate, "tokens/s", "fastest own bf16 GEMM, by the FLOPs of a token", gemm / flopsPerToken, rate * flopsPerToken / gemm, tokensPerSecond);
         if (PeakOf(device.Info.Name) is { } peak)
         {
             double[] rates = [.. tokensPerSecond.Select(value => value * flopsPerToken / 1e12)];
-            report.Add(step.Name + "_mfu", rate * flopsPerToken / 1e12, "TFLOP/s", "dense bf16 rate in the card's data sheet", peak, rate * flopsPerToken / 1e12 / peak, rates);
+            report.Add(name + "_mfu", rate * flopsPerToken / 1e12, "TFLOP/s", "dense bf16 rate in the card's data sheet", peak, rate * flopsPerToken / 1e12 / peak, rates);
         }
         else
         {
-            Console.Error.WriteLine($"{step.Name}_mfu is left out: the rate of {device.Info.Name} in its data sheet is not known here.");
+            Console.Error.WriteLine($"{name}_mfu is left out: the rate of {device.Info.Name} in its data sheet is not known here.");
         }
     }
 
-    private static TrainingConfig Config(CudaStep step) => new()
+    private static TrainingConfig Config(CudaStep step)
     {
-        Adapter = new AdapterOptions { Kind = step.FourBit ? AdapterKind.Qlora : AdapterKind.Lora, Rank = 8, Alpha = 16, TargetModules = ["q_proj", "k_proj", "v_proj"] },
-        Quantization = new QuantizationOptions { LoadIn4Bit = step.FourBit },
-        Evaluation = new EvaluationOptions { Before = false, After = false },
-        Device = new DeviceOptions { GradientCheckpointing = step.Checkpointing },
-    };
+        AdapterOptions adapter = step.AllLinear
+            ? new AdapterOptions { Rank = 16, Alpha = 32, TargetLinear = true }
+            : new AdapterOptions { Rank = 8, Alpha = 16, TargetModules = ["q_proj", "k_proj", "v_proj"] };
+        return new TrainingConfig
+        {
+            Adapter = adapter with { Kind = step.Method == CudaMethod.Qlora ? AdapterKind.Qlora : AdapterKind.Lora, UseDora = step.Method == CudaMethod.Dora },
+            Quantization = new QuantizationOptions { LoadIn4Bit = step.Method == CudaMethod.Qlora, LoadIn8Bit = step.Method == CudaMethod.Int8 },
+            Evaluation = new EvaluationOptions { Before = false, After = false },
+            Device = new DeviceOptions { GradientCheckpointing = step.Checkpointing },
+        };
+    }
 
     /// <summary>The seconds of each step, from the upload of its batch to its report; the first ones, which compile and choose, are not among them.</summary>
-    private static double[] Measure(CudaDevice device, TrainedModel trained, CudaStep step)
+    private static double[] Measure(CudaDevice device, TrainedModel trained, CudaStep step, string name)
     {
         int count = step.Rows * step.Length, vocabulary = trained.Model.Config.VocabSize;
         var random = new Random(7);
@@ -152,7 +229,7 @@ internal static class CudaStepBenchmarks
             (double loss, double norm) = numbers.Read();
             if (!double.IsFinite(loss) || !double.IsFinite(norm) || norm == 0)
             {
-                throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"{step.Name}: the loss is {loss / count} and the gradient norm {norm}; a step that does not train measures nothing."));
+                throw new InvalidOperationException(string.Create(CultureInfo.InvariantCulture, $"{name}: the loss is {loss / count} and the gradient norm {norm}; a step that does not train measures nothing."));
             }
 
             if (i >= 0)
@@ -167,8 +244,8 @@ internal static class CudaStepBenchmarks
     /// <summary>Weights are laid out without a file, so what they and their scales are made of must be a number before anything computes with it.</summary>
     private static void ZeroAll(CudaDevice device)
     {
-        using ArenaFrame frame = device.Arena.Frame();
-        device.Zero(device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(device.Arena.CapacityBytes)));
+        // Not from the arena, whose peaks are measured.
+        device.Zero(new Tensor(device, device.Arena.Start, new Shape(device.Arena.CapacityBytes), DType.U8));
         device.Synchronize();
     }
 
@@ -178,15 +255,26 @@ internal static class CudaStepBenchmarks
         FillDense(bench, ((DenseMatrix)model.Head).Values);
         foreach (AdaptedLinear linear in model.Linears)
         {
-            if (linear.Weight is FourBitMatrix nf4)
+            switch (linear.Weight)
             {
-                bench.Fill(nf4.Packed);
-                bench.Fill(nf4.AbsmaxCodes);
-                FillWith(bench, nf4.NestedAbsmax, 3 * WeightScale);
+                case FourBitMatrix nf4:
+                    bench.Fill(nf4.Packed);
+                    bench.Fill(nf4.AbsmaxCodes);
+                    FillWith(bench, nf4.NestedAbsmax, 3 * WeightScale);
+                    break;
+                case Int8Matrix int8:
+                    bench.Fill(int8.Codes);
+                    FillWith(bench, int8.Scales, WeightScale);
+                    break;
+                default:
+                    FillDense(bench, ((DenseMatrix)linear.Weight).Values);
+                    break;
             }
-            else
+
+            if (linear.Adapter?.Magnitude is { } magnitude)
             {
-                FillDense(bench, ((DenseMatrix)linear.Weight).Values);
+                // As a fresh adapter has them, of the weights that are there now.
+                Dora.Norms(magnitude.Value, linear.Weight, Tensor.None, Tensor.None, 0);
             }
         }
 

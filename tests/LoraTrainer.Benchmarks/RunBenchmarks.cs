@@ -71,7 +71,7 @@ internal static class RunBenchmarks
         var shape = ModelConfig.Parse(config.BaseModel);
         using TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, threads, Path.GetTempPath(), new Silence(), CancellationToken.None);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, threads, null), new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, data.HeldOut, config.Data.SequenceLen));
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(DevicePlatform.Cpu, threads, null), new PlannedPasses(LargestMicroBatch.Of(config, data).Tokens, data.HeldOut, config.Data.SequenceLen));
         using var device = new CpuDevice(threads, plan.ArenaBytes);
         var trainer = new Trainer(config, TrainedModel.Build(config, shape, weights, device), data);
         var bytes = new double[steps];

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using LoraTrainer.Cli;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using Spectre.Console;
@@ -116,6 +117,7 @@ public sealed class CliDisplayTests
         { new FormatException("the header is cut"), false, 2, "the header is cut." },
         { new IOException("No space left on device : 'x'", 28), false, 1, "The disk is full: No space left on device : 'x'. Free some space, or put output_dir on another disk." },
         { new IOException("broken"), false, 1, "broken." },
+        { new InsufficientMemoryException("The system refuses 5 bytes of memory."), false, 1, "There is not enough memory: The system refuses 5 bytes of memory. Use a smaller micro_batch_size or sequence_len, or gradient_checkpointing: true." },
         { new OperationCanceledException(), true, 75, "Stopped as requested." },
         { new InvalidOperationException("index off by one"), false, 1, "index off by one. This is a defect of lora-trainer, not a mistake of yours. Please report it with what the same command says with --debug." },
     };
@@ -130,6 +132,13 @@ public sealed class CliDisplayTests
 
         Assert.Equal((code, $"error: {sentence}\n"), ((int)reported, error.ToString()));
     }
+
+    [Theory]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":1}}}""", GpuFault.Kernel, "The GPU is not lost: a new process can use it.")]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":1}}}""", GpuFault.Unclear, "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment;")]
+    [InlineData("""{"cuda":{"available":true,"device":{"free_bytes":null}}}""", GpuFault.Unclear, "A new process sees the GPU and cannot work on it. nvidia-smi")]
+    [InlineData("""{"cuda":{"available":false,"reason":"There is none.","device":null}}""", GpuFault.Unclear, "The GPU is lost, it failed or was taken away: a new process cannot use it. There is none. nvidia-smi")]
+    public void GpuInquiry_SaysWhatANewProcessFound(string doctor, GpuFault fault, string begin) => Assert.StartsWith(begin, GpuInquiry.Sentence(doctor, fault), StringComparison.Ordinal);
 
     [Fact]
     public void Failure_WithDebug_ShowsWhere()

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.TestSupport;
 using Xunit;
 
 namespace LoraTrainer.EndToEnd.Tests;
@@ -6,10 +7,13 @@ namespace LoraTrainer.EndToEnd.Tests;
 /// <summary>The verb evaluate, as a process of its own.</summary>
 public sealed class EvaluateTests
 {
-    [Fact]
-    public async Task Evaluate_OfARun_IsWhatItsTrainingMeasured()
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task Evaluate_OfARun_IsWhatItsTrainingMeasured(bool savesMemory)
     {
-        using var folder = new TinyFolder(changes: ("adapter", "qlora"));
+        (string, object?)[] switches = savesMemory ? [("lm_head", "int8"), ("embeddings", "host"), ("gradient_checkpointing", "offload"), ("optimizer", "paged_adamw_8bit")] : [];
+        using var folder = new TinyFolder(savesMemory ? TinyRun.Shape with { TieWordEmbeddings = false } : null, changes: [("adapter", "qlora"), .. switches]);
         await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=6");
         JsonElement before, after;
         using (JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json"))))
@@ -30,6 +34,13 @@ public sealed class EvaluateTests
         }
 
         Assert.NotEqual(before.GetProperty("loss").GetDouble(), after.GetProperty("loss").GetDouble());
+        if (savesMemory)
+        {
+            using JsonDocument wide = JsonDocument.Parse((await folder.SucceedsAsync("evaluate", "out", "--set", "lm_head=bf16", "--json")).Output);
+            double kept = after.GetProperty("loss").GetDouble(), rounded = wide.RootElement.GetProperty("adapter").GetProperty("loss").GetDouble();
+            Assert.True(Math.Abs(kept - rounded) > 2e-5, $"the output layer in 8 bits is another than in 16: {kept}, {rounded}");
+        }
+
         Ending table = await folder.SucceedsAsync("evaluate", "out");
         Assert.StartsWith("3 rows of train.jsonl\n\n", table.Output, StringComparison.Ordinal);
         Assert.Matches(@"\n +base +adapter\nloss +\d+\.\d{4} +\d+\.\d{4}\nperplexity ", table.Output);

@@ -1,3 +1,6 @@
+using System.Globalization;
+using System.Text.Json;
+using System.Text.RegularExpressions;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -8,6 +11,40 @@ namespace LoraTrainer.EndToEnd.Tests;
 public sealed class GpuTroubleTests
 {
     private static readonly string[] Train = ["train", "tiny.yaml", "--set", "device=cuda"];
+
+    /// <summary>
+    /// What <c>scripts/ready-kernels.sh</c> makes with NVIDIA's compiler is what a machine without one looks for: each kernel is there, as machine code, and comes to the driver. The stand-in's
+    /// driver cannot run it, and says so.
+    /// </summary>
+    [Fact]
+    public async Task Train_WithKernelsOfARelease_GivesThemToTheDriver()
+    {
+        using var folder = new TinyFolder();
+        string kernels = folder.PathOf("kernels"), driver = WithoutCompiler(folder);
+        (int written, IReadOnlyList<byte[]?> images) = RealNvrtc.WriteReadyKernels(kernels, 80, TinyRun.Shape.HeadDim);
+        Assert.Equal(written, Directory.EnumerateFiles(kernels, "*.kernels").Count());
+        Assert.True(images.Count > written, $"{written} modules, {images.Count} kernels");
+        Assert.All(images, image => Assert.Equal("\u007fELF"u8, image.AsSpan(0, 4)));
+
+        var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off", ["LT_EMULATOR_VERBOSE"] = "1" };
+        Ending doctor = await folder.RunAsync(["doctor"], environment: environment);
+        Assert.Matches("device: auto +takes the GPU\n", doctor.Output);
+        Assert.SkipWhen(!doctor.Output.Contains($"not found (compiles what of the kernels is not in {kernels})", StringComparison.Ordinal), "this machine has NVRTC");
+        Ending train = await folder.RunAsync(Train, environment: environment);
+        Assert.True(train.ExitCode == 1, train.ToString());
+        Assert.True(train.Error.Contains("cuModuleLoadData: the image was not made by the stand-in NVRTC", StringComparison.Ordinal), train.ToString());
+        Assert.Contains($" is not among the kernels in {kernels}, or its file there is damaged, and there is no NVRTC to compile it. Install NVRTC", train.Error, StringComparison.Ordinal);
+        AssertCalm(train);
+    }
+
+    // What the run comes to where nothing goes wrong.
+    private static readonly Lazy<Task<Dictionary<string, string>>> Whole = new(async () =>
+    {
+        using var whole = new TinyFolder();
+        Ending expected = await whole.RunAsync(Train, environment: Environment());
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+        return whole.Result();
+    });
 
     public static TheoryData<string, string, string> Unusable => new()
     {
@@ -53,13 +90,7 @@ public sealed class GpuTroubleTests
     public async Task Train_WithKernelsThatCameReady_NeedsNoCompiler()
     {
         using TinyFolder compiled = new(), ready = new();
-        string driver = ready.PathOf("driver"), kernels = ready.PathOf("kernels");
-        Directory.CreateDirectory(driver);
-        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
-        {
-            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
-        }
-
+        string driver = WithoutCompiler(ready), kernels = ready.PathOf("kernels");
         CudaStandin.WriteReadyKernels(kernels, TinyRun.Shape.HeadDim);
         var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = driver, ["LT_READY_KERNELS"] = kernels, ["LT_KERNEL_CACHE"] = "off" };
         Ending expected = await compiled.RunAsync(Train, environment: Environment()), end = await ready.RunAsync(Train, environment: environment);
@@ -80,31 +111,90 @@ public sealed class GpuTroubleTests
         AssertCalm(damaged);
     }
 
-    /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was.</summary>
+    /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was. Where the error does not tell a kernel's fault from a card that is lost, a new process does.</summary>
     [Theory]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS")]
-    [InlineData("LT_EMULATOR_LOST", "2500", false, "The GPU is lost: CUDA_ERROR_UNKNOWN")]
-    public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence)
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:719", true, "while the kernel swiglu_backward of swiglu.cu ran", "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:214", false, "The GPU reported an error of its hardware, CUDA_ERROR_ECC_UNCORRECTABLE", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_LOST", "2500:lost", false, "The GPU reported CUDA_ERROR_UNKNOWN", "The GPU is lost, it failed or was taken away: a new process cannot use it. The NVIDIA driver does not start: cuInit gives CUDA_ERROR_NO_DEVICE")]
+    public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence, string found)
     {
-        using TinyFolder whole = new(), folder = new();
-        Ending expected = await whole.RunAsync(Train, environment: Environment());
-        Assert.True(expected.ExitCode == 0, expected.ToString());
-
+        using var folder = new TinyFolder();
         Ending end = await folder.RunAsync(Train, environment: Environment((variable, value), ("LT_CUDA_SYNC", waits ? "1" : "0"), ("LT_EMULATOR_LAZY", "1")));
         Assert.True(end.ExitCode == 1, end.ToString());
         Assert.True(end.Error.Contains(sentence, StringComparison.Ordinal), end.ToString());
+        Assert.True(end.Error.Contains($"error: {found}", StringComparison.Ordinal), end.ToString());
         Assert.Matches("The checkpoint of step [0-9]+ is intact\\. Once a GPU works, here or elsewhere, go on with: lora-trainer resume out\n", end.Error);
         AssertCalm(end);
 
-        // Once more, before the process has saved anything of its own.
+        // Once more, before the process has saved anything of its own: in the first pass that is tried.
         Ending again = await folder.RunAsync(["resume", "out"], environment: Environment(("LT_EMULATOR_LOST", "100")));
         Assert.True(again.ExitCode == 1, again.ToString());
         Assert.Matches("The checkpoint of step [0-9]+ is intact\\.", again.Error);
 
         Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
         Assert.True(resumed.ExitCode == 0, resumed.ToString());
-        Assert.Equal(whole.Result(), folder.Result());
+        Assert.Equal(await Whole.Value, folder.Result());
+    }
+
+    [Fact]
+    public async Task Train_TheGpuIsLostBeforeTheFirstStep_LeavesNothing()
+    {
+        using var folder = new TinyFolder();
+        Ending end = await folder.RunAsync(Train, environment: Environment(("LT_EMULATOR_LOST", "50:lost")));
+
+        Assert.True(end.ExitCode == 1, end.ToString());
+        Assert.Contains("warning: This run has not begun, and nothing of it is left. Once a GPU works, give the same command again.\n", end.Error, StringComparison.Ordinal);
+        Assert.Contains("error: The GPU is lost", end.Error, StringComparison.Ordinal);
+        AssertCalm(end);
+        Assert.False(Directory.Exists(folder.Out), end.ToString());
+    }
+
+    /// <summary>What a GPU needs beside the plan, such as room for the kernels' code, is had before the first step, or the run does not begin.</summary>
+    [Fact]
+    public async Task Train_ThereIsNoRoomForTheKernelsThatComeLast_IsRefusedBeforeARunBegins()
+    {
+        using var folder = new TinyFolder(changes: ("evaluate_before", "false"));
+        Ending whole = await folder.RunAsync([.. Train, "--set", "output_dir=whole"], environment: Environment());
+        Assert.True(whole.ExitCode == 0, whole.ToString());
+        Assert.Matches("note: The largest micro-batch went through: [0-9]+ tokens in 2 sequences, [0-9.]+ s; that of an evaluation too: [0-9]+ tokens, [0-9.]+ s\\.\n", whole.Error);
+
+        // The plan, and so many modules of a MiB, of which passes need more.
+        using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("whole/summary.json")));
+        long planned = summary.RootElement.GetProperty("memory").GetProperty("planned_arena_bytes").GetInt64(), module = 1 << 20;
+        string memory = (planned + 5 * module).ToString(CultureInfo.InvariantCulture);
+        (string, string)[] full = [("LT_EMULATOR_MEMORY", memory), ("LT_EMULATOR_MODULES", module.ToString(CultureInfo.InvariantCulture))];
+        Ending end = await folder.RunAsync(Train, environment: Environment(full));
+        Assert.True(end.ExitCode == 2, end.ToString());
+        Assert.True(Regex.IsMatch(end.Error, "error: The largest passes of the run do not go through: cuModuleLoadData got no memory of the GPU: CUDA_ERROR_OUT_OF_MEMORY\\. [0-9,]+ of its [0-9,]+ bytes are free\\. Asked for: room for the code of .+ of [a-z_0-9]+\\.cu, a file of [0-9,]+ bytes; code lies beside the plan\\. The plan's largest parts: .+ Less is needed with "), end.ToString());
+        AssertCalm(end);
+        Assert.False(Directory.Exists(folder.Out), end.ToString());
+
+        // A run that is there stays as it is.
+        Ending begun = await folder.RunAsync(Train, new Moment("step 7/", 1, 0), environment: Environment());
+        Assert.NotEqual(0, begun.ExitCode);
+        string[] before = folder.CheckpointFolders();
+        Assert.NotEmpty(before);
+        Ending refused = await folder.RunAsync(["resume", "out"], environment: Environment(full));
+        Assert.True(refused.ExitCode == 2, refused.ToString());
+        Assert.Equal(before, folder.CheckpointFolders());
+        Ending resumed = await folder.RunAsync(["resume", "out"], environment: Environment());
+        Assert.True(resumed.ExitCode == 0, resumed.ToString());
+        Assert.Equal(folder.Result(folder.PathOf("whole"), folder.PathOf("whole/checkpoints/tiny")), folder.Result());
+    }
+
+    /// <summary>A folder with the stand-in's driver and cuBLASLt.</summary>
+    private static string WithoutCompiler(TinyFolder folder)
+    {
+        string driver = folder.PathOf("driver");
+        Directory.CreateDirectory(driver);
+        foreach (string library in (string[])["libcuda.so.1", "libcublasLt.so"])
+        {
+            File.Copy(Directory.EnumerateFiles(CudaStandin.Folder, library + "*").Order(StringComparer.Ordinal).First(), Path.Combine(driver, library));
+        }
+
+        return driver;
     }
 
     private static void AssertCalm(Ending end)

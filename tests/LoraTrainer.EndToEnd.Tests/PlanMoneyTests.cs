@@ -8,7 +8,7 @@ public sealed class PlanMoneyTests
 {
     private static readonly string[] Members =
     [
-        "gpu", "gpu_count", "provider", "instance_type", "pricing", "region", "fits", "fits_with", "micro_batch_size", "tokens_per_second", "hours", "hours_low", "hours_high",
+        "gpu", "gpu_count", "provider", "instance_type", "pricing", "region", "fits", "fits_with", "fits_exactly_with", "micro_batch_size", "tokens_per_second", "hours", "hours_low", "hours_high",
         "interruptions", "cost", "cost_low", "cost_high", "cost_per_million_tokens", "currency", "price_as_of", "source",
     ];
 

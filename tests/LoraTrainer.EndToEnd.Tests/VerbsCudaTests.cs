@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.RegularExpressions;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -25,12 +26,20 @@ public sealed class VerbsCudaTests
         Assert.True(enough.ExitCode == 0, enough.ToString());
         Assert.Matches($"device +cuda \\({reason}", enough.Output);
         Assert.Matches("this machine +fits: .+ of the GPU are free\n", enough.Output);
-        Assert.Matches("this machine +too small: 97\\.7 KiB of the GPU are free", tooLittle.Output);
-        using JsonDocument planned = JsonDocument.Parse(json.Output);
-        JsonElement element = planned.RootElement.GetProperty("device");
+        Assert.Matches("this machine +too small: 97\\.7 KiB of the GPU are free\\. Try ", tooLittle.Output);
+        using JsonDocument document = JsonDocument.Parse(json.Output);
+        JsonElement element = document.RootElement.GetProperty("device");
         Assert.Equal("cuda", element.GetProperty("platform").GetString());
         Assert.Equal(device == "auto", element.GetProperty("reason").ValueKind == JsonValueKind.String);
         Assert.Equal(ShortBytes, element.GetProperty("available_bytes").GetInt64());
+
+        // As much as a micro-batch of one sequence needs, and less than that.
+        string[] plan = ["plan", "tiny.yaml", "--set", $"device={device}"], one = [.. plan, "--set", "micro_batch_size=1"];
+        using JsonDocument least = JsonDocument.Parse((await folder.RunAsync([.. one, "--json"], environment: Environment())).Output);
+        int planned = least.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt32();
+        Ending halved = await folder.RunAsync(plan, environment: Environment(planned)), nearly = await folder.RunAsync(one, environment: Environment(planned - 1));
+        Assert.Matches("this machine +too small: .+ of the GPU are free\\. It fits with micro_batch_size 1; device: cpu computes on the processor\n", halved.Output);
+        Assert.True(Regex.IsMatch(nearly.Output, "this machine +too small: .+ of the GPU are free\\. It fits with [a-z0-9_:, ]+: [a-z0-9_:, ]+ and micro_batch_size 1; device: cpu computes on the processor\n"), nearly.ToString());
     }
 
     [Theory]
@@ -67,6 +76,33 @@ public sealed class VerbsCudaTests
 
         Assert.True(generate.ExitCode == 0, generate.ToString());
         Assert.Matches("note: Device: Emulated device .+ \\(--device auto took the GPU Emulated device \\(CPU\\)\\)\\.\n", generate.Error);
+    }
+
+    /// <summary>The keys of a run that save memory of a GPU hold for what is done with its result, and those that are about training alone disturb nobody.</summary>
+    [Fact]
+    public async Task Verbs_OfARunThatSavesMemory_SaveItToo()
+    {
+        using var folder = new TinyFolder(TinyRun.Shape with { TieWordEmbeddings = false }, changes: [("embeddings", "host"), ("lm_head", "int8"), ("gradient_checkpointing", "offload"), ("optimizer", "paged_adamw_32bit")]);
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=2", "--set", "evaluate_before=false", "--set", "evaluate_after=false");
+        string[][] verbs = [["evaluate", "out", "--device", "cuda"], ["generate", "out", "--prompt", "abc=", "--max-new-tokens", "2", "--device", "cuda"]];
+        foreach (string[] verb in verbs)
+        {
+            Ending end = await folder.RunAsync(verb, environment: Environment());
+            Assert.True(end.ExitCode == 0, end.ToString());
+            Assert.DoesNotContain("embeddings", end.Error, StringComparison.Ordinal);
+            Assert.DoesNotContain("offload", end.Error, StringComparison.Ordinal);
+
+            // Uploads go through 16 MiB of page-locked memory; the table asks for more.
+            Ending refused = await folder.RunAsync(verb, environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+            Assert.True(refused.ExitCode == 2, refused.ToString());
+            Assert.Contains("bytes of the host's memory, page-locked for the GPU", refused.Error, StringComparison.Ordinal);
+        }
+
+        Ending device = await folder.RunAsync(["evaluate", "out", "--device", "cuda", "--set", "embeddings=device"], environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+        Assert.True(device.ExitCode == 0, device.ToString());
+        Ending chat = await folder.RunAsync(["chat", "out", "--max-new-tokens", "2", "--device", "cuda"], environment: new Dictionary<string, string>(Environment()) { ["LT_EMULATOR_PINNED"] = "16777300" });
+        Assert.True(chat.ExitCode == 2, chat.ToString());
+        Assert.Contains("bytes of the host's memory, page-locked for the GPU", chat.Error, StringComparison.Ordinal);
     }
 
     private static Dictionary<string, string> Environment(int? memoryBytes = null)

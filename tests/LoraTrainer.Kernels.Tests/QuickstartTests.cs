@@ -45,7 +45,7 @@ public sealed class QuickstartTests(ITestOutputHelper output)
         ModelConfig shape = ModelConfig.Parse(config.BaseModel);
         using TrainingData data = TrainingData.Load(config, Tokenizer.Load(config.BaseModel), shape.VocabSize, 2, Path.GetTempPath(), SilentObserver.Instance, TestContext.Current.CancellationToken);
         using ModelFolder weights = ModelFolder.Open(config.BaseModel);
-        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(platform, 2, null), new PlannedPasses(Trainer.LargestMicroBatch(config, data).Tokens, [], config.Data.SequenceLen));
+        MemoryPlan plan = MemoryPlan.Measure(config, shape, weights, new DeviceSelection(platform, 2, null), new PlannedPasses(LargestMicroBatch.Of(config, data).Tokens, [], config.Data.SequenceLen));
         using Device device = open(plan.ArenaBytes);
         var trainer = new Trainer(config, TrainedModel.Build(config, shape, weights, device), data);
         double[] losses = [.. Enumerable.Range(0, Steps).Select(_ => trainer.Step().Loss)];

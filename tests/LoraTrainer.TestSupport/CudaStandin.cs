@@ -98,8 +98,7 @@ public static unsafe class CudaStandin
     {
         Require();
         Assert.True(Nvrtc.TryCreate(CudaLibraries.Find(CudaLibrary.Compiler), out Nvrtc? nvrtc, out string reason), reason);
-        IEnumerable<CudaKernel> kernels = CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant ? Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(headDim, form)) : [kernel]);
-        ReadyKernels.Write(folder, nvrtc, KernelSources.Embedded, [80], kernels);
+        ReadyKernels.WriteRelease(folder, nvrtc, [80], [headDim]);
     }
 
     /// <summary>Sets the counters to zero; what is live stays counted.</summary>

@@ -1,4 +1,6 @@
 using System.Diagnostics;
+using LoraTrainer.Engine.Devices;
+using LoraTrainer.Engine.Native.Cuda;
 using Xunit;
 
 namespace LoraTrainer.TestSupport;
@@ -28,6 +30,22 @@ public static class RealNvrtc
 
         Assert.Skip(Prepared.Value.Reason);
         return "";
+    }
+
+    /// <summary>Compiles the program's kernels with it into a folder, as <c>scripts/ready-kernels.sh</c> does for a release, and reads each back as a machine of that architecture would.</summary>
+    /// <param name="folder">Made if it is not there.</param>
+    /// <param name="architecture">10 * major + minor; of a generation without portable text.</param>
+    /// <param name="headDim">Of attention.</param>
+    /// <returns>Modules that were written, and the code of each kernel in the order of the declarations.</returns>
+    public static (int Written, IReadOnlyList<byte[]?> Images) WriteReadyKernels(string folder, int architecture, int headDim)
+    {
+        Assert.True(Nvrtc.TryLoad(Require(), out Nvrtc? nvrtc, out string reason), reason);
+        int written = ReadyKernels.WriteRelease(folder, nvrtc, [architecture], [headDim]);
+        ReadyKernels? ready = ReadyKernels.In(folder);
+        Assert.NotNull(ready);
+        KernelTarget? target = ready.TargetFor(architecture);
+        Assert.NotNull(target);
+        return (written, [.. ReadyKernels.KernelsOfRelease([headDim]).Select(kernel => ready.TryRead(KernelSources.Embedded, kernel, target))]);
     }
 
     private static (string? Path, string Reason) Prepare()

@@ -34,7 +34,7 @@ public sealed class TinyTraining : IDisposable
         ModelConfig shape = ModelConfig.Parse(Config.BaseModel);
         Data = TrainingData.Load(Config, Tokenizer.Load(Config.BaseModel), shape.VocabSize, 1, Path.GetTempPath(), SilentObserver.Instance, default);
         using ModelFolder weights = ModelFolder.Open(Config.BaseModel);
-        Plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(Trainer.LargestMicroBatch(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
+        Plan = MemoryPlan.Measure(Config, shape, weights, new DeviceSelection(platform, Config.Device.Threads, null), new PlannedPasses(LargestMicroBatch.Of(Config, Data).Tokens, Data.HeldOut, Config.Data.SequenceLen));
         device = open(Config.Device.Threads, Plan.Memory);
         Trained = TrainedModel.Build(Config, shape, weights, device);
         Trainer = new Trainer(Config, Trained, Data);

@@ -170,7 +170,7 @@ internal static class EvaluateVerb
             context.Terminal.Note($"{result} holds no adapter yet: only the base is evaluated.");
         }
 
-        return new Subject(new TextModelSource(run.BaseFolder, adapter, fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(TrainedModel.WithBase(run, ModelConfig.Parse(run.BaseFolder)).Quantization)), run);
+        return new Subject(TextModelSource.Of(run, adapter, fourBit), run);
     }
 
     private static IReadOnlyList<string>? LabelsOf(Terminal terminal, string? given, EvaluationData data, string option)

@@ -107,7 +107,9 @@ internal static class PlanVerb
         FullTraining full = offers.Full(filter);
         IReadOnlyList<TuningService> services = TuningService.Shipped;
         DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
-        terminal.Result(Words(inputs, plan, available, PlanPage.Lines(here, cost, config.Cost)));
+        bool isShort = plan.Device.Platform == DevicePlatform.Cuda && plan.Memory.Memory.DeviceBytes > available;
+        MemoryFit? smaller = isShort ? offers.Within(available!.Value) : null;
+        terminal.Result(Words(inputs, plan, available, smaller, PlanPage.Lines(here, cost, config.Cost)));
         if (context.Arguments.GetValue(Compare))
         {
             PlanPage.Draw(terminal, table, services, inputs.TokensOrFull, filter);
@@ -141,7 +143,7 @@ internal static class PlanVerb
         : decimal.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out decimal number) && number > 0 ? number
         : throw new TrainingSetupException($"{option.Name} must be above 0, got '{text}'. Expected {expected}.");
 
-    private static string Words(RunInputs inputs, RunPlan plan, long? available, IEnumerable<(string Name, string Value)> time)
+    private static string Words(RunInputs inputs, RunPlan plan, long? available, MemoryFit? smaller, IEnumerable<(string Name, string Value)> time)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         TrainingConfig config = inputs.Config;
@@ -166,7 +168,7 @@ internal static class PlanVerb
                 : ("on disk", $"{Quantities.Bytes(memory.PagedBytes)} of paged moments in {config.OutputDir}, while it trains"));
         }
 
-        lines.Add(("this machine", Fits(config, plan, available)));
+        lines.Add(("this machine", Fits(config, plan, available, smaller)));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
         lines.Add(("tokens", inputs.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
         lines.Add(("steps", inputs.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
@@ -175,7 +177,7 @@ internal static class PlanVerb
         return string.Join(Environment.NewLine, lines.Select(line => line.Name.PadRight(width) + line.Value));
     }
 
-    private static string Fits(TrainingConfig config, RunPlan plan, long? available)
+    private static string Fits(TrainingConfig config, RunPlan plan, long? available, MemoryFit? smaller)
     {
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         if (available is not { } bytes)
@@ -187,6 +189,7 @@ internal static class PlanVerb
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
         return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
             ? $"fits: {has}"
+            : smaller is not null ? string.Create(CultureInfo.InvariantCulture, $"too small: {has}. It fits with {PlanPage.Listed(smaller)}; device: cpu computes on the processor")
             : $"too small: {has}. Try {MemoryAdvice.Smaller(config, isGpu)}{(isGpu ? "; device: cpu computes on the processor" : "")}";
     }
 

@@ -15,6 +15,9 @@ public sealed record Offer
     /// <summary>Where it does not fit: what would make it fit, as it is written in a config; empty: nothing known does.</summary>
     public IReadOnlyList<string> FitsWith { get; init; } = [];
 
+    /// <summary>Likewise, of what changes no bit of the result; empty where nothing of that does, or <see cref="FitsWith"/> is that already.</summary>
+    public IReadOnlyList<string> FitsExactlyWith { get; init; } = [];
+
     /// <summary>The largest that fits and keeps the global batch, with the switches of <see cref="FitsWith"/> where those are needed.</summary>
     public int? MicroBatchSize { get; init; }
 

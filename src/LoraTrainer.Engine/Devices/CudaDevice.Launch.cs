@@ -43,7 +43,7 @@ public sealed unsafe partial class CudaDevice
             if (status == CudaStatus.Success && synchronizeLaunches)
             {
                 status = CudaDriver.cuStreamSynchronize(stream);
-                if (status != CudaStatus.Success && !status.IsLoss())
+                if (status.Fault() is GpuFault.Kernel or GpuFault.Unclear)
                 {
                     ThrowFault(status, kernel, grid, block, sharedBytes);
                 }
@@ -134,8 +134,9 @@ public sealed unsafe partial class CudaDevice
     [MethodImpl(MethodImplOptions.NoInlining)]
     private static void ThrowFault(CudaStatus status, CudaKernel kernel, in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes)
     {
-        string name = CudaDriver.NameOf(status);
-        throw new CudaException($"The kernel {kernel.Title} of {kernel.File} failed with {name} ({CudaDriver.SentenceOf(status).TrimEnd('.', '\n')}). {LaunchedWith(grid, block, sharedBytes)}", name, kernel.Name);
+        string name = CudaDriver.NameOf(status), sentence = CudaDriver.SentenceOf(status).TrimEnd('.', '\n'), which = $"the kernel {kernel.Title} of {kernel.File}";
+        string message = status.Fault() == GpuFault.Kernel ? $"{char.ToUpperInvariant(which[0])}{which[1..]} failed with {name} ({sentence})." : $"The GPU reported {name} ({sentence}) while {which} ran.";
+        throw new CudaException($"{message} {LaunchedWith(grid, block, sharedBytes)}", name, kernel.Name) { Fault = status.Fault() };
     }
 
     [DoesNotReturn]

@@ -111,7 +111,7 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
             return module;
         }
 
-        module = readyTarget is null ? 0 : Loaded(ready!.TryRead(sources, kernel, readyTarget));
+        module = readyTarget is null ? 0 : Loaded(kernel, ready!.TryRead(sources, kernel, readyTarget));
         if (module == 0)
         {
             module = nvrtc is not null ? Compiled(nvrtc, target!, kernel) : throw new KernelCompilationException(
@@ -130,7 +130,7 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
             kernel.File, source, .. sources.Headers.SelectMany(header => (string[])[header.Name, header.Text]), .. options,
             compiler.Version.ToString(), string.Create(CultureInfo.InvariantCulture, $"{wanted.Output} {info.Architecture}"),
         ]);
-        nint module = Loaded(cache.TryRead(key));
+        nint module = Loaded(kernel, cache.TryRead(key));
         if (module != 0)
         {
             return module;
@@ -148,7 +148,7 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
             CudaStatus status = CudaDriver.cuModuleLoadData(out module, start);
             if (status != CudaStatus.Success)
             {
-                CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, LoadFailure(compiler, wanted, kernel));
+                CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, status == CudaStatus.OutOfMemory ? NeedOf(kernel, image) : LoadFailure(compiler, wanted, kernel));
             }
         }
 
@@ -157,7 +157,7 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
     }
 
     /// <summary>The module of a kept image; 0 if there is none, or if the driver does not take it: then it is compiled again.</summary>
-    private static nint Loaded(byte[]? image)
+    private static nint Loaded(CudaKernel kernel, byte[]? image)
     {
         if (image is null)
         {
@@ -167,14 +167,16 @@ internal sealed unsafe class CudaModules(Nvrtc? nvrtc, ReadyKernels? ready, Kern
         fixed (byte* start = image)
         {
             CudaStatus status = CudaDriver.cuModuleLoadData(out nint module, start);
-            if (status == CudaStatus.OutOfMemory || status.IsLate())
+            if (status == CudaStatus.OutOfMemory || status.Fault() != GpuFault.None)
             {
-                CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, null);
+                CudaCheck.Throw(status, nameof(CudaDriver.cuModuleLoadData), null, status == CudaStatus.OutOfMemory ? NeedOf(kernel, image) : null);
             }
 
             return status == CudaStatus.Success ? module : 0;
         }
     }
+
+    private static string NeedOf(CudaKernel kernel, byte[] image) => string.Create(CultureInfo.InvariantCulture, $"Asked for: room for the code of {kernel.Title} of {kernel.File}, a file of {image.Length:N0} bytes; code lies beside the plan.");
 
     private string LoadFailure(Nvrtc compiler, KernelTarget wanted, CudaKernel kernel) => wanted.Output == NvrtcOutput.Ptx
         ? $"{kernel.File} was compiled to PTX by NVRTC {compiler.Version}, which does not know compute capability {info.ComputeCapability}; a newer NVRTC or a newer driver is needed."

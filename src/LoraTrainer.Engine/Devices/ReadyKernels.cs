@@ -64,6 +64,23 @@ internal sealed class ReadyKernels
             : null;
     }
 
+    /// <summary>Compiles all kernels of the program into a folder, as a release carries them.</summary>
+    /// <param name="folder">Made if it is not there.</param>
+    /// <param name="nvrtc">The compiler.</param>
+    /// <param name="architectures">10 * major + minor each.</param>
+    /// <param name="headDims">Sizes of heads that attention is compiled for.</param>
+    /// <param name="progress">Is told each module as it is compiled.</param>
+    /// <returns>Entries that were written.</returns>
+    /// <exception cref="KernelCompilationException">The compiler does not take a source.</exception>
+    /// <exception cref="IOException">The folder cannot be written.</exception>
+    public static int WriteRelease(string folder, Nvrtc nvrtc, IReadOnlyList<int> architectures, IReadOnlyList<int> headDims, Action<string>? progress = null) =>
+        Write(folder, nvrtc, KernelSources.Embedded, architectures, KernelsOfRelease(headDims), progress);
+
+    /// <summary>Every kernel in each of its forms.</summary>
+    /// <param name="headDims">Sizes of heads that attention is compiled for.</param>
+    public static IEnumerable<CudaKernel> KernelsOfRelease(IReadOnlyList<int> headDims) =>
+        CudaKernels.All.SelectMany(kernel => kernel.NeedsVariant ? headDims.SelectMany(size => Enumerable.Range(0, kernel.Forms).Select(form => kernel.With(size, form))) : [kernel]);
+
     /// <summary>Compiles kernels into a folder.</summary>
     /// <param name="folder">Made if it is not there.</param>
     /// <param name="nvrtc">The compiler.</param>

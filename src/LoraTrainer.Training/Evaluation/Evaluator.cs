@@ -83,6 +83,33 @@ public sealed class Evaluator
             : new EvaluationResult(loss, ExactMatch(observer, cancellation), rows.Count);
     }
 
+    /// <summary>
+    /// The largest pass for the loss, then the longest prompt and the first two tokens of its answer, waited for; what came out is thrown away. As <see cref="Trainer.TryLargest"/>,
+    /// it has what the passes of an evaluation need, and leaves no trace.
+    /// </summary>
+    /// <returns>Tokens of the pass.</returns>
+    public int TryLargest()
+    {
+        var batch = new MicroBatch(tokensPerBatch, tokensPerBatch);
+        int largest = 0, at = 0;
+        for (int first = 0, next; first < rows.Count; first = next)
+        {
+            next = Fill(batch, first);
+            (largest, at) = batch.TokenCount > largest ? (batch.TokenCount, first) : (largest, at);
+        }
+
+        Fill(batch, at);
+        LossOf(batch);
+        if (maxNewTokens > 0)
+        {
+            int[] prompt = rows.MaxBy(row => row.PromptTokens.Length)!.PromptTokens;
+            using ArenaFrame frame = model.Device.Arena.Frame();
+            new TextGenerator(model, []).Continue(prompt, new KeyValueCache(model.Device, model, prompt.Length + maxNewTokens), new SamplingOptions { MaxNewTokens = Math.Min(maxNewTokens, 2) }, onToken: null, CancellationToken.None);
+        }
+
+        return largest;
+    }
+
     private double Loss(ITrainingObserver observer, CancellationToken cancellation)
     {
         var batch = new MicroBatch(tokensPerBatch, tokensPerBatch);
@@ -92,19 +119,27 @@ public sealed class Evaluator
         while (next < rows.Count)
         {
             cancellation.ThrowIfCancellationRequested();
-            batch.Clear();
-            while (next < rows.Count && batch.TokenCount + rows[next].Tokens.Length <= tokensPerBatch)
-            {
-                batch.Add(rows[next].Tokens, rows[next].IsSupervised);
-                next++;
-            }
-
+            next = Fill(batch, next);
             sum += LossOf(batch);
             scored += batch.TargetCount;
             observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Evaluating, Message = "held-out loss", Fraction = (double)next / rows.Count });
         }
 
         return scored == 0 ? double.NaN : sum / scored;
+    }
+
+    /// <summary>Rows that share a pass.</summary>
+    /// <returns>The row after them.</returns>
+    private int Fill(MicroBatch batch, int next)
+    {
+        batch.Clear();
+        while (next < rows.Count && batch.TokenCount + rows[next].Tokens.Length <= tokensPerBatch)
+        {
+            batch.Add(rows[next].Tokens, rows[next].IsSupervised);
+            next++;
+        }
+
+        return next;
     }
 
     private double LossOf(MicroBatch batch)

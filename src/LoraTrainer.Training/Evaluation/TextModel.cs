@@ -18,6 +18,22 @@ namespace LoraTrainer.Training.Evaluation;
 /// <param name="Format">How the base's linear layers are kept.</param>
 public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, BaseFormat Format)
 {
+    /// <summary>Where a GPU finds the embedding; no number depends on it.</summary>
+    public EmbeddingPlacement Embeddings { get; init; } = EmbeddingPlacement.Device;
+
+    /// <summary>How the output layer is kept.</summary>
+    public LmHeadFormat LmHead { get; init; } = LmHeadFormat.Bf16;
+
+    /// <summary>The base of a run, kept as the run kept it. What of the run's keys is about gradients and moments has no use here.</summary>
+    /// <param name="run">Its base is a folder here.</param>
+    /// <param name="adapter">A PEFT folder, or null.</param>
+    /// <param name="fourBit">Keep the blocks in NF4 with double quantization, whatever the run did.</param>
+    public static TextModelSource Of(TrainingConfig run, string? adapter, bool fourBit)
+    {
+        BaseFormat format = fourBit ? BaseFormat.Nf4DoubleQuantized : TrainedModel.FormatOf(TrainedModel.WithBase(run, ModelConfig.Parse(run.BaseFolder)).Quantization);
+        return new TextModelSource(run.BaseFolder, adapter, format) { Embeddings = run.Device.Embeddings, LmHead = run.Device.LmHead };
+    }
+
     /// <summary>
     /// Understands what a user points at: a model folder; a run folder, whose base, quantization and adapter are taken; or an adapter folder
     /// whose config names its base.
@@ -63,7 +79,7 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
                 throw new TrainingSetupException($"{path} was trained on {config.BaseModel}, which is not a folder here. Name its base and give this folder with --adapter.");
             }
 
-            return new TextModelSource(config.BaseFolder, path, fourBit ? asked : TrainedModel.FormatOf(TrainedModel.WithBase(config, ModelConfig.Parse(config.BaseFolder)).Quantization));
+            return Of(config, path, fourBit);
         }
 
         return new TextModelSource(
@@ -116,11 +132,11 @@ public sealed class LoadedModel : IDisposable
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
         ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measured = selection.Measure();
-        measure(Build(config, weights, adapter, source.Format, measured, null).Model);
+        measure(Build(config, weights, adapter, source, measured, null).Model);
         Device device = selection.Open(measured.Memory, lessMemory, notice);
         try
         {
-            (CausalLanguageModel model, LoraInjection? adapters) = Build(config, weights, adapter, source.Format, device, progress);
+            (CausalLanguageModel model, LoraInjection? adapters) = Build(config, weights, adapter, source, device, progress);
             return new LoadedModel(device, selection.Describe(device), model, adapters);
         }
         catch
@@ -133,9 +149,10 @@ public sealed class LoadedModel : IDisposable
     public void Dispose() => device.Dispose();
 
     private static (CausalLanguageModel Model, LoraInjection? Adapters) Build(
-        ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, BaseFormat format, Device device, Action<string, double>? progress)
+        ModelConfig config, ModelFolder weights, PeftAdapterFolder? adapter, TextModelSource source, Device device, Action<string, double>? progress)
     {
-        CausalLanguageModel model = ModelLoader.LoadFrozen(config, weights, device, format, progress: progress);
+        CausalLanguageModel model = ModelLoader.LoadFrozen(
+            config, weights, device, source.Format, progress: progress, headInEightBits: source.LmHead == LmHeadFormat.EightBit, embeddingOnHost: source.Embeddings == EmbeddingPlacement.Host);
         if (adapter is null)
         {
             return (model, null);

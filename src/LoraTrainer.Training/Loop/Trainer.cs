@@ -21,6 +21,42 @@ namespace LoraTrainer.Training.Loop;
 /// <param name="Seconds">Wall time.</param>
 public readonly record struct StepResult(int Step, double Loss, double GradientNorm, double LearningRate, int Tokens, int SupervisedTokens, int Samples, double Seconds);
 
+/// <summary>The micro-batch of the most tokens of a whole run, the first of them, known before it starts.</summary>
+/// <param name="Tokens">N</param>
+/// <param name="Bins">That it has.</param>
+/// <param name="Step">In which it is, from 0.</param>
+/// <param name="FirstBin">Of the step's bins.</param>
+/// <param name="Documents">Of the micro-batch of the most documents, which may be another.</param>
+public readonly record struct LargestMicroBatch(int Tokens, int Bins, int Step, int FirstBin, int Documents)
+{
+    /// <summary>Looks at all steps.</summary>
+    public static LargestMicroBatch Of(TrainingConfig config, TrainingData data)
+    {
+        var largest = new LargestMicroBatch(1, 1, 0, 0, 1);
+        for (int step = 0; step < data.Order.TotalSteps; step++)
+        {
+            IReadOnlyList<int[]> bins = data.Order.BinsOf(step);
+            for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
+            {
+                int end = Math.Min(first + config.Batch.MicroBatchSize, bins.Count), documents = 0, tokens = 0;
+                for (int bin = first; bin < end; bin++)
+                {
+                    documents += bins[bin].Length;
+                    foreach (int row in bins[bin])
+                    {
+                        tokens += data.Train.Length(row);
+                    }
+                }
+
+                documents = Math.Max(documents, largest.Documents);
+                largest = tokens > largest.Tokens ? new LargestMicroBatch(tokens, end - first, step, first, documents) : largest with { Documents = documents };
+            }
+        }
+
+        return largest;
+    }
+}
+
 /// <summary>
 /// The training loop's body: one call is one optimizer step. Losses and gradients are normalised by the supervised tokens of the whole global
 /// batch, so the result does not depend on how the batch is cut into micro-batches (up to the order of additions). After the first step
@@ -33,6 +69,7 @@ public sealed class Trainer
     private readonly TrainingData data;
     private readonly Schedule schedule;
     private readonly MicroBatch batch;
+    private readonly LargestMicroBatch largest;
 
     /// <param name="config">The run.</param>
     /// <param name="trained">Base, adapters, moments.</param>
@@ -43,12 +80,12 @@ public sealed class Trainer
         this.trained = trained;
         this.data = data;
         schedule = Schedule.From(config, data.Order.TotalSteps);
-        (LargestTokens, int documents) = LargestMicroBatch(config, data);
-        batch = new MicroBatch(LargestTokens, documents);
+        largest = LargestMicroBatch.Of(config, data);
+        batch = new MicroBatch(largest.Tokens, largest.Documents);
     }
 
     /// <summary>Of a micro-batch of the run.</summary>
-    public int LargestTokens { get; }
+    public int LargestTokens => largest.Tokens;
 
     /// <summary>Optimizer steps that are done, those that were left out included: the place in the data and in the schedule.</summary>
     public int CompletedSteps { get; set; }
@@ -58,31 +95,24 @@ public sealed class Trainer
 
     public int TotalSteps => data.Order.TotalSteps;
 
-    /// <summary>Tokens and documents of the largest micro-batch of the whole run, known before it starts.</summary>
-    public static (int Tokens, int Documents) LargestMicroBatch(TrainingConfig config, TrainingData data)
+    /// <summary>
+    /// Forward and backward of the largest micro-batch of the whole run, waited for; what came out is thrown away. All that the run's passes need is had after it: kernels are
+    /// loaded and have run, matrix products have their algorithms. It leaves no trace in what is trained: gradients are set to zero at the start of each step, and random
+    /// numbers have no state.
+    /// </summary>
+    /// <returns>What it was, and the wall time.</returns>
+    public (LargestMicroBatch Batch, double Seconds) TryLargest()
     {
-        int tokens = 1, documents = 1;
-        for (int step = 0; step < data.Order.TotalSteps; step++)
-        {
-            IReadOnlyList<int[]> bins = data.Order.BinsOf(step);
-            for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
-            {
-                int rows = 0, length = 0;
-                for (int bin = first; bin < Math.Min(first + config.Batch.MicroBatchSize, bins.Count); bin++)
-                {
-                    rows += bins[bin].Length;
-                    foreach (int row in bins[bin])
-                    {
-                        length += data.Train.Length(row);
-                    }
-                }
-
-                tokens = Math.Max(tokens, length);
-                documents = Math.Max(documents, rows);
-            }
-        }
-
-        return (tokens, documents);
+        long start = Stopwatch.GetTimestamp();
+        Device device = trained.Model.Device;
+        using ArenaFrame frame = device.Arena.Frame();
+        StepReport report = StepReport.Allocate(device);
+        device.Zero(trained.Model.Parameters.Gradients);
+        IReadOnlyList<int[]> bins = data.Order.BinsOf(largest.Step);
+        FillBatch(bins, largest.FirstBin);
+        MicroStep(report, firstToken: 0, 1f / Math.Max(1, batch.TargetCount), largest.Step);
+        _ = report.Read();
+        return (largest, Stopwatch.GetElapsedTime(start).TotalSeconds);
     }
 
     /// <summary>Accumulate, normalise, clip, update.</summary>
@@ -100,7 +130,7 @@ public sealed class Trainer
         for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
         {
             FillBatch(bins, first);
-            MicroStep(report, tokens, 1f / supervised);
+            MicroStep(report, tokens, 1f / supervised, CompletedSteps);
             tokens += batch.TokenCount;
         }
 
@@ -134,11 +164,11 @@ public sealed class Trainer
         trained.Optimizer.Step(step, learningRate, report.Values);
     }
 
-    private void MicroStep(StepReport report, int firstToken, float gradientScale)
+    private void MicroStep(StepReport report, int firstToken, float gradientScale, int completedSteps)
     {
         Device device = trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
-        Accumulate(trained, report, Upload(firstToken), Dropout, gradientScale, config.Device.GradientCheckpointing);
+        Accumulate(trained, report, Upload(firstToken), RandomnessOf(config, completedSteps), gradientScale, config.Device.GradientCheckpointing);
     }
 
     /// <summary>The random numbers of one step.</summary>
@@ -146,8 +176,6 @@ public sealed class Trainer
     /// <param name="completedSteps">Before it.</param>
     public static DropoutState RandomnessOf(TrainingConfig config, int completedSteps) =>
         new(IsActive: true, (ulong)config.Seed, (uint)completedSteps) { NoiseAlpha = (float)(config.NeftuneNoiseAlpha ?? 0) };
-
-    private DropoutState Dropout => RandomnessOf(config, CompletedSteps);
 
     private PackedBatch Upload(int firstToken) =>
         PackedBatch.Upload(trained.Model.Device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
@@ -211,7 +239,7 @@ public sealed class Trainer
         {
             using ArenaFrame frame = trained.Model.Device.Arena.Frame();
             FillBatch(bins, first);
-            if (trained.Model.FindNonFinite(Upload(tokens), Dropout) is var (where, token))
+            if (trained.Model.FindNonFinite(Upload(tokens), RandomnessOf(config, CompletedSteps)) is var (where, token))
             {
                 int document = batch.DocumentOffsets.Span[1..].ToArray().Count(end => end <= token);
                 int row = bins.Skip(first).SelectMany(bin => bin).ElementAt(document);

@@ -17,6 +17,7 @@ public sealed class MemoryFits(RunInputs inputs)
     private readonly DeviceSelection gpu = DeviceSelection.ForPlan(DeviceChoice.Cuda, inputs.Config.Device.Threads);
     private readonly Dictionary<(TrainingConfig Config, int Tokens), MemoryPlan> plans = [];
     private readonly Dictionary<TrainingConfig, WorkPlan> works = [];
+    private IReadOnlyList<IReadOnlyList<MemorySwitch>>? switchSets;
 
     /// <summary>The GPU that is planned for.</summary>
     public DeviceSelection Device => gpu;
@@ -32,17 +33,27 @@ public sealed class MemoryFits(RunInputs inputs)
     /// <summary>The least that training all parameters needs, with a micro-batch of one sequence.</summary>
     public MemoryPlan LeastOfFullTraining() => Plan(Full, inputs.Cut(1)!.Value.LargestTokens);
 
-    /// <summary>The run with the fewest switches that make it fit; null where none do.</summary>
+    /// <summary>The run with those switches that make it fit and cost least speed; null where none do.</summary>
     /// <param name="memoryBytes">Of the device.</param>
-    public MemoryFit? WithSwitches(long memoryBytes)
+    /// <param name="exactly">Only with switches that leave every bit of the result as it is.</param>
+    public MemoryFit? WithSwitches(long memoryBytes, bool exactly = false)
     {
-        TrainingConfig config = inputs.Config;
-        bool canRecompute = config.Device.GradientCheckpointing == GradientCheckpointing.Off;
-        bool canQuantize = config.Adapter.Kind != AdapterKind.None && config.Quantization is { LoadIn4Bit: false, LoadIn8Bit: false };
-        TrainingConfig recomputed = config with { Device = config.Device with { GradientCheckpointing = GradientCheckpointing.On } };
-        return (canRecompute ? Largest(recomputed, memoryBytes, ["gradient_checkpointing: true"]) : null)
-            ?? (canQuantize ? Largest(Quantized(config), memoryBytes, ["load_in_4bit: true"]) : null)
-            ?? (canRecompute && canQuantize ? Largest(Quantized(recomputed), memoryBytes, ["load_in_4bit: true", "gradient_checkpointing: true"]) : null);
+        if (inputs.Cut(1) is not { LargestTokens: var tokens })
+        {
+            return null;
+        }
+
+        switchSets ??= MemorySwitches.Sets(inputs.Config, inputs.Shape);
+        foreach (IReadOnlyList<MemorySwitch> set in switchSets.Where(set => !exactly || set.All(one => one.IsExact)))
+        {
+            TrainingConfig config = set.Aggregate(inputs.Config, (config, one) => one.Apply(config));
+            if (Plan(config, tokens).Memory.DeviceBytes <= memoryBytes)
+            {
+                return Largest(config, memoryBytes, [.. set.Select(one => one.Words)]);
+            }
+        }
+
+        return null;
     }
 
     /// <summary>The work of a run that fits.</summary>
@@ -63,12 +74,6 @@ public sealed class MemoryFits(RunInputs inputs)
         Adapter = inputs.Config.Adapter with { Kind = AdapterKind.None },
         Quantization = new QuantizationOptions(),
         Optimizer = inputs.Config.Optimizer with { Kind = OptimizerKind.AdamW },
-    };
-
-    private static TrainingConfig Quantized(TrainingConfig config) => config with
-    {
-        Adapter = config.Adapter with { Kind = AdapterKind.Qlora },
-        Quantization = config.Quantization with { LoadIn4Bit = true },
     };
 
     /// <summary>Memory grows with the micro-batch, so halving finds the largest that fits.</summary>

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vector>
 
 typedef int CUresult;
@@ -31,9 +32,11 @@ enum : CUresult {
     INVALID_VALUE = 1,
     OUT_OF_MEMORY = 2,
     NOT_INITIALIZED = 3,
+    NO_DEVICE = 100,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    ECC_UNCORRECTABLE = 214,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     NOT_READY = 600,
@@ -60,6 +63,8 @@ const error_name error_names[] = {
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
     {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
@@ -106,9 +111,13 @@ struct driver {
     size_t memory_bytes = environment_bytes("LT_EMULATOR_MEMORY", (size_t)8 << 30);
     int driver_version = environment_number("LT_EMULATOR_DRIVER", 13000);
     int capability = environment_number("LT_EMULATOR_CAPABILITY", 80);
-    // Misfortunes: a kernel's launch of this number faults ("swiglu_forward:3"), and the device is lost at its launch of that number, whatever the kernel.
-    std::string faulty_kernel;
+    // Misfortunes: a kernel's launch of this number faults ("swiglu_forward:3", or with another error than an illegal address: "swiglu_forward:3:719"), and the device is
+    // lost at its launch of that number, whatever the kernel ("2500"; with a file, "2500:/tmp/lost", which is made then, no process finds a device any more).
+    std::string faulty_kernel, lost_mark;
+    CUresult fault_code = ILLEGAL_ADDRESS;
     long long fault_at = 0, lost_at = environment_number("LT_EMULATOR_LOST", 0), launches = 0, faulty_launches = 0;
+    // What the code of each loaded module takes of the device's memory.
+    size_t module_bytes = environment_bytes("LT_EMULATOR_MODULES", 0);
     size_t pinned_bytes = environment_bytes("LT_EMULATOR_PINNED", (size_t)1 << 40);
     guarded_memory memory;
     int context_references = 0;
@@ -126,7 +135,10 @@ struct driver {
             const char* colon = strchr(fault, ':');
             faulty_kernel = colon ? std::string(fault, colon) : fault;
             fault_at = colon ? atoll(colon + 1) : 1;
+            if (const char* code = colon ? strchr(colon + 1, ':') : nullptr) fault_code = atoi(code + 1);
         }
+        const char* lost = getenv("LT_EMULATOR_LOST");
+        if (const char* mark = lost ? strchr(lost, ':') : nullptr) lost_mark = mark + 1;
         emu_configure((emu_order)environment_number("LT_EMULATOR_ORDER", 0), (emu_copies)environment_number("LT_EMULATOR_COPIES", 0));
     }
 };
@@ -224,10 +236,11 @@ CUresult synchronize(const stream_ref& s) {
 }
 
 // ---- memory ----
+size_t device_bytes() { return it.memory.bytes(memory_kind::device) + it.modules.size() * it.module_bytes; }
 CUresult allocate(CUdeviceptr* out, size_t bytes, memory_kind kind) {
     REQUIRE(out && bytes, INVALID_VALUE, "no place for the result, or zero bytes");
     if (kind == memory_kind::device) {
-        size_t used = it.memory.bytes(memory_kind::device);
+        size_t used = device_bytes();
         if (bytes > it.memory_bytes || used > it.memory_bytes - bytes)
             return fail(OUT_OF_MEMORY, std::to_string(bytes) + " bytes asked for, " + std::to_string(used) + " of " + std::to_string(it.memory_bytes) + " in use");
     }
@@ -384,9 +397,12 @@ std::string size_error(const emu_uint3& grid, const emu_uint3& block) {
 }
 
 outcome run_kernel(const emu_kernel& kernel, const emu_uint3& grid, const emu_uint3& block, size_t shared_bytes, argument_copy& arguments) {
-    if (it.lost_at && ++it.launches >= it.lost_at) return {UNKNOWN, "the device is lost, as LT_EMULATOR_LOST asks for"};
+    if (it.lost_at && ++it.launches >= it.lost_at) {
+        if (FILE* mark = it.lost_mark.empty() ? nullptr : fopen(it.lost_mark.c_str(), "w")) fclose(mark);
+        return {UNKNOWN, "the device is lost, as LT_EMULATOR_LOST asks for"};
+    }
     if (it.fault_at && it.faulty_kernel == kernel.name && ++it.faulty_launches == it.fault_at)
-        return {ILLEGAL_ADDRESS, std::string(kernel.name) + ": launch " + std::to_string(it.fault_at) + " faults, as LT_EMULATOR_FAULT asks for"};
+        return {it.fault_code, std::string(kernel.name) + ": launch " + std::to_string(it.fault_at) + " faults, as LT_EMULATOR_FAULT asks for"};
     emu_failure failure;
     if (!emu_launch(kernel, grid, block, shared_bytes, arguments.pointers.data(), failure)) {
         if (!failure.illegal_address) return {LAUNCH_FAILED, failure.message};
@@ -481,6 +497,7 @@ STANDIN_API void lt_internal_note(const char* function, const char* message) {
 API cuInit(unsigned flags) {
     ENTER(nothing);
     REQUIRE(!flags, INVALID_VALUE, "flags must be 0");
+    REQUIRE(it.lost_mark.empty() || access(it.lost_mark.c_str(), F_OK), NO_DEVICE, "the device was lost, as LT_EMULATOR_LOST asks for");
     it.initialized = true;
     return SUCCESS;
 }
@@ -606,7 +623,7 @@ API cuMemGetInfo_v2(size_t* available, size_t* total) {
     ENTER(context);
     REQUIRE(available && total, INVALID_VALUE, "no place for the result");
     *total = it.memory_bytes;
-    *available = it.memory_bytes - it.memory.bytes(memory_kind::device);
+    *available = it.memory_bytes - device_bytes();
     return SUCCESS;
 }
 API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
@@ -821,6 +838,7 @@ API cuModuleLoadData(void** handle, const void* image) {
     const char* text = (const char*)image;
     const char tag[] = "LT-EMULATOR-MODULE\n";
     REQUIRE(!strncmp(text, tag, sizeof tag - 1), INVALID_IMAGE, "the image was not made by the stand-in NVRTC");
+    REQUIRE(device_bytes() + it.module_bytes <= it.memory_bytes, OUT_OF_MEMORY, "the module's code does not fit");
     const char* path = text + sizeof tag - 1;
     std::string file(path, strcspn(path, "\n"));
     void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -44,7 +44,7 @@ public sealed class MemoryFitsTests : IDisposable
             }
         }
 
-        Assert.Equal(Trainer.LargestMicroBatch(config, data).Tokens, cut.LargestTokens);
+        Assert.Equal(LargestMicroBatch.Of(config, data).Tokens, cut.LargestTokens);
         Assert.Equal((batches, tokens), (cut.Count, inputs.Tokens!.Value));
         Assert.Equal((double)tokens / batches, cut.MeanTokens, 9);
         Assert.Equal(squares / tokens, StepBins.Of(data).DocumentTokens, 9);
@@ -71,21 +71,55 @@ public sealed class MemoryFitsTests : IDisposable
         Assert.Equal(2, inputs.Config.Batch.MicroBatchSize);
     }
 
+    /// <summary>For every amount of memory that decides: what is found fits, and nothing that costs less speed does.</summary>
     [Fact]
-    public void WithSwitches_TakesAsFewAsNeeded()
+    public void WithSwitches_TakesThoseThatCostLeastSpeed()
     {
-        using RunInputs inputs = RunInputs.Read(Config(), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        TinyRun.WriteBase(folder.File("base"), shape: TinyRun.Shape with { TieWordEmbeddings = false, NumHiddenLayers = 6 });
+        using RunInputs inputs = RunInputs.Read(Config(("lora_r", 32)), SilentObserver.Instance, TestContext.Current.CancellationToken);
         var fits = new MemoryFits(inputs);
         int tokens = inputs.Cut(1)!.Value.LargestTokens;
-        TrainingConfig recomputed = inputs.Config with { Device = inputs.Config.Device with { GradientCheckpointing = GradientCheckpointing.On } };
-        TrainingConfig both = recomputed with { Adapter = recomputed.Adapter with { Kind = AdapterKind.Qlora }, Quantization = new QuantizationOptions { LoadIn4Bit = true } };
-        long plain = inputs.Memory(inputs.Config, fits.Device, tokens).ArenaBytes, less = inputs.Memory(recomputed, fits.Device, tokens).ArenaBytes, least = inputs.Memory(both, fits.Device, tokens).ArenaBytes;
-        Assert.True(least < less && less < plain, $"{least} {less} {plain}");
+        IReadOnlyList<IReadOnlyList<MemorySwitch>> sets = MemorySwitches.Sets(inputs.Config, inputs.Shape);
+        long[] bytes = [.. sets.Select(set => inputs.Memory(set.Aggregate(inputs.Config, (config, one) => one.Apply(config)), fits.Device, tokens).Memory.DeviceBytes)];
+        Assert.Equal(2 * 2 * 2 * 2 * 3 - 1, sets.Count);
+        Assert.Equal(sets.Select(Slowdown).Order(), sets.Select(Slowdown));
+        foreach (long memory in bytes.SelectMany(least => (long[])[least, least - 1]).Distinct())
+        {
+            foreach (bool exactly in (bool[])[false, true])
+            {
+                int first = Array.FindIndex([.. bytes.Zip(sets)], pair => pair.First <= memory && (!exactly || pair.Second.All(one => one.IsExact)));
+                MemoryFit? fit = fits.WithSwitches(memory, exactly);
+                Assert.Equal(first < 0 ? null : sets[first].Select(one => one.Words), fit?.Switches);
+                Assert.True(fit is null || (fit.Memory.Memory.DeviceBytes <= memory && fit.Config.Batch.GlobalBatchSize == inputs.Config.Batch.GlobalBatchSize));
+            }
+        }
 
-        Assert.Equal(["gradient_checkpointing: true"], fits.WithSwitches(less)!.Switches);
-        Assert.Equal(["load_in_4bit: true", "gradient_checkpointing: true"], fits.WithSwitches(least)!.Switches);
-        Assert.Null(fits.WithSwitches(least - 1));
-        Assert.True(fits.LeastOfFullTraining().ArenaBytes > plain);
+        Assert.Contains(bytes, memory => fits.WithSwitches(memory)!.Switches is ["embeddings: host"]);
+        Assert.Equal(5, fits.WithSwitches(bytes.Min())!.Switches.Count);
+        Assert.Contains("gradient_checkpointing: offload", fits.WithSwitches(bytes.Min())!.Switches);
+        Assert.True(fits.LeastOfFullTraining().ArenaBytes > bytes.Max());
+
+        static double Slowdown(IReadOnlyList<MemorySwitch> set) => set.Sum(one => one.Slowdown);
+    }
+
+    /// <summary>What is offered is what a config may have: each set is written into one, which is read without a complaint and planned the same.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Sets_AreConfigsThatCanBeWritten(bool isTied)
+    {
+        TinyRun.WriteBase(folder.File("base"), shape: TinyRun.Shape with { TieWordEmbeddings = isTied });
+        (string, object?)[] quantized = [("load_in_4bit", "true"), ("bnb_config_kwargs", "{bnb_4bit_use_double_quant: false}"), ("gradient_checkpointing", "true"), ("optimizer", "paged_adamw_32bit")];
+        using RunInputs inputs = RunInputs.Read(Config(quantized), SilentObserver.Instance, TestContext.Current.CancellationToken);
+        IReadOnlyList<IReadOnlyList<MemorySwitch>> sets = MemorySwitches.Sets(inputs.Config, inputs.Shape);
+        Assert.Equal(isTied ? 7 : 31, sets.Count);
+        DeviceSelection gpu = new(DevicePlatform.Cuda, 1, null);
+        foreach (IReadOnlyList<MemorySwitch> set in sets)
+        {
+            TrainingConfig written = ConfigurationLoader.LoadText(TinyRun.Config(folder.Path, quantized), "tiny.yaml", [.. set.Select(one => one.Words.Replace(": ", "=", StringComparison.Ordinal))]).Require();
+            TrainingConfig applied = set.Aggregate(inputs.Config, (config, one) => one.Apply(config));
+            Assert.Equal(inputs.Memory(applied, gpu, 64).Memory, inputs.Memory(written, gpu, 64).Memory);
+        }
     }
 
     /// <summary>The work of a whole step does not depend on how it is cut, as far as tokens go; what each micro-batch does once, does.</summary>

@@ -5,7 +5,7 @@ namespace LoraTrainer.Engine.Native.Cuda;
 /// <summary>
 /// The functions of the NVIDIA driver (libcuda) under their own names; where the driver has a second version of one, that is bound (the first
 /// are of the time of 32-bit device addresses). Each returns <see cref="CudaStatus"/>: Success, what its line lists in cuda.h's words, and any late error
-/// (<see cref="CudaStatuses.IsLate"/>) of work that was given to the GPU before. No argument may be null unless its line says so.
+/// (<see cref="CudaStatuses.Fault"/>) of work that was given to the GPU before. No argument may be null unless its line says so.
 /// <see cref="CudaLibraries"/> finds the library; ask it first whether there is one.
 /// </summary>
 internal static unsafe partial class CudaDriver

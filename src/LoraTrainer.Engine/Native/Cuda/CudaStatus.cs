@@ -1,3 +1,5 @@
+using LoraTrainer.Engine.Devices;
+
 namespace LoraTrainer.Engine.Native.Cuda;
 
 /// <summary>What a function of the driver returns (CUresult): the values that the program tells apart.</summary>
@@ -10,6 +12,7 @@ internal enum CudaStatus
     NoDevice = 100,
     EccUncorrectable = 214,
     NvlinkUncorrectable = 220,
+    Contained = 226,
     IllegalAddress = 700,
     LaunchTimeout = 702,
     ContextIsDestroyed = 709,
@@ -28,13 +31,15 @@ internal enum CudaStatus
 internal static class CudaStatuses
 {
     /// <summary>
-    /// True for errors of work that runs on the GPU. They show up at whatever call comes next, and at every call after it: the context does not
-    /// recover from them.
+    /// What is at fault, for errors of work that runs on the GPU. They show up at whatever call comes next, and at every call after it: the context does not
+    /// recover from them. A card that falls off its bus has no status of its own: the driver says LaunchFailed then, or Unknown, as it does of some kernels' faults.
     /// </summary>
-    public static bool IsLate(this CudaStatus status) => status is CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.IllegalAddress
-        or CudaStatus.LaunchTimeout or CudaStatus.ContextIsDestroyed or CudaStatus.Assert or CudaStatus.HardwareStackError or CudaStatus.IllegalInstruction
-        or CudaStatus.MisalignedAddress or CudaStatus.InvalidAddressSpace or CudaStatus.InvalidPc or CudaStatus.LaunchFailed || status.IsLoss();
-
-    /// <summary>True where no kernel is at fault: the card has failed, fell off its bus or was taken away. The driver has no one status for that.</summary>
-    public static bool IsLoss(this CudaStatus status) => status is CudaStatus.DeviceUnavailable or CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.Unknown;
+    public static GpuFault Fault(this CudaStatus status) => status switch
+    {
+        CudaStatus.IllegalAddress or CudaStatus.LaunchTimeout or CudaStatus.Assert or CudaStatus.HardwareStackError or CudaStatus.IllegalInstruction or CudaStatus.MisalignedAddress
+            or CudaStatus.InvalidAddressSpace or CudaStatus.InvalidPc => GpuFault.Kernel,
+        CudaStatus.EccUncorrectable or CudaStatus.NvlinkUncorrectable or CudaStatus.Contained => GpuFault.Hardware,
+        CudaStatus.DeviceUnavailable or CudaStatus.ContextIsDestroyed or CudaStatus.LaunchFailed or CudaStatus.Unknown => GpuFault.Unclear,
+        _ => GpuFault.None,
+    };
 }
