@@ -56,6 +56,7 @@ public sealed unsafe partial class CudaDevice
         }
 
         lastLaunch = kernel.Title;
+        lastStep = null;
     }
 
     /// <inheritdoc cref="Launch(CudaKernel, ValueTuple{uint, uint, uint}, uint, uint, ReadOnlySpan{KernelArgument})"/>
@@ -85,6 +86,7 @@ public sealed unsafe partial class CudaDevice
         }
 
         lastLaunch = "a matrix product (cublasLtMatmul)";
+        lastStep = null;
     }
 
     private static void CheckLaunch(CudaKernel kernel, (uint X, uint Y, uint Z) grid, uint block, ReadOnlySpan<KernelArgument> arguments)
@@ -142,7 +144,7 @@ public sealed unsafe partial class CudaDevice
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void ThrowLaunch(CudaStatus status, CudaKernel kernel, in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes)
-        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", lastLaunch is null ? null : $"{lastLaunch}, then {kernel.Title}", LaunchedWith(grid, block, sharedBytes));
+        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", LastLaunch is { } before ? $"{before}, then {kernel.Title}" : null, LaunchedWith(grid, block, sharedBytes));
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
@@ -152,7 +154,7 @@ public sealed unsafe partial class CudaDevice
         CudaStatus late = CudaDriver.cuStreamSynchronize(stream);
         if (late != CudaStatus.Success)
         {
-            CudaCheck.Throw(late, "cublasLtMatmul", lastLaunch, ShapeOf(call));
+            CudaCheck.Throw(late, "cublasLtMatmul", LastLaunch, ShapeOf(call));
         }
 
         CudaCheck.Throw(status, "cublasLtMatmul", ShapeOf(call));

@@ -28,6 +28,9 @@ public sealed unsafe partial class CudaDevice : Device
     private nint memory;
     private string? lastLaunch;
 
+    // Of recorded work that was launched last; null where something else was.
+    private long? lastStep;
+
     /// <exception cref="CudaException">A call of the driver failed.</exception>
     /// <exception cref="InsufficientMemoryException">The card has less memory than is asked for.</exception>
     /// <exception cref="HostMemoryException">The host has.</exception>
@@ -50,6 +53,11 @@ public sealed unsafe partial class CudaDevice : Device
             long hostBytes = Arena.RoundUp(planned.HostBytes);
             hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes) : 0;
             hostArena = new Arena(this, hostMemory, hostBytes);
+            CudaCheck.ThrowIfFailed(CudaDriver.cuMemHostAlloc(out readback, ReadbackBytes, 0));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuStreamCreate(out uploadStream, CudaDriver.StreamNonBlocking));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsMayBegin, CudaDriver.EventWithoutTiming));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsDone, CudaDriver.EventWithoutTiming));
+            uploads = new CudaStagingRing(uploadStream, (int)Arena.RoundUp(options.StagingSegmentBytes / UploadShare), options.StagingSegmentCount);
             CudaCheck.ThrowIfFailed(CudaDriver.cuDeviceGetAttribute(out int concurrent, CudaDriver.AttributeConcurrentManagedAccess, ordinal));
             movesPages = concurrent != 0 && CudaLibraries.Exports(CudaLibrary.Driver, nameof(CudaDriver.cuMemPrefetchAsync));
             RequireFree(planned.PagedBytes);
@@ -89,6 +97,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         CheckOwn(destination);
         CheckTransfer(destination, source.Length, elementOffset);
+        RefuseWhileRecording("An upload");
         if (IsOnHost(destination))
         {
             source.CopyTo(HostBytes(destination, source.Length, elementOffset));
@@ -106,6 +115,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         CheckOwn(source);
         CheckTransfer(source, destination.Length, elementOffset);
+        RefuseWhileRecording("A download");
         if (destination.IsEmpty)
         {
             return;
@@ -120,10 +130,19 @@ public sealed unsafe partial class CudaDevice : Device
         lock (transfers)
         {
             MakeCurrent();
+            nint from = source.Address + (nint)(elementOffset * source.DType.SizeBytes());
+
+            // A copy to memory that is not page-locked is waited for by the driver itself; a few numbers, as the report of a step, are waited for once.
+            bool isShort = destination.Length <= ReadbackBytes;
             fixed (byte* start = destination)
             {
-                ThrowIfFailed(CudaDriver.cuMemcpyDtoHAsync(start, source.Address + (nint)(elementOffset * source.DType.SizeBytes()), (nuint)destination.Length, stream));
+                ThrowIfFailed(CudaDriver.cuMemcpyDtoHAsync(isShort ? (void*)readback : start, from, (nuint)destination.Length, stream));
                 ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
+            }
+
+            if (isShort)
+            {
+                new ReadOnlySpan<byte>((void*)readback, destination.Length).CopyTo(destination);
             }
         }
     }
@@ -160,6 +179,7 @@ public sealed unsafe partial class CudaDevice : Device
     /// <summary>Waits until all work that was asked for is done.</summary>
     internal void Synchronize()
     {
+        RefuseWhileRecording("A wait");
         MakeCurrent();
         ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
     }
@@ -219,7 +239,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         if (status != CudaStatus.Success)
         {
-            CudaCheck.Throw(status, CudaCheck.Function(call), lastLaunch, null);
+            CudaCheck.Throw(status, CudaCheck.Function(call), LastLaunch, null);
         }
     }
 
@@ -237,15 +257,21 @@ public sealed unsafe partial class CudaDevice : Device
             _ = CudaDriver.cuStreamSynchronize(stream);
         }
 
-        if (copyStream != 0)
+        foreach (nint beside in (nint[])[copyStream, uploadStream])
         {
-            _ = CudaDriver.cuStreamSynchronize(copyStream);
+            if (beside != 0)
+            {
+                _ = CudaDriver.cuStreamSynchronize(beside);
+            }
         }
+
+        ReleaseRecorded();
 
         // Null where the constructor did not get that far.
         gemm?.Dispose();
         modules?.Dispose();
         staging?.Dispose();
+        uploads?.Dispose();
         ReleaseBeside();
         if (memory != 0)
         {
