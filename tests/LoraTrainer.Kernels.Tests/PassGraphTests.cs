@@ -14,8 +14,6 @@ namespace LoraTrainer.Kernels.Tests;
 [Collection(CudaStandin.Collection)]
 public sealed class PassGraphTests(ITestOutputHelper output)
 {
-    private const int Steps = 9;
-
     private static readonly ModelConfig Untied = TinyRun.Shape with { TieWordEmbeddings = false, NumHiddenLayers = 3 };
 
     private static readonly Dictionary<string, (string Key, object? Value)[]> Cases = new(StringComparer.Ordinal)
@@ -34,10 +32,12 @@ public sealed class PassGraphTests(ITestOutputHelper output)
     [MemberData(nameof(CasesInModes))]
     public void Run_WithGraphs_EndsWithTheBitsOfOneWithout(string name, string mode)
     {
-        // Rows of three lengths.
-        using TemporaryFolder folder = Folder(3);
+        // Rows of some lengths, each of which comes often enough.
+        bool isSlow = name is "dora with noise" or "full";
+        int lengths = isSlow ? 1 : 3;
+        using TemporaryFolder folder = Folder(lengths);
         using TinyTraining without = Open(folder.Path, mode, Cases[name]), with = Open(folder.Path, mode, [.. Cases[name], ("cuda_graphs", "true")]);
-        for (int step = 0; step < Steps; step++)
+        for (int step = 0; step < (isSlow ? 3 : 9); step++)
         {
             StepResult expected = without.Trainer.Step(), actual = with.Trainer.Step();
             Assert.Equal((expected.Loss, expected.GradientNorm), (actual.Loss, actual.GradientNorm));
@@ -47,7 +47,7 @@ public sealed class PassGraphTests(ITestOutputHelper output)
         PassGraphs graphs = with.Trainer.Graphs!;
         output.WriteLine($"{graphs.Passes} passes, {graphs.Recordings} recorded, {graphs.Proofs} proven, {graphs.Launches} launched");
         Assert.Null(without.Trainer.Graphs);
-        Assert.InRange(graphs.Recordings, 1, 3);
+        Assert.InRange(graphs.Recordings, 1, lengths);
         Assert.InRange(graphs.Proofs, 1, graphs.Recordings);
         Assert.True(graphs.Launches > graphs.Proofs, $"{graphs.Launches} of {graphs.Passes} passes were launched as graphs");
         Assert.Equal(without.Plan.Memory, with.Plan.Memory);
@@ -59,7 +59,7 @@ public sealed class PassGraphTests(ITestOutputHelper output)
         using TemporaryFolder folder = Folder(2);
         string mode = CudaTestDevice.Modes[^1];
         using TinyTraining without = Open(folder.Path, mode, []), with = Open(folder.Path, mode, [("cuda_graphs", "verify")]);
-        for (int step = 0; step < Steps; step++)
+        for (int step = 0; step < 6; step++)
         {
             Assert.Equal(without.Trainer.Step().Loss, with.Trainer.Step().Loss);
         }
@@ -79,7 +79,7 @@ public sealed class PassGraphTests(ITestOutputHelper output)
         using TemporaryFolder folder = Folder(shapes);
         string mode = CudaTestDevice.Modes[0];
         using TinyTraining without = Open(folder.Path, mode, [("num_epochs", 8)]), with = Open(folder.Path, mode, [("num_epochs", 8), ("cuda_graphs", "true")]);
-        for (int step = 0; step < 60; step++)
+        for (int step = 0; step < 48; step++)
         {
             Assert.Equal(without.Trainer.Step().Loss, with.Trainer.Step().Loss);
             Assert.True(CudaTestDevice.IsRealGpuRequired || CudaStandin.Count("live_graphs") <= PassGraphs.Capacity);

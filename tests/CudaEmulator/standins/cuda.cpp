@@ -1157,7 +1157,6 @@ API cuStreamBeginCapture_v2(void* stream_handle, int mode) {
     begun->thread = &this_thread;
     begun->captured->branches.resize(1);
     begun->knows.assign(1, std::vector<size_t>(1));
-    begun->invalid = it.graph_misfortune == "refuse";
     s->capturing = begun;
     s->branch = 0;
     it.captures.insert(begun);
@@ -1175,7 +1174,8 @@ API cuStreamEndCapture(void* stream_handle, void** handle) {
     if (c->origin != stream_handle) return spoil(CAPTURE_UNMATCHED, "the capture began on another stream");
     if (c->mode == thread_local_mode && c->thread != &this_thread) return fail(CAPTURE_WRONG_THREAD, "the capture began on another thread");
     end_capture(c);
-    REQUIRE(!c->invalid, CAPTURE_INVALIDATED, it.graph_misfortune == "refuse" ? "as LT_EMULATOR_GRAPH asks for" : "a call during the capture was not permitted");
+    REQUIRE(!c->invalid, CAPTURE_INVALIDATED, "a call during the capture was not permitted");
+    REQUIRE(it.graph_misfortune != "refuse", CAPTURE_INVALIDATED, "as LT_EMULATOR_GRAPH asks for");
     for (size_t i = 1; i < c->captured->branches.size(); i++)
         REQUIRE(c->knows[0][i] >= c->captured->branches[i].size(), CAPTURE_UNJOINED, "work of another stream was not waited for before the capture ended");
     it.graphs[c->captured.get()] = c->captured;
