@@ -220,7 +220,7 @@ public sealed class GpuTroubleTests
 
     /// <summary>A fault of a kernel in a graph: which graph, in which step, and how to learn which kernel.</summary>
     [Theory]
-    [InlineData(false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS .* Launched last: .*the pass of [0-9]+ tokens, [0-9]+ of them scored, in step [0-9]+, as a CUDA graph of many kernels")]
+    [InlineData(false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS .* Launched last: adamw_step, and before it the pass of 10 tokens \\(9 scored\\) in step [0-9]+, many kernels in a CUDA graph\\. With LT_CUDA_SYNC=1")]
     [InlineData(true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
     public async Task Train_AKernelInAGraphFaults_NamesTheGraphAndTheStep(bool waits, string sentence)
     {

@@ -56,7 +56,6 @@ public sealed unsafe partial class CudaDevice
         }
 
         lastLaunch = kernel.Title;
-        lastStep = null;
     }
 
     /// <inheritdoc cref="Launch(CudaKernel, ValueTuple{uint, uint, uint}, uint, uint, ReadOnlySpan{KernelArgument})"/>
@@ -86,7 +85,6 @@ public sealed unsafe partial class CudaDevice
         }
 
         lastLaunch = "a matrix product (cublasLtMatmul)";
-        lastStep = null;
     }
 
     private static void CheckLaunch(CudaKernel kernel, (uint X, uint Y, uint Z) grid, uint block, ReadOnlySpan<KernelArgument> arguments)

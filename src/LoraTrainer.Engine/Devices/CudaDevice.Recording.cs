@@ -9,6 +9,10 @@ public sealed unsafe partial class CudaDevice
     private readonly List<RecordedWork> recorded = [];
     private bool isRecording;
 
+    // Launched after what was waited for last, so an error that shows up may be its.
+    private string? lastRecorded;
+    private long lastRecordedStep;
+
     /// <summary>Not where each launch is waited for.</summary>
     public override bool RecordsWork => !synchronizeLaunches;
 
@@ -63,8 +67,7 @@ public sealed unsafe partial class CudaDevice
         ObjectDisposedException.ThrowIf(work.Executable == 0 || !recorded.Contains(work), work);
         MakeCurrent();
         ThrowIfFailed(CudaDriver.cuGraphLaunch(work.Executable, stream));
-        lastLaunch = work.Title;
-        lastStep = step;
+        (lastRecorded, lastRecordedStep, lastLaunch) = (work.Title, step, null);
     }
 
     internal void Forget(RecordedWork work)
@@ -78,7 +81,8 @@ public sealed unsafe partial class CudaDevice
     }
 
     /// <summary>The work that was given to the GPU last, for messages; null where there was none.</summary>
-    private string? LastLaunch => lastStep is { } step ? string.Create(CultureInfo.InvariantCulture, $"{lastLaunch} in step {step}, as a CUDA graph of many kernels") : lastLaunch;
+    private string? LastLaunch => lastRecorded is null ? lastLaunch : string.Create(
+        CultureInfo.InvariantCulture, $"{lastLaunch}{(lastLaunch is null ? "" : ", and before it ")}{lastRecorded} in step {lastRecordedStep}, many kernels in a CUDA graph");
 
     private void RefuseWhileRecording(string what)
     {

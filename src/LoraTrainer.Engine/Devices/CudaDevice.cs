@@ -28,9 +28,6 @@ public sealed unsafe partial class CudaDevice : Device
     private nint memory;
     private string? lastLaunch;
 
-    // Of recorded work that was launched last; null where something else was.
-    private long? lastStep;
-
     /// <exception cref="CudaException">A call of the driver failed.</exception>
     /// <exception cref="InsufficientMemoryException">The card has less memory than is asked for.</exception>
     /// <exception cref="HostMemoryException">The host has.</exception>
@@ -140,6 +137,7 @@ public sealed unsafe partial class CudaDevice : Device
                 ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
             }
 
+            lastRecorded = null;
             if (isShort)
             {
                 new ReadOnlySpan<byte>((void*)readback, destination.Length).CopyTo(destination);
@@ -182,6 +180,7 @@ public sealed unsafe partial class CudaDevice : Device
         RefuseWhileRecording("A wait");
         MakeCurrent();
         ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
+        lastRecorded = null;
     }
 
     protected override void Dispose(bool disposing) => Release();

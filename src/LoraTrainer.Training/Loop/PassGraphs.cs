@@ -126,7 +126,7 @@ public sealed class PassGraphs
 
     private RecordedWork Record(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale)
     {
-        string title = string.Create(CultureInfo.InvariantCulture, $"the pass of {batch.TokenCount} tokens, {batch.ScoredRows.ElementCount} of them scored,");
+        string title = string.Create(CultureInfo.InvariantCulture, $"the pass of {batch.TokenCount} tokens ({batch.ScoredRows.ElementCount} scored)");
         try
         {
             RecordedWork work = model.Record(losses, batch, dropout, gradientScale, recompute, inputsOnHost, title);
