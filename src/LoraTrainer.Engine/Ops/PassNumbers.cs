@@ -1,11 +1,9 @@
 using System.Runtime.InteropServices;
-using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Tensors;
 
 namespace LoraTrainer.Engine.Ops;
 
 /// <summary>
-/// What differs from one pass to the next while its launches stay the same. On a GPU it lies in device memory beside the batch: work that was recorded (<see cref="Device.StartRecording"/>)
+/// What differs from one pass to the next while its launches stay the same. On a GPU it lies in device memory beside the batch: work that was recorded (<see cref="Devices.Device.StartRecording"/>)
 /// has its arguments for good, and reads these anew.
 /// </summary>
 /// <param name="FirstRow">Rows of the same global batch that come before this pass.</param>

@@ -1,4 +1,3 @@
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.Training.Config;
