@@ -132,11 +132,7 @@ internal sealed class Session
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
-        if (Config.Device.CudaGraphs != CudaGraphs.Off && trainer.Graphs is null && Device.Platform == DevicePlatform.Cuda)
-        {
-            Observer.OnNotice("cuda_graphs has no effect with LT_CUDA_SYNC=1, by which each kernel is launched and waited for by itself.");
-        }
-
+        trainer.TellOfGraphs(Observer.OnNotice);
         evaluations = EvaluationSchedule.From(Config.Evaluation, Data);
         history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, []);
         writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
@@ -301,11 +297,7 @@ internal sealed class Session
             }
 
             await TrainAsync(log).ConfigureAwait(false);
-            if (trainer.Graphs is { Passes: > 0 } graphs)
-            {
-                Observer.OnNotice(string.Create(CultureInfo.InvariantCulture, $"CUDA graphs: {graphs.Launches} of {graphs.Passes} micro-batches were launched as graphs, {graphs.Recordings} recorded, {graphs.Proofs} proven."));
-            }
-
+            trainer.TellOfGraphs(Observer.OnNotice);
             await SaveLastAsync().ConfigureAwait(false);
             if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {

@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using LoraTrainer.Data.Packing;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
@@ -94,6 +95,20 @@ public sealed class Trainer
 
     /// <summary>Null where the config asks for none, or the device records no work.</summary>
     public PassGraphs? Graphs { get; }
+
+    /// <summary>What there is to say of graphs: before the first step why there are none, later what came of them.</summary>
+    public void TellOfGraphs(Action<string> notice)
+    {
+        if (CompletedSteps == 0 && Graphs is null && config.Device.CudaGraphs != CudaGraphs.Off && trained.Model.Device.Platform == DevicePlatform.Cuda)
+        {
+            notice("cuda_graphs has no effect with LT_CUDA_SYNC=1, by which each kernel is launched and waited for by itself.");
+        }
+        else if (Graphs is { Passes: > 0 } graphs)
+        {
+            notice(string.Create(
+                CultureInfo.InvariantCulture, $"CUDA graphs: {graphs.Launches} of {graphs.Passes} micro-batches were launched as graphs, {graphs.Recordings} recorded, {graphs.Proofs} proven."));
+        }
+    }
 
     /// <summary>Of a micro-batch of the run.</summary>
     public int LargestTokens => largest.Tokens;
