@@ -61,7 +61,8 @@ softmax_cross_entropy(
     const int* __restrict__ rows,       // (M) in 0..N-1
     int vocabulary,                     // V
     int kept_pieces,                    // so many pieces of a row wait in shared memory for the gradient
-    float gradient_scale) {             // 1 / scored tokens of the global batch
+    float gradient_scale,               // 1 / scored tokens of the global batch
+    const PassNumbers* numbers) {       // where given, gradient_scale is this one's
     __shared__ float maxima[32];
     __shared__ float sums[32];
     LT_SHARED(memory);
@@ -88,6 +89,7 @@ softmax_cross_entropy(
     if (threadIdx.x == 0) losses[row] = logf(sum) + (shift - z[target]);
 
     if (d_logits == nullptr) return;
+    if (numbers) gradient_scale = numbers->gradient_scale;
     bf16* dz = d_logits + (i64)blockIdx.x * vocabulary;
     const RowGradient gradient = {shift, gradient_scale / sum, gradient_scale, target};
     if (vectors) {

@@ -1,21 +1,25 @@
-// Dropout, and its backward (the same function on the gradient): output[i] = keep(first_element + i) ? input[i] * scale : 0.
+// Dropout, and its backward (the same function on the gradient): output[i] = keep(first_row * width + i) ? input[i] * scale : 0.
 // keep(e): the random number of element e, stream and step is below the threshold. A mask depends on these numbers alone: any device, split
 // or recomputation gives the same one, and none is stored.
 #include "port.cuh"
 
-// One Philox call serves four elements, where first_element is a multiple of four.
+// One Philox call serves four elements, where the number of the first one is a multiple of four.
 // Launch: ceil(count / 2048) blocks of 256 threads, no dynamic shared memory.
 extern "C" __global__ void __launch_bounds__(256)
 dropout_apply(
     bf16* output,                       // (count) overwritten; may be the input
     const bf16* input,                  // (count)
     long long count,
-    unsigned long long first_element,   // number of the first element in the tensor the mask belongs to
+    int width,                          // elements of a row
+    long long first_row,                // rows of the tensor the mask belongs to that come before these
     unsigned long long keep_threshold,  // 1 .. 2^32: keep probability * 2^32
     float scale,                        // 1 / keep probability
     unsigned long long seed,
     unsigned stream,
-    unsigned step) {
+    unsigned step,
+    const PassNumbers* numbers) {       // where given, first_row and step are these
+    const u64 first_element = (u64)(numbers ? numbers->first_row : first_row) * (u64)width;
+    if (numbers) step = numbers->step;
     const u32 last_kept = (u32)(keep_threshold - 1);
     for_each_eight(
         count, first_element % 4 == 0 && is_aligned_16(output) && is_aligned_16(input),

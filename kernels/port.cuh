@@ -45,6 +45,14 @@ struct bf16 {
     u16 bits;
 };
 
+// What differs from one pass to the next while its launches stay the same. It lies in device memory, so that launches can be recorded and repeated; a kernel that takes a
+// null pointer instead goes by its own arguments.
+struct PassNumbers {
+    i64 first_row;          // rows of the same global batch that come before this pass
+    u32 step;               // optimizer step
+    float gradient_scale;   // 1 / scored tokens of the global batch
+};
+
 struct LT_VECTOR(16) u32x4 {
     u32 x, y, z, w;
 };

@@ -49,7 +49,7 @@ internal static class Failure
         ConfigurationException wrong => (ExitCode.WrongInput, [.. wrong.Errors.Select(error => error.Message)]),
         TrainingSetupException => (ExitCode.WrongInput, [exception.Message]),
         DatasetException => (ExitCode.WrongInput, [Sentence(exception.Message)]),
-        NonFiniteException or CudaException or KernelCompilationException or LedgerException => (ExitCode.Failed, [exception.Message]),
+        NonFiniteException or CudaException or PassGraphException or KernelCompilationException or LedgerException => (ExitCode.Failed, [exception.Message]),
         OperationCanceledException when stopRequested => (ExitCode.Interrupted, ["Stopped as requested."]),
         _ when IsFormat(exception) => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         StoreException { Problem: not (StoreProblem.Unreachable or StoreProblem.Full) } => (ExitCode.WrongInput, [Sentence(exception.Message)]),

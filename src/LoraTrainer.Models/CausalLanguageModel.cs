@@ -81,9 +81,58 @@ public sealed class CausalLanguageModel
     public void ForwardBackward(
         Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, Tensor dEmbeddings = default, bool inputsOnHost = false)
     {
-        Arena arena = Device.Arena;
-        using ArenaFrame step = arena.Frame(), host = Device.HostArena.Frame();
+        using ArenaFrame step = Device.Arena.Frame(), host = Device.HostArena.Frame();
+        BlocksAndLoss(losses, batch, Begin(batch, dropout, isContinued: false), gradientScale, recompute, dEmbeddings, inputsOnHost);
+    }
+
+    /// <summary>
+    /// Records what <see cref="ForwardBackward"/> does behind the embedded tokens, and changes neither losses nor gradients. Such a pass must have been made once already; it may be
+    /// launched for batches with as many tokens and scored tokens in the same places of the arenas.
+    /// </summary>
+    /// <param name="losses">(N) f32</param>
+    /// <param name="batch">With targets and <see cref="PackedBatch.Numbers"/>.</param>
+    /// <param name="dropout">Masks and noise.</param>
+    /// <param name="gradientScale">As in the batch's numbers.</param>
+    /// <param name="recompute">As in <see cref="ForwardBackward"/>.</param>
+    /// <param name="inputsOnHost">As in <see cref="ForwardBackward"/>.</param>
+    /// <param name="title">Names the pass in messages.</param>
+    public RecordedWork Record(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale, bool recompute, bool inputsOnHost, string title)
+    {
+        if (batch.Numbers.IsNone)
+        {
+            throw new ArgumentException("A pass that is recorded needs its numbers on the device.", nameof(batch));
+        }
+
+        using ArenaFrame step = Device.Arena.Frame(), host = Device.HostArena.Frame();
         PassContext context = Begin(batch, dropout, isContinued: false);
+        Device.StartRecording();
+        try
+        {
+            BlocksAndLoss(losses, batch, context, gradientScale, recompute, dEmbeddings: default, inputsOnHost);
+            return Device.FinishRecording(title);
+        }
+        catch
+        {
+            Device.AbandonRecording();
+            throw;
+        }
+    }
+
+    /// <summary>As <see cref="ForwardBackward"/>, with what <see cref="Record"/> recorded.</summary>
+    /// <param name="work">Of a pass of the same size in the same place.</param>
+    /// <param name="batch">With the pass's numbers; its memory is where that of the recorded one was.</param>
+    /// <param name="dropout">As in the batch's numbers.</param>
+    public void Replay(RecordedWork work, in PackedBatch batch, DropoutState dropout)
+    {
+        using ArenaFrame step = Device.Arena.Frame();
+        _ = Begin(batch, dropout, isContinued: false);
+        Device.Launch(work, dropout.Step + 1L);
+    }
+
+    /// <summary>A pass behind its beginning.</summary>
+    private void BlocksAndLoss(Tensor losses, in PackedBatch batch, in PassContext context, float gradientScale, bool recompute, Tensor dEmbeddings, bool inputsOnHost)
+    {
+        Arena arena = Device.Arena;
         AllocateInputs(batch.TokenCount, inputsOnHost);
         for (int i = 0; i < Layers.Count; i++)
         {
@@ -268,7 +317,7 @@ public sealed class CausalLanguageModel
             EmbeddingNoise.Add(layerInputs[0], batch.Documents, dropout.NoiseAlpha * embeddingScale, new DropoutKey(dropout.Seed, EmbeddingNoiseStream, dropout.Step, batch.FirstToken));
         }
 
-        return new PassContext { Batch = batch, Dropout = dropout, Cosine = cosine, Sine = sine, IsDecoding = isDecoding };
+        return new PassContext { Batch = batch, Dropout = dropout with { Numbers = batch.Numbers }, Cosine = cosine, Sine = sine, IsDecoding = isDecoding };
     }
 
     /// <summary>
@@ -310,7 +359,7 @@ public sealed class CausalLanguageModel
         Tensor normed = Hidden(batch.TokenCount);
         Tensor rstd = arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(batch.TokenCount));
         FinalNorm.Forward(normed, rstd, hidden);
-        LinearCrossEntropy.ForwardBackward(losses, dHidden, TrainedHead?.Gradient ?? Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, gradientScale, softcap);
+        LinearCrossEntropy.ForwardBackward(losses, dHidden, TrainedHead?.Gradient ?? Tensor.None, normed, Head, batch.Targets, batch.ScoredRows, gradientScale, softcap, batch.Numbers);
         FinalNorm.Backward(dHidden, dHidden, hidden, rstd, GradientMode.Overwrite);
     }
 

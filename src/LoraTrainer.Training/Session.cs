@@ -132,6 +132,7 @@ internal sealed class Session
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
+        trainer.TellOfGraphs(Observer.OnNotice);
         evaluations = EvaluationSchedule.From(Config.Evaluation, Data);
         history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, []);
         writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
@@ -296,6 +297,7 @@ internal sealed class Session
             }
 
             await TrainAsync(log).ConfigureAwait(false);
+            trainer.TellOfGraphs(Observer.OnNotice);
             await SaveLastAsync().ConfigureAwait(false);
             if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {

@@ -260,7 +260,7 @@ internal static class CudaKernelBenchmarks
             var sets = bench.Sets(2 * matrix, () => (X: bench.BF16(n, d), Y: bench.BF16(n, d)));
             ulong keep = Engine.Numerics.CounterRandom.KeepThreshold(0.9f);
             return i => bench.Device.Launch(
-                CudaKernels.DropoutApply, LaunchShape.EightEach(count), sets[i % sets.Length].Y, sets[i % sets.Length].X, count, 0ul, keep, 1 / 0.9f, 1ul, 2u, 3u);
+                CudaKernels.DropoutApply, LaunchShape.EightEach(count), sets[i % sets.Length].Y, sets[i % sets.Length].X, count, d, 0L, keep, 1 / 0.9f, 1ul, 2u, 3u, Tensor.None);
         });
     }
 
@@ -273,7 +273,7 @@ internal static class CudaKernelBenchmarks
             var sets = bench.Sets(1.5 * logits, () => (Logits: bench.F32(m, v), Gradient: bench.BF16(m, v)));
             Tensor losses = bench.F32(m), targets = bench.Integers(RandomTokens(m, v)), rows = bench.Positions(m);
             (LaunchShape shape, int kept) = LinearCrossEntropy.CudaLaunch(m, v, bench.Device.Info.SharedBytesPerBlock);
-            return i => bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, losses, sets[i % sets.Length].Gradient, sets[i % sets.Length].Logits, targets, rows, v, kept, 1f / m);
+            return i => bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, losses, sets[i % sets.Length].Gradient, sets[i % sets.Length].Logits, targets, rows, v, kept, 1f / m, Tensor.None);
         });
         yield return Row("sum_losses", $"{s.Tokens}", (double)s.Tokens * F32, bench =>
         {

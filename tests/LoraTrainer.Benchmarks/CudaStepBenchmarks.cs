@@ -39,7 +39,8 @@ internal enum CudaMethod
 /// <param name="Rows">Documents of the batch.</param>
 /// <param name="Length">Tokens of each.</param>
 /// <param name="Checkpointing">Of the config.</param>
-internal sealed record CudaStep(CudaMethod Method, bool AllLinear, int Rows, int Length, GradientCheckpointing Checkpointing = GradientCheckpointing.Off)
+/// <param name="Graphs">Forward and backward as one CUDA graph.</param>
+internal sealed record CudaStep(CudaMethod Method, bool AllLinear, int Rows, int Length, GradientCheckpointing Checkpointing = GradientCheckpointing.Off, CudaGraphs Graphs = CudaGraphs.Off)
 {
     /// <summary>Of its rows; the batch is the full one, also where it is shrunk to be tried.</summary>
     public string Name
@@ -48,7 +49,7 @@ internal sealed record CudaStep(CudaMethod Method, bool AllLinear, int Rows, int
         {
             string method = Method switch { CudaMethod.Lora => "lora_bf16", CudaMethod.Int8 => "lora_int8", CudaMethod.Qlora => "qlora_nf4", _ => "dora_bf16" };
             string checkpointing = Checkpointing switch { GradientCheckpointing.On => "_recompute", GradientCheckpointing.Offload => "_offload", _ => "" };
-            return string.Create(CultureInfo.InvariantCulture, $"cuda_step_{method}{(AllLinear ? "_all16" : "")}_8b_{Rows}x{Length}{checkpointing}");
+            return string.Create(CultureInfo.InvariantCulture, $"cuda_step_{method}{(AllLinear ? "_all16" : "")}_8b_{Rows}x{Length}{checkpointing}{(Graphs == CudaGraphs.Off ? "" : "_graph")}");
         }
     }
 }
@@ -56,7 +57,7 @@ internal sealed record CudaStep(CudaMethod Method, bool AllLinear, int Rows, int
 /// <summary>
 /// cuda_step_*: whole steps of Llama-3.1-8B, all tokens scored, with LoRA of rank 8 on q, k and v or (all16) of rank 16 on all linear layers: tokens/s, share of the GPU's rate, memory
 /// as a whole and by kind. Work of a token: 4N + 3a floating-point operations with N the weights of all linear layers and the output layer and a = 2 * length * hidden_size *
-/// layers; what is computed again does not count. The weights are random and made on the device: no file is written or read.
+/// layers; what is computed again does not count. A step with CUDA graphs (_graph) stands behind the same one without; both are proven to give the same bits first. The weights are random and made on the device: no file is written or read.
 /// </summary>
 internal static class CudaStepBenchmarks
 {
@@ -80,15 +81,19 @@ internal static class CudaStepBenchmarks
     public static IReadOnlyList<CudaStep> All { get; } =
     [
         new(CudaMethod.Qlora, false, 4, 512),
+        new(CudaMethod.Qlora, false, 4, 512, Graphs: CudaGraphs.On),
         new(CudaMethod.Qlora, false, 8, 512),
         new(CudaMethod.Qlora, false, 1, 2048),
+        new(CudaMethod.Qlora, false, 1, 2048, Graphs: CudaGraphs.On),
         new(CudaMethod.Qlora, false, 1, 2048, GradientCheckpointing.On),
         new(CudaMethod.Qlora, false, 1, 2048, GradientCheckpointing.Offload),
+        new(CudaMethod.Qlora, false, 1, 2048, GradientCheckpointing.Offload, Graphs: CudaGraphs.On),
         new(CudaMethod.Qlora, true, 4, 512),
         new(CudaMethod.Qlora, true, 1, 2048),
         new(CudaMethod.Qlora, true, 8, 2048, GradientCheckpointing.On),
         new(CudaMethod.Qlora, false, 8, 2048),
         new(CudaMethod.Lora, false, 4, 512),
+        new(CudaMethod.Lora, false, 4, 512, Graphs: CudaGraphs.On),
         new(CudaMethod.Lora, false, 8, 512),
         new(CudaMethod.Lora, false, 1, 2048),
         new(CudaMethod.Lora, false, 8, 2048),
@@ -136,7 +141,7 @@ internal static class CudaStepBenchmarks
                 FillWeights(new CudaBench(report, device, sizes), trained.Model);
             }
 
-            double[] seconds = Measure(device, trained, step, name);
+            double[] seconds = Measure(device, trained, step, name, config.Device);
             long? taken = freeBefore - FreeMemory() - beside;
             Report(report, name, step, shape, device, [.. seconds.Select(time => tokens / time)], gemm);
             if (taken is { } bytes)
@@ -197,12 +202,12 @@ internal static class CudaStepBenchmarks
             Adapter = adapter with { Kind = step.Method == CudaMethod.Qlora ? AdapterKind.Qlora : AdapterKind.Lora, UseDora = step.Method == CudaMethod.Dora },
             Quantization = new QuantizationOptions { LoadIn4Bit = step.Method == CudaMethod.Qlora, LoadIn8Bit = step.Method == CudaMethod.Int8 },
             Evaluation = new EvaluationOptions { Before = false, After = false },
-            Device = new DeviceOptions { GradientCheckpointing = step.Checkpointing },
+            Device = new DeviceOptions { GradientCheckpointing = step.Checkpointing, CudaGraphs = step.Graphs },
         };
     }
 
-    /// <summary>The seconds of each step, from the upload of its batch to its report; the first ones, which compile and choose, are not among them.</summary>
-    private static double[] Measure(CudaDevice device, TrainedModel trained, CudaStep step, string name)
+    /// <summary>The seconds of each step, from its batch's arrival to its report; the first ones, which compile, choose, record and prove, are not among them.</summary>
+    private static double[] Measure(CudaDevice device, TrainedModel trained, CudaStep step, string name, DeviceOptions options)
     {
         int count = step.Rows * step.Length, vocabulary = trained.Model.Config.VocabSize;
         var random = new Random(7);
@@ -212,17 +217,22 @@ internal static class CudaStepBenchmarks
         int[] offsets = [.. Enumerable.Range(0, step.Rows + 1).Select(row => row * step.Length)];
         int[] scored = [.. Enumerable.Range(0, count)];
         double[] seconds = new double[Steps];
+        var staged = new StagedBatches(device, count);
+        PassGraphs? graphs = step.Graphs == CudaGraphs.Off ? null : new PassGraphs(trained.Model, options);
+        void Start(int i) => staged.Start(new PassNumbers(0, (uint)(i + WarmSteps), 1f / count), tokens, positions, offsets, targets, scored);
+        Start(-WarmSteps);
         for (int i = -WarmSteps; i < Steps; i++)
         {
             long start = Stopwatch.GetTimestamp();
             using ArenaFrame frame = device.Arena.Frame();
             StepReport numbers = StepReport.Allocate(device);
             device.Zero(trained.Model.Parameters.Gradients);
+            PackedBatch batch = staged.Take();
+            Start(i + 1);
             using (device.Arena.Frame())
             {
-                PackedBatch batch = PackedBatch.Upload(device, tokens, positions, offsets, targets, scored);
                 var dropout = new DropoutState(IsActive: true, Seed: 1, Step: (uint)(i + WarmSteps));
-                Trainer.Accumulate(trained, numbers, batch, dropout, 1f / count, step.Checkpointing);
+                Trainer.Accumulate(trained, numbers, batch, dropout, 1f / count, step.Checkpointing, graphs);
             }
 
             Trainer.Update(trained, numbers, i + WarmSteps + 1, 1e-4);
@@ -236,6 +246,11 @@ internal static class CudaStepBenchmarks
             {
                 seconds[i] = Stopwatch.GetElapsedTime(start).TotalSeconds;
             }
+        }
+
+        if (graphs is { } used && used.Launches < Steps)
+        {
+            throw new InvalidOperationException($"{name}: only {used.Launches} of {used.Passes} passes were launched as graphs; that is no row of graphs.");
         }
 
         return seconds;

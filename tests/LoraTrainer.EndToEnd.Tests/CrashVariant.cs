@@ -23,7 +23,9 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
         new("dora", 18, 3, 4, ("peft_use_dora", "true"), ("adapter", "qlora"), ("load_in_4bit", "true"), ("loraplus_lr_ratio", 4)),
         new("modules", 19, 3, 0, ("lora_modules_to_save", "[embed_tokens, lm_head]"), ("peft_init_lora_weights", "pissa")),
         new("evaluated", 20, 4, 0, ("eval_steps", 2), ("load_best_model_at_end", "true"), ("learning_rate", 0.9), ("lora_alpha", 64), ("lr_scheduler", "constant_with_warmup"), ("warmup_steps", 15)),
-        new("cuda", 15, 3, 0, ("device", "cuda")),
+
+        // Rows are cut to one length, so that most micro-batches are launched as graphs.
+        new("cuda", 15, 3, 0, ("device", "cuda"), ("cuda_graphs", "true"), ("sequence_len", 10), ("excess_length_strategy", "truncate"), ("train_on_inputs", "true")),
         new("cuda_paged", 21, 2, 0, ("device", "cuda"), ("optimizer", "paged_adamw_8bit"), ("lora_r", 32), ("gradient_checkpointing", "offload"), ("lora_dropout", 0)),
     ];
 

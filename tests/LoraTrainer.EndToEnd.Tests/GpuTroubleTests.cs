@@ -197,6 +197,45 @@ public sealed class GpuTroubleTests
         return driver;
     }
 
+    /// <summary>Graphs that the driver does not make, or that do something else than what was recorded: the run says so and goes on without them.</summary>
+    [Theory]
+    [InlineData("refuse", "could not be recorded as a CUDA graph: cuStreamEndCapture failed with CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")]
+    [InlineData("wrong", "its CUDA graph does not give the bits that its launches one by one do: ")]
+    public async Task Train_GraphsDoNotWork_IsResumedWithoutThem(string misfortune, string sentence)
+    {
+        using TinyFolder whole = new(changes: OfOneLength), folder = new(changes: [.. OfOneLength, ("cuda_graphs", "true")]);
+        Ending expected = await whole.RunAsync(Train, environment: Environment());
+        Assert.True(expected.ExitCode == 0, expected.ToString());
+
+        Ending end = await folder.RunAsync(Train, environment: Environment(("LT_EMULATOR_GRAPH", misfortune)));
+        Assert.True(end.ExitCode == 1, end.ToString());
+        Assert.True(end.Error.Contains(sentence, StringComparison.Ordinal), end.ToString());
+        Assert.Contains("cuda_graphs: false trains without such graphs, to the same result; lora-trainer resume takes --set cuda_graphs=false.", end.Error, StringComparison.Ordinal);
+        AssertCalm(end);
+
+        Ending resumed = await folder.RunAsync(["resume", "out", "--set", "cuda_graphs=false"], environment: Environment(("LT_EMULATOR_GRAPH", misfortune)));
+        Assert.True(resumed.ExitCode == 0, resumed.ToString());
+        Assert.Equal(whole.Result(), folder.Result());
+    }
+
+    /// <summary>A fault of a kernel in a graph: which graph, in which step, and how to learn which kernel.</summary>
+    [Theory]
+    [InlineData(false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS .* Launched last: adamw_step, and before it the pass of 10 tokens \\(9 scored\\) in step [0-9]+, many kernels in a CUDA graph\\. With LT_CUDA_SYNC=1")]
+    [InlineData(true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
+    public async Task Train_AKernelInAGraphFaults_NamesTheGraphAndTheStep(bool waits, string sentence)
+    {
+        using TinyFolder folder = new(changes: [.. OfOneLength, ("cuda_graphs", "true")]);
+        Ending end = await folder.RunAsync(Train, environment: Environment(("LT_EMULATOR_FAULT", "swiglu_backward:50"), ("LT_CUDA_SYNC", waits ? "1" : "0"), ("LT_EMULATOR_LAZY", "1")));
+
+        Assert.True(end.ExitCode == 1, end.ToString());
+        Assert.True(Regex.IsMatch(end.Error, sentence), end.ToString());
+        Assert.Equal(waits, end.ToString().Contains("cuda_graphs has no effect with LT_CUDA_SYNC=1", StringComparison.Ordinal));
+        AssertCalm(end);
+    }
+
+    /// <summary>Rows that are cut to one length, and micro-batches of one size.</summary>
+    private static (string Key, object? Value)[] OfOneLength => [("sequence_len", 10), ("excess_length_strategy", "truncate"), ("train_on_inputs", "true"), ("micro_batch_size", 1)];
+
     private static void AssertCalm(Ending end)
     {
         Assert.DoesNotContain("   at ", end.Error, StringComparison.Ordinal);

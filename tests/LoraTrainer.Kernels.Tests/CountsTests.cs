@@ -20,6 +20,16 @@ public sealed class CountsTests
     /// <summary>Of these the lowest block needs no gradient of their input, because nothing below it is trained: q, k, v.</summary>
     private const int LowestWithoutInputGradient = 3;
 
+    /// <summary>Calls that the host waits in.</summary>
+    private static readonly string[] Waits = ["cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"];
+
+    /// <summary>Calls that make something or give it back, which the driver may wait for the GPU in.</summary>
+    private static readonly string[] Makers =
+    [
+        "cuMemAlloc_v2", "cuMemAllocManaged", "cuMemHostAlloc", "cuMemFree_v2", "cuMemFreeHost", "cuStreamCreate", "cuStreamDestroy_v2", "cuEventCreate", "cuEventDestroy_v2",
+        "cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuFuncSetAttribute", "cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags", "cuGraphExecDestroy",
+    ];
+
     private static int Layers => TinyRun.Shape.NumHiddenLayers;
 
     /// <summary>What is trained; "recompute": a block's forward pass runs again in backward.</summary>
@@ -93,27 +103,67 @@ public sealed class CountsTests
 
         expected["gemms"] = MicroSteps * perMicroStep["gemms"];
 
-        // A batch is four arrays; then the rotary frequencies; once a step the optimizer's table.
-        expected["copies_to_device"] = MicroSteps * (4 + 1) + 1;
+        // The next batch, in one piece; then the rotary frequencies; once a step the optimizer's table.
+        expected["copies_to_device"] = MicroSteps * (1 + 1) + 1;
 
         // Losses and the gradient at the output layer; once the gradients and the report.
         expected["memsets"] = MicroSteps * 2 + 2;
-        expected["copies_on_device"] = 0;
+
+        // Each batch from where it arrives to where it is read.
+        expected["copies_on_device"] = MicroSteps;
         expected["copies_to_host"] = 1;
         expected["synchronizations"] = 1;
         Assert.Equal([], expected.Where(pair => CudaStandin.Count(pair.Key) != pair.Value).Select(pair => $"{pair.Key}: {CudaStandin.Count(pair.Key)} instead of {pair.Value}"));
         Assert.Equal(live, Live());
     }
 
+    /// <summary>Micro-batches on their way beside the work, block inputs on the host, paged moments, graphs: the host waits for the report of the step and for nothing else.</summary>
+    [Theory]
+    [InlineData("qlora", "eager")]
+    [InlineData("qlora", "lazy")]
+    [InlineData("qlora offload paged", "lazy")]
+    [InlineData("qlora offload paged graphs", "lazy")]
+    [InlineData("qlora offload paged graphs", "uploads first")]
+    public void Step_Steady_WaitsOnceAndMakesNothing(string what, string mode)
+    {
+        Assert.SkipWhen(CudaTestDevice.IsRealGpuRequired, "a real driver does not count");
+        using TemporaryFolder folder = TinyTraining.Folder(TinyRun.Shape with { TieWordEmbeddings = false, NumHiddenLayers = 4 });
+        WriteRowsOfOneLength(folder);
+        bool graphs = what.Contains("graphs", StringComparison.Ordinal);
+        using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, memory) => CudaTestDevice.Open(mode, memory), [.. Changes(what), ("num_epochs", 2)]);
+        for (int step = 0; step < 3; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        (string, long)[] live = [.. Live()];
+        const int steps = 4;
+        CudaStandin.Reset();
+        for (int step = 0; step < steps; step++)
+        {
+            run.Trainer.Step();
+        }
+
+        Assert.Equal(steps, Waits.Sum(CudaStandin.Count));
+        Assert.Equal(steps, CudaStandin.Count("synchronizations"));
+        Assert.Equal([], Makers.Append("blocking_copies").Append("allocations").Where(name => CudaStandin.Count(name) > 0));
+        Assert.Equal(live, Live());
+        Assert.Equal(graphs ? steps * MicroSteps : 0, CudaStandin.Count("cuGraphLaunch"));
+        Assert.Equal(what.Contains("paged", StringComparison.Ordinal) ? steps : 0, CudaStandin.Count("prefetches"));
+
+        // What is in the graph is asked for with one call: the rest of a pass is its beginning, the sum of its losses, and once a step the update.
+        Assert.Equal(graphs ? 0 : steps * MicroSteps * run.Trained.Model.Config.NumHiddenLayers, CudaStandin.Count("swiglu_backward"));
+    }
+
     [Theory]
     [InlineData("lora")]
     [InlineData("qlora double recompute")]
+    [InlineData("qlora graphs")]
     public void Step_Steady_AllocatesNearlyNothing(string what)
     {
         using TemporaryFolder folder = TinyTraining.Folder();
 
-        // Rows of one length: a kind of product that was not seen before gets descriptors, which are kept.
-        File.WriteAllLines(folder.File("train.jsonl"), Enumerable.Range(0, 120).Select(i => $$"""{"instruction":"row {{i:000}}","input":"","output":"{{i * i:00000}}"}"""));
+        WriteRowsOfOneLength(folder);
         using var run = new TinyTraining(folder.Path, DevicePlatform.Cuda, (_, memory) => CudaTestDevice.Open(CudaTestDevice.Modes[0], memory), [.. Changes(what), ("num_epochs", 1)]);
         const int warmup = 6, steps = 6;
         Assert.True(run.Trainer.TotalSteps >= warmup + steps);
@@ -135,14 +185,29 @@ public sealed class CountsTests
     }
 
     private static IEnumerable<(string Name, long Count)> Live() =>
-        ((string[])["live_allocations", "live_host_allocations", "allocated_bytes", "live_streams", "live_events", "live_modules", "context_references"]).Select(name => (name, CudaStandin.Count(name)));
+        ((string[])["live_allocations", "live_host_allocations", "allocated_bytes", "live_streams", "live_events", "live_modules", "live_graphs", "context_references"]).Select(name => (name, CudaStandin.Count(name)));
+
+    /// <summary>A kind of product that was not seen before gets descriptors, which are kept; a shape that was not seen before gets a graph.</summary>
+    private static void WriteRowsOfOneLength(TemporaryFolder folder) =>
+        File.WriteAllLines(folder.File("train.jsonl"), Enumerable.Range(0, 120).Select(i => $$"""{"instruction":"row {{i:000}}","input":"","output":"{{i * i:00000}}"}"""));
 
     private static (string Key, object? Value)[] Changes(string what)
     {
-        var changes = new List<(string, object?)> { ("gradient_checkpointing", what.Contains("recompute", StringComparison.Ordinal) ? "true" : "false") };
-        if (what.Contains("without dropout", StringComparison.Ordinal))
+        bool Has(string word) => what.Contains(word, StringComparison.Ordinal);
+        var changes = new List<(string, object?)> { ("gradient_checkpointing", Has("offload") ? "offload" : Has("recompute") ? "true" : "false") };
+        if (Has("paged"))
+        {
+            changes.Add(("optimizer", "paged_adamw_32bit"));
+        }
+
+        if (Has("without dropout"))
         {
             changes.Add(("lora_dropout", 0));
+        }
+
+        if (Has("graphs"))
+        {
+            changes.Add(("cuda_graphs", "true"));
         }
 
         if (what.StartsWith("qlora", StringComparison.Ordinal))

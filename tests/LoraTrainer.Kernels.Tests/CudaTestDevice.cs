@@ -17,6 +17,9 @@ internal static class CudaTestDevice
     /// <summary>The ways in which whole models are run.</summary>
     public static string[] Modes => IsRealGpuRequired ? ["gpu"] : ["eager", "lazy"];
 
+    /// <summary>Of work on several streams: besides <see cref="Modes"/> one in which copies from the host come as early as their waits allow, and all else late.</summary>
+    public static string[] StreamModes => IsRealGpuRequired ? Modes : [.. Modes, "uploads first"];
+
     /// <summary>What a whole model runs in: Llama in each mode, other families, which have the same kernels and launches in the same order, in the first.</summary>
     /// <param name="model">A folder of the model fixtures.</param>
     public static string[] ModesOf(string model) => model.StartsWith("llama", StringComparison.Ordinal) ? Modes : Modes[..1];
@@ -25,7 +28,7 @@ internal static class CudaTestDevice
     /// <param name="capacityBytes">Size of the arena.</param>
     public static CudaDevice Open(string mode, long capacityBytes) => Open(mode, new DeviceMemory(capacityBytes));
 
-    /// <param name="mode">One of <see cref="Modes"/>.</param>
+    /// <param name="mode">One of <see cref="StreamModes"/>.</param>
     /// <param name="memory">Of a plan.</param>
     public static CudaDevice Open(string mode, DeviceMemory memory)
     {
@@ -36,7 +39,7 @@ internal static class CudaTestDevice
         }
 
         CudaStandin.Require();
-        CudaStandin.Configure(lazy: mode == "lazy");
+        CudaStandin.Configure(lazy: mode != "eager", uploadsFirst: mode == "uploads first");
         return CudaStandin.Open(memory);
     }
 }

@@ -79,8 +79,9 @@ public static unsafe class CudaStandin
     /// <param name="order">Of the threads of a block.</param>
     /// <param name="copies">When asynchronous copies happen.</param>
     /// <param name="lazy">True: work stays queued on its stream until something waits for it, as on a real GPU that is busy.</param>
-    public static void Configure(StandinOrder order = StandinOrder.Forward, StandinCopies copies = StandinCopies.Late, bool lazy = false)
-        => ((delegate* unmanaged<int, int, int, void>)Export("lt_standin_configure"))((int)order, (int)copies, lazy ? 1 : 0);
+    /// <param name="uploadsFirst">With <paramref name="lazy"/>: copies from the host are made as soon as their stream's waits allow, so that one that should have waited comes too early.</param>
+    public static void Configure(StandinOrder order = StandinOrder.Forward, StandinCopies copies = StandinCopies.Late, bool lazy = false, bool uploadsFirst = false)
+        => ((delegate* unmanaged<int, int, int, void>)Export("lt_standin_configure"))((int)order, (int)copies, !lazy ? 0 : uploadsFirst ? 2 : 1);
 
     /// <summary>Launches of a kernel by its name, or one of the stand-in's other counters ("gemms", "synchronizations", "live_allocations" ...).</summary>
     public static long Count(string name)

@@ -8,15 +8,26 @@ namespace LoraTrainer.Engine.Devices;
 public sealed unsafe partial class CudaDevice
 {
     private readonly List<nint> managed = [];
+    // Uploads beside the work are small: a micro-batch has 16 bytes a token.
+    private const int UploadShare = 4;
+    private const int ReadbackBytes = 256;
+
+    private readonly CudaStagingRing uploads;
     private nint hostMemory;
+    private nint readback;
     private nint copyStream;
     private nint workDone;
     private nint copiesDone;
+    private bool copiesAreUnderWay;
+    private nint uploadStream;
+    private nint uploadsMayBegin;
+    private nint uploadsDone;
 
     public override Arena HostArena => hostArena;
 
     public override Arena PagedArena(string path, long bytes)
     {
+        RefuseWhileRecording("An allocation");
         MakeCurrent();
         long size = Arena.RoundUp(bytes);
         RequireFree(size);
@@ -35,6 +46,7 @@ public sealed unsafe partial class CudaDevice
     /// <summary>Cards whose driver moves pages one by one, when they are touched, are asked to move them beforehand; others move all of them at each launch.</summary>
     public override void Prefetch(Arena paged)
     {
+        RefuseWhileRecording("Prefetching");
         MakeCurrent();
         if (movesPages && paged.UsedBytes > 0)
         {
@@ -61,16 +73,44 @@ public sealed unsafe partial class CudaDevice
         ThrowIfFailed(CudaDriver.cuEventRecord(workDone, stream));
         ThrowIfFailed(CudaDriver.cuStreamWaitEvent(copyStream, workDone, 0));
         CopyOn(copyStream, destination, source);
+        copiesAreUnderWay = true;
     }
 
     public override void AwaitCopies()
     {
-        if (copyStream != 0)
+        if (copiesAreUnderWay)
         {
             MakeCurrent();
             ThrowIfFailed(CudaDriver.cuEventRecord(copiesDone, copyStream));
             ThrowIfFailed(CudaDriver.cuStreamWaitEvent(stream, copiesDone, 0));
+            copiesAreUnderWay = false;
         }
+    }
+
+    public override void StartUpload(Tensor destination, ReadOnlySpan<byte> source)
+    {
+        CheckOwn(destination);
+        CheckTransfer(destination, source.Length, elementOffset: 0);
+        RefuseWhileRecording("An upload");
+        if (IsOnHost(destination))
+        {
+            throw new NotSupportedException("What is on the host is not uploaded beside the work.");
+        }
+
+        lock (transfers)
+        {
+            MakeCurrent();
+            ThrowIfFailed(CudaDriver.cuEventRecord(uploadsMayBegin, stream));
+            ThrowIfFailed(CudaDriver.cuStreamWaitEvent(uploadStream, uploadsMayBegin, 0));
+            ThrowIfFailed(uploads.Upload(destination.Address, source), "an upload");
+        }
+    }
+
+    public override void AwaitUploads()
+    {
+        MakeCurrent();
+        ThrowIfFailed(CudaDriver.cuEventRecord(uploadsDone, uploadStream));
+        ThrowIfFailed(CudaDriver.cuStreamWaitEvent(stream, uploadsDone, 0));
     }
 
     private bool IsOnHost(Tensor tensor) => tensor.Address >= hostMemory && tensor.Address < hostMemory + (nint)hostArena.CapacityBytes;
@@ -144,7 +184,13 @@ public sealed unsafe partial class CudaDevice
             hostMemory = 0;
         }
 
-        foreach (nint cudaEvent in (nint[])[workDone, copiesDone])
+        if (readback != 0)
+        {
+            _ = CudaDriver.cuMemFreeHost(readback);
+            readback = 0;
+        }
+
+        foreach (nint cudaEvent in (nint[])[workDone, copiesDone, uploadsMayBegin, uploadsDone])
         {
             if (cudaEvent != 0)
             {
@@ -152,12 +198,16 @@ public sealed unsafe partial class CudaDevice
             }
         }
 
-        if (copyStream != 0)
+        foreach (nint beside in (nint[])[copyStream, uploadStream])
         {
-            _ = CudaDriver.cuStreamDestroy(copyStream);
+            if (beside != 0)
+            {
+                _ = CudaDriver.cuStreamDestroy(beside);
+            }
         }
 
         (workDone, copiesDone, copyStream) = (0, 0, 0);
+        (uploadsMayBegin, uploadsDone, uploadStream) = (0, 0, 0);
     }
 
     /// <summary>The host has too little memory that can be locked.</summary>

@@ -142,7 +142,7 @@ public sealed unsafe partial class CudaDevice
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void ThrowLaunch(CudaStatus status, CudaKernel kernel, in (uint X, uint Y, uint Z) grid, uint block, uint sharedBytes)
-        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", lastLaunch is null ? null : $"{lastLaunch}, then {kernel.Title}", LaunchedWith(grid, block, sharedBytes));
+        => CudaCheck.Throw(status, $"the launch of {kernel.Title}", LastLaunch is { } before ? $"{before}, then {kernel.Title}" : null, LaunchedWith(grid, block, sharedBytes));
 
     [DoesNotReturn]
     [MethodImpl(MethodImplOptions.NoInlining)]
@@ -152,7 +152,7 @@ public sealed unsafe partial class CudaDevice
         CudaStatus late = CudaDriver.cuStreamSynchronize(stream);
         if (late != CudaStatus.Success)
         {
-            CudaCheck.Throw(late, "cublasLtMatmul", lastLaunch, ShapeOf(call));
+            CudaCheck.Throw(late, "cublasLtMatmul", LastLaunch, ShapeOf(call));
         }
 
         CudaCheck.Throw(status, "cublasLtMatmul", ShapeOf(call));

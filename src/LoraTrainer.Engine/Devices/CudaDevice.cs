@@ -50,6 +50,11 @@ public sealed unsafe partial class CudaDevice : Device
             long hostBytes = Arena.RoundUp(planned.HostBytes);
             hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes) : 0;
             hostArena = new Arena(this, hostMemory, hostBytes);
+            CudaCheck.ThrowIfFailed(CudaDriver.cuMemHostAlloc(out readback, ReadbackBytes, 0));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuStreamCreate(out uploadStream, CudaDriver.StreamNonBlocking));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsMayBegin, CudaDriver.EventWithoutTiming));
+            CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsDone, CudaDriver.EventWithoutTiming));
+            uploads = new CudaStagingRing(uploadStream, (int)Arena.RoundUp(options.StagingSegmentBytes / UploadShare), options.StagingSegmentCount);
             CudaCheck.ThrowIfFailed(CudaDriver.cuDeviceGetAttribute(out int concurrent, CudaDriver.AttributeConcurrentManagedAccess, ordinal));
             movesPages = concurrent != 0 && CudaLibraries.Exports(CudaLibrary.Driver, nameof(CudaDriver.cuMemPrefetchAsync));
             RequireFree(planned.PagedBytes);
@@ -89,6 +94,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         CheckOwn(destination);
         CheckTransfer(destination, source.Length, elementOffset);
+        RefuseWhileRecording("An upload");
         if (IsOnHost(destination))
         {
             source.CopyTo(HostBytes(destination, source.Length, elementOffset));
@@ -106,6 +112,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         CheckOwn(source);
         CheckTransfer(source, destination.Length, elementOffset);
+        RefuseWhileRecording("A download");
         if (destination.IsEmpty)
         {
             return;
@@ -120,10 +127,20 @@ public sealed unsafe partial class CudaDevice : Device
         lock (transfers)
         {
             MakeCurrent();
+            nint from = source.Address + (nint)(elementOffset * source.DType.SizeBytes());
+
+            // A copy to memory that is not page-locked is waited for by the driver itself; a few numbers, as the report of a step, are waited for once.
+            bool isShort = destination.Length <= ReadbackBytes;
             fixed (byte* start = destination)
             {
-                ThrowIfFailed(CudaDriver.cuMemcpyDtoHAsync(start, source.Address + (nint)(elementOffset * source.DType.SizeBytes()), (nuint)destination.Length, stream));
+                ThrowIfFailed(CudaDriver.cuMemcpyDtoHAsync(isShort ? (void*)readback : start, from, (nuint)destination.Length, stream));
                 ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
+            }
+
+            lastRecorded = null;
+            if (isShort)
+            {
+                new ReadOnlySpan<byte>((void*)readback, destination.Length).CopyTo(destination);
             }
         }
     }
@@ -160,8 +177,10 @@ public sealed unsafe partial class CudaDevice : Device
     /// <summary>Waits until all work that was asked for is done.</summary>
     internal void Synchronize()
     {
+        RefuseWhileRecording("A wait");
         MakeCurrent();
         ThrowIfFailed(CudaDriver.cuStreamSynchronize(stream));
+        lastRecorded = null;
     }
 
     protected override void Dispose(bool disposing) => Release();
@@ -219,7 +238,7 @@ public sealed unsafe partial class CudaDevice : Device
     {
         if (status != CudaStatus.Success)
         {
-            CudaCheck.Throw(status, CudaCheck.Function(call), lastLaunch, null);
+            CudaCheck.Throw(status, CudaCheck.Function(call), LastLaunch, null);
         }
     }
 
@@ -237,15 +256,21 @@ public sealed unsafe partial class CudaDevice : Device
             _ = CudaDriver.cuStreamSynchronize(stream);
         }
 
-        if (copyStream != 0)
+        foreach (nint beside in (nint[])[copyStream, uploadStream])
         {
-            _ = CudaDriver.cuStreamSynchronize(copyStream);
+            if (beside != 0)
+            {
+                _ = CudaDriver.cuStreamSynchronize(beside);
+            }
         }
+
+        ReleaseRecorded();
 
         // Null where the constructor did not get that far.
         gemm?.Dispose();
         modules?.Dispose();
         staging?.Dispose();
+        uploads?.Dispose();
         ReleaseBeside();
         if (memory != 0)
         {

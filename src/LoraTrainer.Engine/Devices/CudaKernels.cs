@@ -66,7 +66,7 @@ internal static class CudaKernels
 
     public static readonly CudaKernel CastToBf16 = Declare("elementwise.cu", "cast_to_bf16", Pointer("output"), Pointer("input"), Int64("count"));
 
-    public static readonly CudaKernel DropoutApply = Declare("dropout.cu", "dropout_apply", Pointer("output"), Pointer("input"), Int64("count"), UInt64("first_element"), UInt64("keep_threshold"), Float32("scale"), UInt64("seed"), UInt32("stream"), UInt32("step"));
+    public static readonly CudaKernel DropoutApply = Declare("dropout.cu", "dropout_apply", Pointer("output"), Pointer("input"), Int64("count"), Int32("width"), Int64("first_row"), UInt64("keep_threshold"), Float32("scale"), UInt64("seed"), UInt32("stream"), UInt32("step"), Pointer("numbers"));
 
     public static readonly CudaKernel DoraNorms = Declare("dora.cu", "dora_norms", Pointer("norms"), Pointer("weight"), Pointer("a"), Pointer("b"), Float32("scaling"), Int32("rank"), Int32("rows"), Int32("width"));
 
@@ -74,7 +74,7 @@ internal static class CudaKernels
 
     public static readonly CudaKernel DoraMagnitudeGradient = Declare("dora.cu", "dora_magnitude_gradient", Pointer("d_magnitude"), Pointer("d_output"), Pointer("product"), Pointer("norms"), Int32("rows"), Int32("width"));
 
-    public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Int32("kept_pieces"), Float32("gradient_scale"));
+    public static readonly CudaKernel SoftmaxCrossEntropy = Declare("cross_entropy.cu", "softmax_cross_entropy", Pointer("losses"), Pointer("d_logits"), Pointer("logits"), Pointer("targets"), Pointer("rows"), Int32("vocabulary"), Int32("kept_pieces"), Float32("gradient_scale"), Pointer("numbers"));
 
     public static readonly CudaKernel SumLosses = Declare("reductions.cu", "sum_losses", Pointer("total"), Pointer("losses"), Int32("count"));
 

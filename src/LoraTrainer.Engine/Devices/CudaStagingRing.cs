@@ -116,8 +116,14 @@ internal sealed unsafe class CudaStagingRing : IDisposable
             return CudaStatus.Success;
         }
 
-        Waits++;
         underWay[current] = false;
+        status = CudaDriver.cuEventQuery(events[current]);
+        if (status != CudaStatus.NotReady)
+        {
+            return status;
+        }
+
+        Waits++;
         return CudaDriver.cuEventSynchronize(events[current]);
     }
 }

@@ -68,6 +68,17 @@ public abstract class Device : IDisposable
     /// <summary>Copies host bytes into the tensor from its element <paramref name="elementOffset"/> on.</summary>
     public abstract void Upload(Tensor destination, ReadOnlySpan<byte> source, long elementOffset = 0);
 
+    /// <summary>
+    /// As <see cref="Upload"/>, beside the work that is asked for after it: what was asked for before is done when the copy begins. The source may be changed when this returns; the
+    /// destination may not be used before <see cref="AwaitUploads"/>.
+    /// </summary>
+    public virtual void StartUpload(Tensor destination, ReadOnlySpan<byte> source) => Upload(destination, source);
+
+    /// <summary>Work that is asked for from now on begins when all copies of <see cref="StartUpload"/> are done. The caller does not wait.</summary>
+    public virtual void AwaitUploads()
+    {
+    }
+
     /// <summary>Copies the tensor's bytes from its element <paramref name="elementOffset"/> on to the host; waits until all work before it is done.</summary>
     public abstract void Download(Tensor source, Span<byte> destination, long elementOffset = 0);
 
@@ -87,6 +98,29 @@ public abstract class Device : IDisposable
     public virtual void AwaitCopies()
     {
     }
+
+    /// <summary>True where work can be recorded and launched again as a whole (<see cref="StartRecording"/>).</summary>
+    public virtual bool RecordsWork => false;
+
+    /// <summary>
+    /// Work that is asked for from now on, up to <see cref="FinishRecording"/>, is recorded instead of done. It may be operations and copies within the device; each kind of it
+    /// must have been done once before, and the memory that it uses must be the same whenever it is launched. Nothing is uploaded, downloaded or waited for in between.
+    /// </summary>
+    public virtual void StartRecording() => throw new NotSupportedException($"{Description} records no work.");
+
+    /// <summary>Ends what <see cref="StartRecording"/> began.</summary>
+    /// <param name="title">Names the work in messages.</param>
+    public virtual RecordedWork FinishRecording(string title) => throw new NotSupportedException($"{Description} records no work.");
+
+    /// <summary>Forgets what was recorded so far, where something has failed.</summary>
+    public virtual void AbandonRecording()
+    {
+    }
+
+    /// <summary>Asks for all of the recorded work.</summary>
+    /// <param name="work">Of this device.</param>
+    /// <param name="step">Names the occasion in messages.</param>
+    public virtual void Launch(RecordedWork work, long step) => throw new NotSupportedException($"{Description} records no work.");
 
     /// <summary>
     /// What this device chose while it ran and what decides the last bits of results, for a checkpoint to keep: on a GPU the algorithm of each

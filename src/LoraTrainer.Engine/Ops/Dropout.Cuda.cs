@@ -9,9 +9,9 @@ public static partial class Dropout
     private static void ApplyCuda(CudaDevice cuda, Tensor output, Tensor input, float probability, DropoutKey key)
     {
         float keepProbability = 1 - probability;
-        ulong firstElement = (ulong)(key.FirstRow * input.Shape[1]);
         cuda.Launch(
             CudaKernels.DropoutApply, LaunchShape.EightEach(input.ElementCount),
-            output, input, input.ElementCount, firstElement, CounterRandom.KeepThreshold(keepProbability), 1 / keepProbability, key.Seed, key.Stream, key.Step);
+            output, input, input.ElementCount, (int)input.Shape[1], key.FirstRow, CounterRandom.KeepThreshold(keepProbability), 1 / keepProbability, key.Seed, key.Stream, key.Step,
+            key.Numbers);
     }
 }

@@ -8,7 +8,11 @@ namespace LoraTrainer.Engine.Ops;
 /// <param name="Stream">One for each place in the model that drops.</param>
 /// <param name="Step">Optimizer step.</param>
 /// <param name="FirstRow">Rows of the same global batch that come before this tensor's first: masks do not depend on how a batch was cut.</param>
-public readonly record struct DropoutKey(ulong Seed, uint Stream, uint Step, long FirstRow);
+public readonly record struct DropoutKey(ulong Seed, uint Stream, uint Step, long FirstRow)
+{
+    /// <summary>A <see cref="PassNumbers"/> on the device with the same step and first row, or none: a GPU reads them from there, so that the launch can be recorded.</summary>
+    public Tensor Numbers { get; init; }
+}
 
 /// <summary>Inverted dropout: output = keep ? input / (1 - p) : 0, with keep drawn for each element from its address. Forward and backward are the same function.</summary>
 public static partial class Dropout

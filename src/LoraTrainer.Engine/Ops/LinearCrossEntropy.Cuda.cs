@@ -24,11 +24,11 @@ public static partial class LinearCrossEntropy
         return (shape with { SharedBytes = (uint)(kept * pieceBytes) }, (int)kept);
     }
 
-    private static void SoftmaxCrossEntropyCuda(CudaDevice cuda, Tensor losses, Tensor dLogits, Tensor logits, Tensor targets, Tensor rows, float gradientScale)
+    private static void SoftmaxCrossEntropyCuda(CudaDevice cuda, Tensor losses, Tensor dLogits, Tensor logits, Tensor targets, Tensor rows, float gradientScale, Tensor numbers)
     {
         // Without a gradient nothing is read twice.
         int vocabulary = (int)logits.Shape[1];
         (LaunchShape shape, int kept) = CudaLaunch(rows.ElementCount, vocabulary, dLogits.IsNone ? 0 : cuda.Info.SharedBytesPerBlock);
-        cuda.Launch(CudaKernels.SoftmaxCrossEntropy, shape, losses, dLogits, logits, targets, rows, vocabulary, kept, gradientScale);
+        cuda.Launch(CudaKernels.SoftmaxCrossEntropy, shape, losses, dLogits, logits, targets, rows, vocabulary, kept, gradientScale, numbers);
     }
 }

@@ -32,8 +32,10 @@ public static partial class LinearCrossEntropy
     /// <param name="scoredRows">(M) i32, ascending: the rows that have a target.</param>
     /// <param name="gradientScale">One over the number of scored tokens of the whole global batch.</param>
     /// <param name="softcap">c; 0 for none.</param>
+    /// <param name="numbers">A <see cref="PassNumbers"/> on the device with the same gradient scale, or none: a GPU reads it from there, so that the launch can be recorded.</param>
     public static void ForwardBackward(
-        Tensor losses, Tensor dHidden, Tensor dWeight, Tensor hidden, WeightMatrix weight, Tensor targets, Tensor scoredRows, float gradientScale, float softcap = 0)
+        Tensor losses, Tensor dHidden, Tensor dWeight, Tensor hidden, WeightMatrix weight, Tensor targets, Tensor scoredRows, float gradientScale, float softcap = 0,
+        Tensor numbers = default)
     {
         const string op = "LinearCrossEntropy.ForwardBackward";
         (long n, long d) = Contract.ExpectActivations(op, hidden);
@@ -91,7 +93,7 @@ public static partial class LinearCrossEntropy
                 device.Copy(capped, logits);
             }
 
-            SoftmaxCrossEntropy(losses, dLogits, logits, targets, rows, gradientScale);
+            SoftmaxCrossEntropy(losses, dLogits, logits, targets, rows, gradientScale, numbers);
             if (softcap > 0 && needsGradient)
             {
                 Softcap.Backward(dLogits, capped, softcap);
@@ -112,7 +114,7 @@ public static partial class LinearCrossEntropy
     }
 
     /// <summary>losses[rows[i]] = lse_i - logits_i[targets[rows[i]]]; dLogits_i, where it is wanted, becomes (softmax(logits_i) - onehot) * gradientScale. On the CPU dLogits is logits.</summary>
-    private static void SoftmaxCrossEntropy(Tensor losses, Tensor dLogits, Tensor logits, Tensor targets, Tensor rows, float gradientScale)
+    private static void SoftmaxCrossEntropy(Tensor losses, Tensor dLogits, Tensor logits, Tensor targets, Tensor rows, float gradientScale, Tensor numbers)
     {
         switch (logits.Device)
         {
@@ -121,7 +123,7 @@ public static partial class LinearCrossEntropy
                 cpu.RoundActivations(dLogits);
                 break;
             case CudaDevice cuda:
-                SoftmaxCrossEntropyCuda(cuda, losses, dLogits, logits, targets, rows, gradientScale);
+                SoftmaxCrossEntropyCuda(cuda, losses, dLogits, logits, targets, rows, gradientScale, numbers);
                 break;
             case MeasureDevice measure:
                 measure.Count(6.0 * logits.ElementCount, logits, dLogits);

@@ -318,7 +318,7 @@ public sealed class AdaptedLinear
 
     private bool IsDropping(DropoutState dropout) => dropout.IsActive && adapter!.Dropout > 0;
 
-    private DropoutKey Key(DropoutState dropout, long firstToken) => new(dropout.Seed, adapter!.Stream, dropout.Step, firstToken);
+    private DropoutKey Key(DropoutState dropout, long firstToken) => new(dropout.Seed, adapter!.Stream, dropout.Step, firstToken) { Numbers = dropout.Numbers };
 
     /// <summary>What backward needs of the forward pass besides the input.</summary>
     public readonly struct Saved

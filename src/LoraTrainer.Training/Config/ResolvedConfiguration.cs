@@ -88,7 +88,7 @@ internal static partial class ResolvedConfiguration
     /// <summary>Keys that do not change what is learned. A name covers everything below it.</summary>
     public static IReadOnlyList<string> WithoutEffectOnResult { get; } =
     [
-        "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "quantized_cache", "interruption", "resume", "resume_from_checkpoint",
+        "run_name", "output_dir", "device", "threads", "gradient_checkpointing", "embeddings", "cuda_graphs", "logging_steps", "use_tensorboard", "otlp_endpoint", "checkpoint", "quantized_cache", "interruption", "resume", "resume_from_checkpoint",
         "on_nonfinite", "max_rollbacks", "on_finish", "cost", "evaluate_before", "evaluate_after", "eval_max_new_tokens", "convert_to_lora", "lora_model_dir",
     ];
 

@@ -107,6 +107,13 @@ public enum LmHeadFormat
     EightBit,
 }
 
+public enum CudaGraphs
+{
+    Off,
+    On,
+    Verify,
+}
+
 /// <summary>Where the run computes and how it spends memory for time. Nothing here changes what is learned, except <see cref="LmHead"/>.</summary>
 public sealed record DeviceOptions
 {
@@ -121,6 +128,9 @@ public sealed record DeviceOptions
     public EmbeddingPlacement Embeddings { get; init; } = EmbeddingPlacement.Device;
 
     public LmHeadFormat LmHead { get; init; } = LmHeadFormat.Bf16;
+
+    /// <summary>Launch the passes of micro-batches that repeat as CUDA graphs; verify: make each of these passes both ways and compare.</summary>
+    public CudaGraphs CudaGraphs { get; init; } = CudaGraphs.Off;
 }
 
 public enum AdapterKind

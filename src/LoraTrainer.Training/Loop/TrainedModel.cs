@@ -120,6 +120,11 @@ public sealed class TrainedModel
         {
             yield return "gradient_checkpointing: offload is gradient_checkpointing: true on the CPU, whose memory is the host's.";
         }
+
+        if (platform == DevicePlatform.Cpu && config.Device.CudaGraphs != CudaGraphs.Off)
+        {
+            yield return "cuda_graphs has no effect on the CPU.";
+        }
     }
 
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>

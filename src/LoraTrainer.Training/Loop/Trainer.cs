@@ -1,4 +1,5 @@
 using System.Diagnostics;
+using System.Globalization;
 using LoraTrainer.Data.Packing;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
@@ -68,8 +69,13 @@ public sealed class Trainer
     private readonly TrainedModel trained;
     private readonly TrainingData data;
     private readonly Schedule schedule;
-    private readonly MicroBatch batch;
     private readonly LargestMicroBatch largest;
+    private readonly StagedBatches staged;
+
+    // The one that is on its way to the device, and the one that is computed; they take turns.
+    private MicroBatch next;
+    private MicroBatch batch;
+    private StepRows? nextStep;
 
     /// <param name="config">The run.</param>
     /// <param name="trained">Base, adapters, moments.</param>
@@ -82,6 +88,26 @@ public sealed class Trainer
         schedule = Schedule.From(config, data.Order.TotalSteps);
         largest = LargestMicroBatch.Of(config, data);
         batch = new MicroBatch(largest.Tokens, largest.Documents);
+        next = new MicroBatch(largest.Tokens, largest.Documents);
+        staged = new StagedBatches(trained.Model.Device, largest.Tokens);
+        Graphs = config.Device.CudaGraphs != CudaGraphs.Off && trained.Model.Device.RecordsWork ? new PassGraphs(trained.Model, config.Device) : null;
+    }
+
+    /// <summary>Null where the config asks for none, or the device records no work.</summary>
+    public PassGraphs? Graphs { get; }
+
+    /// <summary>What there is to say of graphs: before the first step why there are none, later what came of them.</summary>
+    public void TellOfGraphs(Action<string> notice)
+    {
+        if (CompletedSteps == 0 && Graphs is null && config.Device.CudaGraphs != CudaGraphs.Off && trained.Model.Device.Platform == DevicePlatform.Cuda)
+        {
+            notice("cuda_graphs has no effect with LT_CUDA_SYNC=1, by which each kernel is launched and waited for by itself.");
+        }
+        else if (Graphs is { Passes: > 0 } graphs)
+        {
+            notice(string.Create(
+                CultureInfo.InvariantCulture, $"CUDA graphs: {graphs.Launches} of {graphs.Passes} micro-batches were launched as graphs, {graphs.Recordings} recorded, {graphs.Proofs} proven."));
+        }
     }
 
     /// <summary>Of a micro-batch of the run.</summary>
@@ -108,9 +134,14 @@ public sealed class Trainer
         using ArenaFrame frame = device.Arena.Frame();
         StepReport report = StepReport.Allocate(device);
         device.Zero(trained.Model.Parameters.Gradients);
-        IReadOnlyList<int[]> bins = data.Order.BinsOf(largest.Step);
-        FillBatch(bins, largest.FirstBin);
-        MicroStep(report, firstToken: 0, 1f / Math.Max(1, batch.TargetCount), largest.Step);
+
+        // What is on its way for the next step gives way. Graphs are for passes that repeat.
+        nextStep = null;
+        Fill(data.Order.BinsOf(largest.Step), largest.FirstBin);
+        float scale = 1f / Math.Max(1, next.TargetCount);
+        DropoutState dropout = RandomnessOf(config, largest.Step);
+        staged.Start(new PassNumbers(0, dropout.Step, scale), next);
+        Accumulate(trained, report, staged.Take(), dropout, scale, config.Device.GradientCheckpointing);
         _ = report.Read();
         return (largest, Stopwatch.GetElapsedTime(start).TotalSeconds);
     }
@@ -121,17 +152,30 @@ public sealed class Trainer
     {
         long start = Stopwatch.GetTimestamp();
         CausalLanguageModel model = trained.Model;
-        IReadOnlyList<int[]> bins = data.Order.BinsOf(CompletedSteps);
-        int supervised = SupervisedTokens(bins);
+        StepRows rows = nextStep is { } known && known.Step == CompletedSteps ? known : Begin(CompletedSteps);
+        (_, IReadOnlyList<int[]> bins, int supervised) = rows;
         using ArenaFrame frame = model.Device.Arena.Frame();
         StepReport report = StepReport.Allocate(model.Device);
         model.Device.Zero(model.Parameters.Gradients);
         int tokens = 0;
         for (int first = 0; first < bins.Count; first += config.Batch.MicroBatchSize)
         {
-            FillBatch(bins, first);
-            MicroStep(report, tokens, 1f / supervised, CompletedSteps);
+            PackedBatch packed = staged.Take();
+            (batch, next) = (next, batch);
             tokens += batch.TokenCount;
+
+            // While this one is computed the next one goes to the device, be it of the next step.
+            int following = first + config.Batch.MicroBatchSize;
+            if (following < bins.Count)
+            {
+                Start(rows, following, tokens);
+            }
+            else
+            {
+                nextStep = CompletedSteps + 1 < TotalSteps ? Begin(CompletedSteps + 1) : null;
+            }
+
+            MicroStep(report, packed, 1f / supervised);
         }
 
         double rate = schedule.RateAt(CompletedSteps);
@@ -139,7 +183,7 @@ public sealed class Trainer
         (double lossSum, double norm) = report.Read();
         if (!double.IsFinite(lossSum) || !double.IsFinite(norm))
         {
-            throw NonFinite(lossSum, norm, bins);
+            throw NonFinite(lossSum, norm, rows);
         }
 
         CompletedSteps++;
@@ -148,14 +192,34 @@ public sealed class Trainer
     }
 
     /// <summary>Forward, loss and backward of one micro-batch; its losses are added to the report.</summary>
-    public static void Accumulate(TrainedModel trained, StepReport report, in PackedBatch packed, DropoutState dropout, float gradientScale, GradientCheckpointing checkpointing)
+    /// <param name="trained">Base, adapters, moments.</param>
+    /// <param name="report">Of the step.</param>
+    /// <param name="packed">The micro-batch.</param>
+    /// <param name="dropout">Random numbers of the step.</param>
+    /// <param name="gradientScale">One over the scored tokens of the step.</param>
+    /// <param name="checkpointing">What is kept between forward and backward; graphs have their own.</param>
+    /// <param name="graphs">Launch passes that repeat as a whole; null: none.</param>
+    public static void Accumulate(
+        TrainedModel trained, StepReport report, in PackedBatch packed, DropoutState dropout, float gradientScale, GradientCheckpointing checkpointing, PassGraphs? graphs = null)
     {
         Device device = trained.Model.Device;
         Tensor losses = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(packed.TokenCount));
-        trained.Model.ForwardBackward(
-            losses, packed, dropout, gradientScale, recompute: checkpointing != GradientCheckpointing.Off, inputsOnHost: checkpointing == GradientCheckpointing.Offload && device.Platform == DevicePlatform.Cuda);
+        if (graphs is null)
+        {
+            (bool recompute, bool inputsOnHost) = RecomputationOf(checkpointing, device.Platform);
+            trained.Model.ForwardBackward(losses, packed, dropout, gradientScale, recompute, inputsOnHost: inputsOnHost);
+        }
+        else
+        {
+            graphs.ForwardBackward(losses, packed, dropout, gradientScale);
+        }
+
         LossSum.Accumulate(report.LossSum, losses);
     }
+
+    /// <summary>What a way of checkpointing is on a platform.</summary>
+    internal static (bool Recompute, bool InputsOnHost) RecomputationOf(GradientCheckpointing checkpointing, DevicePlatform platform) =>
+        (checkpointing != GradientCheckpointing.Off, checkpointing == GradientCheckpointing.Offload && platform == DevicePlatform.Cuda);
 
     /// <summary>Norm, clipping and the optimizer's update; where the report is not finite nothing changes.</summary>
     public static void Update(TrainedModel trained, StepReport report, int step, double learningRate)
@@ -164,11 +228,10 @@ public sealed class Trainer
         trained.Optimizer.Step(step, learningRate, report.Values);
     }
 
-    private void MicroStep(StepReport report, int firstToken, float gradientScale, int completedSteps)
+    private void MicroStep(StepReport report, in PackedBatch packed, float gradientScale)
     {
-        Device device = trained.Model.Device;
-        using ArenaFrame frame = device.Arena.Frame();
-        Accumulate(trained, report, Upload(firstToken), RandomnessOf(config, completedSteps), gradientScale, config.Device.GradientCheckpointing);
+        using ArenaFrame frame = trained.Model.Device.Arena.Frame();
+        Accumulate(trained, report, packed, Dropout, gradientScale, config.Device.GradientCheckpointing, Graphs);
     }
 
     /// <summary>The random numbers of one step.</summary>
@@ -177,15 +240,33 @@ public sealed class Trainer
     public static DropoutState RandomnessOf(TrainingConfig config, int completedSteps) =>
         new(IsActive: true, (ulong)config.Seed, (uint)completedSteps) { NoiseAlpha = (float)(config.NeftuneNoiseAlpha ?? 0) };
 
-    private PackedBatch Upload(int firstToken) =>
-        PackedBatch.Upload(trained.Model.Device, batch.Tokens, batch.Positions, batch.DocumentOffsets, batch.Targets, batch.ScoredRows, firstToken);
+    private DropoutState Dropout => RandomnessOf(config, CompletedSteps);
 
-    private void FillBatch(IReadOnlyList<int[]> bins, int first)
+    /// <summary>The rows of a step, with its first micro-batch on the way to the device.</summary>
+    private StepRows Begin(int step)
     {
-        batch.Clear();
+        IReadOnlyList<int[]> bins = data.Order.BinsOf(step);
+        var rows = new StepRows(step, bins, SupervisedTokens(bins));
+        Start(rows, first: 0, firstToken: 0);
+        return rows;
+    }
+
+    /// <summary>Sends a micro-batch to the device.</summary>
+    /// <param name="rows">Of its step.</param>
+    /// <param name="first">Its first bin.</param>
+    /// <param name="firstToken">Tokens of the step before it.</param>
+    private void Start(StepRows rows, int first, int firstToken)
+    {
+        Fill(rows.Bins, first);
+        staged.Start(new PassNumbers(firstToken, RandomnessOf(config, rows.Step).Step, 1f / rows.Supervised), next);
+    }
+
+    private void Fill(IReadOnlyList<int[]> bins, int first)
+    {
+        next.Clear();
         for (int bin = first; bin < Math.Min(first + config.Batch.MicroBatchSize, bins.Count); bin++)
         {
-            batch.Add(data.Train, bins[bin]);
+            next.Add(data.Train, bins[bin]);
         }
     }
 
@@ -215,19 +296,19 @@ public sealed class Trainer
         return count;
     }
 
-    private NonFiniteException NonFinite(double lossSum, double norm, IReadOnlyList<int[]> bins)
+    private NonFiniteException NonFinite(double lossSum, double norm, StepRows step)
     {
         const int shown = 8;
         bool isLoss = !double.IsFinite(lossSum);
-        int[] rows = [.. bins.SelectMany(bin => bin)];
+        int[] rows = [.. step.Bins.SelectMany(bin => bin)];
         string more = rows.Length > shown ? $" and {rows.Length - shown} more" : string.Empty;
         return new NonFiniteException(
-            $"Step {CompletedSteps + 1}: the {(isLoss ? "loss" : "gradient norm")} is {(isLoss ? lossSum : norm)}, {FirstPlace(isLoss, bins)}. Rows of the step: {string.Join(", ", rows.Take(shown).Select(row => data.Train.Source(row).ToString()))}{more}",
+            $"Step {CompletedSteps + 1}: the {(isLoss ? "loss" : "gradient norm")} is {(isLoss ? lossSum : norm)}, {FirstPlace(isLoss, step)}. Rows of the step: {string.Join(", ", rows.Take(shown).Select(row => data.Train.Source(row).ToString()))}{more}",
             "The step was not applied. A lower learning_rate, a smaller max_grad_norm or a look at these rows usually helps; on_nonfinite: rollback with checkpoint.every_steps leaves them out and goes on.");
     }
 
     /// <summary>Where the first number is that is not finite, in the order in which they are computed.</summary>
-    private string FirstPlace(bool isLoss, IReadOnlyList<int[]> bins)
+    private string FirstPlace(bool isLoss, StepRows step)
     {
         ParameterStore parameters = trained.Model.Parameters;
         if (parameters.Parameters.FirstOrDefault(parameter => !IsFinite(parameter.Value)) is { } spoilt)
@@ -235,14 +316,15 @@ public sealed class Trainer
             return $"because {spoilt.Name}, which is trained, is not finite itself";
         }
 
-        for (int first = 0, tokens = 0; isLoss && first < bins.Count; first += config.Batch.MicroBatchSize, tokens += batch.TokenCount)
+        // The next step's first micro-batch gives way.
+        nextStep = null;
+        for (int first = 0, tokens = 0; isLoss && first < step.Bins.Count; first += config.Batch.MicroBatchSize, tokens += next.TokenCount)
         {
-            using ArenaFrame frame = trained.Model.Device.Arena.Frame();
-            FillBatch(bins, first);
-            if (trained.Model.FindNonFinite(Upload(tokens), RandomnessOf(config, CompletedSteps)) is var (where, token))
+            Start(step, first, tokens);
+            if (trained.Model.FindNonFinite(staged.Take(), Dropout) is var (where, token))
             {
-                int document = batch.DocumentOffsets.Span[1..].ToArray().Count(end => end <= token);
-                int row = bins.Skip(first).SelectMany(bin => bin).ElementAt(document);
+                int document = next.DocumentOffsets.Span[1..].ToArray().Count(end => end <= token);
+                int row = step.Bins.Skip(first).SelectMany(bin => bin).ElementAt(document);
                 return $"first in {where}, in {data.Train.Source(row)}";
             }
         }
@@ -252,4 +334,9 @@ public sealed class Trainer
 
         static bool IsFinite(Tensor values) => double.IsFinite(GradientNorm.Compute(values.Reshape(new Shape(values.ElementCount))));
     }
+
+    /// <param name="Step">Completed steps before it.</param>
+    /// <param name="Bins">Of its global batch.</param>
+    /// <param name="Supervised">Its scored tokens.</param>
+    private sealed record StepRows(int Step, IReadOnlyList<int[]> Bins, int Supervised);
 }

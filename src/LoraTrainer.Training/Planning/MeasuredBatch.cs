@@ -1,4 +1,3 @@
-using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Tensors;
 using LoraTrainer.Models.Layers;
 using LoraTrainer.Training.Config;
@@ -32,13 +31,14 @@ internal readonly record struct MeasuredBatch(int Tokens, int[] Offsets, int Sco
     /// <summary>Forward and backward, as <see cref="Trainer.Step"/> does them.</summary>
     /// <param name="config">The run.</param>
     /// <param name="trained">On a device that only measures.</param>
+    /// <param name="staged">With room for it.</param>
     /// <param name="report">Of the step.</param>
-    public void Run(TrainingConfig config, TrainedModel trained, StepReport report)
+    public void Run(TrainingConfig config, TrainedModel trained, StagedBatches staged, StepReport report)
     {
-        Device device = trained.Model.Device;
-        using ArenaFrame frame = device.Arena.Frame();
         int[] ids = new int[Tokens];
-        PackedBatch batch = PackedBatch.Upload(device, ids, ids, Offsets, ids, ids.AsSpan(0, Scored));
+        staged.Start(default, ids, ids, Offsets, ids, ids.AsSpan(0, Scored));
+        PackedBatch batch = staged.Take();
+        using ArenaFrame frame = trained.Model.Device.Arena.Frame();
         Trainer.Accumulate(trained, report, batch, Trainer.RandomnessOf(config, completedSteps: 0), 1, config.Device.GradientCheckpointing);
     }
 }

@@ -54,7 +54,7 @@ public sealed record MemoryPlan
     {
         using MeasureDevice device = selection.Measure();
         TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
-        double flops = MeasureStep(config, trained, passes);
+        double flops = MeasureStep(config, trained, new StagedBatches(device, passes.MicroBatchTokens), passes);
         bool generates = config.Evaluation.Before || config.Evaluation.After;
         if (generates || config.Evaluation.Strategy != EvaluationStrategy.No)
         {
@@ -74,13 +74,13 @@ public sealed record MemoryPlan
     }
 
     /// <summary>One optimizer step with one micro-batch, as <see cref="Trainer.Step"/> makes it; the operations of forward and backward.</summary>
-    private static double MeasureStep(TrainingConfig config, TrainedModel trained, PlannedPasses passes)
+    private static double MeasureStep(TrainingConfig config, TrainedModel trained, StagedBatches staged, PlannedPasses passes)
     {
         var device = (MeasureDevice)trained.Model.Device;
         using ArenaFrame frame = device.Arena.Frame();
         StepReport report = StepReport.Allocate(device);
         device.ResetWork();
-        MeasuredBatch.Full(passes.MicroBatchTokens, passes.DocumentTokens).Run(config, trained, report);
+        MeasuredBatch.Full(passes.MicroBatchTokens, passes.DocumentTokens).Run(config, trained, staged, report);
         double flops = device.Flops;
         Trainer.Update(trained, report, step: 1, learningRate: 0);
         return flops;

@@ -43,10 +43,11 @@ public sealed record WorkPlan
         TrainedModel trained = TrainedModel.Build(config, shape, folder, device);
         MicroBatches batches = bins.Cut(microBatchSize);
         var batch = MeasuredBatch.OfDocuments(Math.Max(1, (int)Math.Round(batches.MeanTokens)), bins.DocumentTokens, bins.ScoredShare);
+        var staged = new StagedBatches(device, batch.Tokens);
         using ArenaFrame frame = device.Arena.Frame();
         StepReport report = StepReport.Allocate(device);
         device.ResetWork();
-        batch.Run(config, trained, report);
+        batch.Run(config, trained, staged, report);
         IReadOnlyList<DeviceWork> microBatch = device.Work;
         device.ResetWork();
         device.Zero(trained.Model.Parameters.Gradients);

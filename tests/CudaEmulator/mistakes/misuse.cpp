@@ -176,6 +176,136 @@ void test_lazy_streams(void* scale) {
     MUST(cuEventDestroy_v2(event));
 }
 
+// Graphs: what is captured is not done, and is done at each launch; what a capture does not bear is refused and spoils it.
+void test_graphs(void* scale) {
+    const size_t count = 100;
+    std::vector<float> result(count);
+    buffer<float> x(std::vector<float>(count, 2.0f)), y(std::vector<float>(count, 0.0f)), z(std::vector<float>(count, 0.0f));
+    void *first, *second, *fork, *joined, *graph, *executable, *pinned;
+    MUST(cuStreamCreate(&first, 1));
+    MUST(cuStreamCreate(&second, 1));
+    MUST(cuEventCreate(&fork, 2));
+    MUST(cuEventCreate(&joined, 2));
+    MUST(cuMemHostAlloc(&pinned, count * 4, 0));
+    auto scaled = [&](void* stream, address to, address from, float factor) { MUST(launch(scale, {1}, {128}, 0, stream, to, from, factor, (int)count)); };
+    auto begin = [&] { MUST(cuStreamBeginCapture_v2(first, 1)); };
+    auto read = [&](address from) {
+        MUST(cuStreamSynchronize(first));
+        MUST(cuMemcpyDtoH_v2(result.data(), from, count * 4));
+        return result[0];
+    };
+    auto spoilt = [&](const char* misuse, int status, const char* words) {
+        refused(misuse, status, words);
+        refused("the end of a spoilt capture", cuStreamEndCapture(first, &graph), "not permitted");
+        expect(!graph, "a spoilt capture gives no graph");
+    };
+
+    for (int lazy = 0; lazy < 3; lazy++) {
+        lt_standin_configure(0, 0, lazy);
+        MUST(cuMemsetD32Async(y.at, 0, count, first));
+        begin();
+        scaled(first, y.at, x.at, 3.0f);
+        MUST(cuEventRecord(fork, first));
+        MUST(cuStreamWaitEvent(second, fork, 0));
+        scaled(second, z.at, y.at, 5.0f);  // beside what follows
+        MUST(cuEventRecord(joined, second));
+        MUST(cuStreamWaitEvent(first, joined, 0));
+        scaled(first, y.at, z.at, 7.0f);
+        MUST(cuStreamEndCapture(first, &graph));
+        MUST(cuGraphInstantiateWithFlags(&executable, graph, 0));
+        MUST(cuGraphDestroy(graph));
+        expect(read(y.at) == 0.0f, "what is captured is not done");
+        MUST(cuGraphLaunch(executable, first));
+        expect(read(y.at) == 210.0f, "a launch does it");
+        MUST(cuMemsetD32Async(x.at, 0x3f800000, count, first));  // 1.0
+        MUST(cuGraphLaunch(executable, first));
+        expect(read(y.at) == 105.0f, "another launch does it with what the memory holds then");
+        MUST(cuMemsetD32Async(x.at, 0x40000000, count, first));  // 2.0
+        MUST(cuGraphExecDestroy(executable));
+    }
+    refused("launch of a destroyed graph", cuGraphLaunch(executable, first), "destroyed");
+
+    // A branch that is not waited for before its result is read: with lazy streams it comes too late. The real driver would let this pass.
+    lt_standin_configure(0, 0, 1);
+    MUST(cuMemsetD32Async(z.at, 0, count, first));
+    begin();
+    MUST(cuEventRecord(fork, first));
+    MUST(cuStreamWaitEvent(second, fork, 0));
+    scaled(second, z.at, x.at, 5.0f);
+    scaled(first, y.at, z.at, 1.0f);
+    MUST(cuEventRecord(joined, second));
+    MUST(cuStreamWaitEvent(first, joined, 0));
+    MUST(cuStreamEndCapture(first, &graph));
+    MUST(cuGraphInstantiateWithFlags(&executable, graph, 0));
+    MUST(cuGraphLaunch(executable, first));
+    expect(read(y.at) == 0.0f, "lazy: a missing wait within a graph shows");
+    MUST(cuGraphExecDestroy(executable));
+    MUST(cuGraphDestroy(graph));
+    lt_standin_configure(0, 0, 0);
+
+    address p;
+    float host[100];
+    begin();
+    refused("a capture in a capture", cuStreamBeginCapture_v2(first, 1), "capturing already");
+    spoilt("a wait in a capture", cuStreamSynchronize(first), "the stream is capturing");
+    begin();
+    spoilt("an allocation in a capture", cuMemAlloc_v2(&p, 16), "not permitted while work is captured");
+    begin();
+    spoilt("a copy that waits in a capture", cuMemcpyDtoH_v2(host, x.at, 16), "not permitted while work is captured");
+    begin();
+    spoilt("a copy from pageable memory in a capture", cuMemcpyHtoDAsync_v2(x.at, host, 16, first), "not page-locked");
+    MUST(cuEventRecord(fork, second));
+    begin();
+    spoilt("a wait for work that is not captured", cuStreamWaitEvent(first, fork, 0), "not captured");
+    begin();
+    MUST(cuEventRecord(fork, first));
+    spoilt("the host waits for a captured event", cuEventSynchronize(fork), "last recorded in a capture");
+    begin();
+    MUST(cuEventRecord(fork, first));
+    MUST(cuStreamWaitEvent(second, fork, 0));
+    scaled(second, z.at, x.at, 5.0f);
+    refused("a capture that leaves a stream alone", cuStreamEndCapture(first, &graph), "was not waited for");
+    refused("the end of no capture", cuStreamEndCapture(first, &graph), "not capturing");
+    refused("capture of the default stream", cuStreamBeginCapture_v2(nullptr, 1), "default stream");
+    MUST(cuMemcpyHtoDAsync_v2(x.at, pinned, 16, second));
+    MUST(cuStreamSynchronize(second));
+    expect(lt_standin_count("live_graphs") == 0, "no graph is left");
+    MUST(cuMemFreeHost(pinned));
+    for (void* event : {fork, joined}) MUST(cuEventDestroy_v2(event));
+    for (void* stream : {first, second}) MUST(cuStreamDestroy_v2(stream));
+}
+
+// With copies from the host first, one that does not wait for the work before it comes too early.
+void test_uploads_first(void* scale) {
+    const size_t count = 100;
+    std::vector<float> result(count);
+    buffer<float> x(std::vector<float>(count, 1.0f)), y(count);
+    void *first, *second, *read, *pinned;
+    MUST(cuStreamCreate(&first, 1));
+    MUST(cuStreamCreate(&second, 1));
+    MUST(cuEventCreate(&read, 2));
+    MUST(cuMemHostAlloc(&pinned, count * 4, 0));
+    for (size_t i = 0; i < count; i++) ((float*)pinned)[i] = 4.0f;
+    lt_standin_configure(0, 0, 2);
+    for (bool waits : {true, false}) {
+        MUST(launch(scale, {1}, {128}, 0, first, y.at, x.at, 2.0f, (int)count));
+        MUST(cuEventRecord(read, first));
+        if (waits) MUST(cuStreamWaitEvent(second, read, 0));
+        MUST(cuMemcpyHtoDAsync_v2(x.at, pinned, count * 4, second));
+        MUST(cuStreamSynchronize(first));
+        MUST(cuMemcpyDtoH_v2(result.data(), y.at, count * 4));
+        expect(result[0] == (waits ? 2.0f : 8.0f), "uploads first: one that should have waited shows");
+        for (size_t i = 0; i < count; i++) ((float*)pinned)[i] = 1.0f;
+        MUST(cuMemcpyHtoDAsync_v2(x.at, pinned, count * 4, second));
+        MUST(cuStreamSynchronize(second));
+        for (size_t i = 0; i < count; i++) ((float*)pinned)[i] = 4.0f;
+    }
+    lt_standin_configure(0, 0, 0);
+    MUST(cuMemFreeHost(pinned));
+    MUST(cuEventDestroy_v2(read));
+    for (void* stream : {first, second}) MUST(cuStreamDestroy_v2(stream));
+}
+
 void test_counts(void* scale) {
     long long live = lt_standin_count("live_allocations");
     lt_standin_reset_counts();
@@ -189,6 +319,8 @@ void test_counts(void* scale) {
     }
     expect(lt_standin_count("scale") == 3 && lt_standin_count("copies_to_host") == 1 && lt_standin_count("copies_to_device") == 1 && lt_standin_count("copies_on_device") == 1, "the counts of launches and copies");
     expect(lt_standin_count("synchronizations") == 3, "the count of waits: two copies that wait and one call");
+    expect(lt_standin_count("cuLaunchKernel") == 3 && lt_standin_count("cuMemAlloc_v2") == 2 && lt_standin_count("allocations") == 2 && lt_standin_count("cuCtxSynchronize") == 1, "each call counts under its name");
+    expect(lt_standin_count("blocking_copies") == 2, "the count of copies that the host waits for");
     expect(lt_standin_count("live_allocations") == live, "no allocation is left");
 }
 
@@ -203,6 +335,8 @@ int run_misuse_tests() {
     test_launches(module());
     test_fault_message(module());
     test_lazy_streams(find(module(), "scale"));
+    test_graphs(find(module(), "scale"));
+    test_uploads_first(find(module(), "scale"));
     test_counts(find(module(), "scale"));
     printf("%d misuses found\n", found);
     return failures;

@@ -2,6 +2,7 @@
 //
 // It is stricter than the real driver: what there is undefined, or shows up later and elsewhere, is an error here, at once.
 // Streams can be lazy: work stays queued until something waits for it, so that a missing wait shows as a wrong result.
+// Work that is captured into a graph keeps its order on each stream, and between streams only what events say.
 // Control functions (see README.md): lt_standin_configure, lt_standin_count, lt_standin_reset_counts, lt_standin_last_error.
 #include "../emulator/runtime.h"
 #include "memory.h"
@@ -38,11 +39,21 @@ enum : CUresult {
     INVALID_CONTEXT = 201,
     ECC_UNCORRECTABLE = 214,
     INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
     NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     LAUNCH_OUT_OF_RESOURCES = 701,
     LAUNCH_FAILED = 719,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_MERGE = 902,
+    CAPTURE_UNMATCHED = 903,
+    CAPTURE_UNJOINED = 904,
+    CAPTURE_ISOLATION = 905,
+    CAPTURE_IMPLICIT = 906,
+    CAPTURED_EVENT = 907,
+    CAPTURE_WRONG_THREAD = 908,
     UNKNOWN = 999,
 };
 struct error_name {
@@ -58,6 +69,7 @@ const error_name error_names[] = {
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
@@ -65,19 +77,59 @@ const error_name error_names[] = {
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {ECC_UNCORRECTABLE, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
+    {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
+    {CAPTURE_MERGE, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "operation would result in a merge of separate capture sequences"},
+    {CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "capture was not ended in the same stream as it began"},
+    {CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
+    {CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
+    {CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "operation would make the legacy stream depend on a capturing blocking stream"},
+    {CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
+    {CAPTURE_WRONG_THREAD, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
     {UNKNOWN, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
 const int max_dynamic_shared = 163 * 1024, default_dynamic_shared = 48 * 1024;  // compute capability 8.0
+
+// What was captured: a sequence for each stream that took part, the first one that of the stream where the capture began.
+struct node {
+    stream_work work;       // empty: waits
+    size_t branch = 0;      // for all of this sequence ...
+    size_t position = 0;    // ... before this node
+    bool is_kernel = false;
+};
+struct graph {
+    std::vector<std::vector<node>> branches;
+    std::vector<std::pair<size_t, size_t>> order;  // as it was captured: branch and position
+    size_t kernels = 0;
+};
+typedef std::shared_ptr<graph> graph_ref;
+
+struct capture {
+    graph_ref captured = std::make_shared<graph>();
+    void* origin;
+    unsigned mode;
+    const char* thread;  // that began it
+    bool invalid = false;
+    std::vector<std::vector<size_t>> knows;  // of each branch: so many nodes of each other come before what it does next
+};
+typedef std::shared_ptr<capture> capture_ref;
+
 struct stream {
     std::deque<stream_work> queue;
     unsigned long long done = 0, submitted = 0;
     bool blocking = true;  // ordered with the default stream
+    capture_ref capturing;
+    size_t branch = 0;     // of what is captured
 };
 typedef std::shared_ptr<stream> stream_ref;
 
 struct event {
     stream_ref recorded_on;
+    std::weak_ptr<capture> captured_in;  // last recorded there, when it was captured
+    bool captured = false;
+    size_t branch = 0, node_position = 0;
+    std::vector<size_t> knows;  // what of the other branches the branch had waited for
     unsigned long long position = 0;
     bool recorded = false, done = false, timed = true;
     double seconds = 0;
@@ -98,6 +150,10 @@ int environment_number(const char* name, int otherwise) {
     const char* value = getenv(name);
     return value && *value ? atoi(value) : otherwise;
 }
+std::string environment_text(const char* name) {
+    const char* value = getenv(name);
+    return value ? value : "";
+}
 size_t environment_bytes(const char* name, size_t otherwise) {
     const char* value = getenv(name);
     return value && *value ? (size_t)strtoull(value, nullptr, 10) : otherwise;
@@ -106,7 +162,7 @@ size_t environment_bytes(const char* name, size_t otherwise) {
 struct driver {
     std::recursive_mutex mutex;
     bool initialized = false;
-    bool lazy = environment_number("LT_EMULATOR_LAZY", 0) != 0;
+    int lazy = environment_number("LT_EMULATOR_LAZY", 0);  // 0 at once, 1 when something waits for it, 2 so but copies from the host at once
     bool verbose = environment_number("LT_EMULATOR_VERBOSE", 0) != 0;
     size_t memory_bytes = environment_bytes("LT_EMULATOR_MEMORY", (size_t)8 << 30);
     int driver_version = environment_number("LT_EMULATOR_DRIVER", 13000);
@@ -129,6 +185,9 @@ struct driver {
     std::map<void*, event_ref> events;
     std::map<void*, std::unique_ptr<module>> modules;
     std::set<void*> functions;
+    std::map<void*, graph_ref> graphs, executables;
+    std::set<capture_ref> captures;
+    std::string graph_misfortune = environment_text("LT_EMULATOR_GRAPH");  // refuse, or wrong
     std::map<std::string, long long> counts;
     driver() {
         if (const char* fault = getenv("LT_EMULATOR_FAULT")) {
@@ -149,6 +208,7 @@ thread_local char* current_context;
 thread_local CUresult last_code;
 thread_local std::string last_message;
 thread_local const char* current_function = "";
+thread_local char this_thread;  // its address names the thread
 
 // ---- errors ----
 CUresult fail(CUresult code, const std::string& message) {
@@ -178,6 +238,7 @@ CUresult enter(needs what, const char* function) {
 }
 #define ENTER(what)                                         \
     std::lock_guard<std::recursive_mutex> lock(it.mutex);   \
+    it.counts[__func__]++;                                  \
     if (CUresult bad = enter(needs::what, __func__)) return bad
 #define REQUIRE(condition, code, message) \
     if (!(condition)) return fail(code, message)
@@ -209,7 +270,106 @@ stream_ref find_stream(void* handle) {
     return found == it.streams.end() ? nullptr : found->second;
 }
 
-CUresult enqueue(const stream_ref& s, stream_work work) {
+// ---- captures ----
+// A call that a capture does not bear spoils it, as on a device: it fails, and the capture ends without a graph.
+CUresult spoil(CUresult code, const std::string& message) {
+    for (auto& c : it.captures) c->invalid = true;
+    return fail(code, message);
+}
+
+// Calls that wait, allocate or load are forbidden to a thread that captures, unless it began with the relaxed mode; global captures forbid them to all.
+CUresult unsafe_call() {
+    for (auto& c : it.captures) {
+        const unsigned global = 0, relaxed = 2;
+        if (c->mode != relaxed && (c->mode == global || c->thread == &this_thread)) return spoil(CAPTURE_UNSUPPORTED, "this call is not permitted while work is captured");
+    }
+    return SUCCESS;
+}
+#define REFUSE_IN_CAPTURE \
+    if (CUresult bad = unsafe_call()) return bad
+
+CUresult append(const stream_ref& s, node&& what) {
+    capture& c = *s->capturing;
+    if (c.invalid) return fail(CAPTURE_INVALIDATED, "the capture was spoilt before");
+    auto& branch = c.captured->branches[s->branch];
+    c.captured->order.emplace_back(s->branch, branch.size());
+    c.captured->kernels += what.is_kernel;
+    branch.push_back(std::move(what));
+    return SUCCESS;
+}
+
+// The stream takes part in the capture from now on, behind what the event stands for.
+CUresult join(const stream_ref& s, event& e) {
+    capture_ref c = e.captured_in.lock();
+    if (!c || !it.captures.count(c)) {
+        if (!s->capturing) return fail(INVALID_VALUE, "the event was last recorded in a capture that has ended");
+        return spoil(CAPTURE_ISOLATION, "the event was last recorded in a capture that has ended");
+    }
+    if (s->capturing && s->capturing != c) return spoil(CAPTURE_MERGE, "the event belongs to another capture");
+    if (!s->capturing) {
+        s->capturing = c;
+        s->branch = c->captured->branches.size();
+        c->captured->branches.emplace_back();
+        for (auto& knows : c->knows) knows.resize(c->captured->branches.size());
+        c->knows.emplace_back(c->captured->branches.size());
+    }
+    auto& knows = c->knows[s->branch];
+    for (size_t i = 0; i < e.knows.size(); i++) knows[i] = std::max(knows[i], e.knows[i]);
+    knows[e.branch] = std::max(knows[e.branch], e.node_position);
+    node wait;
+    wait.branch = e.branch;
+    wait.position = e.node_position;
+    return append(s, std::move(wait));
+}
+
+void end_capture(const capture_ref& c) {
+    for (auto& s : it.streams)
+        if (s.second->capturing == c) s.second->capturing = nullptr;
+    it.captures.erase(c);
+}
+
+// Does a captured graph's work: as it was captured, or with lazy streams that of each other branch as late as the first one's waits allow.
+struct replay {
+    const graph& g;
+    std::vector<size_t> done = std::vector<size_t>(g.branches.size());
+    size_t kernels_left_out;  // from the end
+    size_t kernels = 0;
+    outcome run(size_t branch, size_t position) {
+        while (done[branch] < position) {
+            const node& n = g.branches[branch][done[branch]++];
+            if (!n.work) {
+                outcome bad = run(n.branch, n.position);
+                if (bad.code) return bad;
+                continue;
+            }
+            if (n.is_kernel && ++kernels > g.kernels - kernels_left_out) continue;
+            outcome bad = n.work();
+            if (bad.code) return bad;
+        }
+        return {};
+    }
+};
+outcome launch_graph(const graph& g) {
+    replay all{g, std::vector<size_t>(g.branches.size()), it.graph_misfortune == "wrong" ? 1u : 0u};
+    if (it.lazy) return all.run(0, g.branches[0].size());
+    for (auto& at : g.order) {
+        outcome bad = all.run(at.first, at.second + 1);
+        if (bad.code) return bad;
+    }
+    return {};
+}
+
+enum class kind { other, kernel, upload };
+CUresult enqueue(const stream_ref& s, stream_work work, kind what = kind::other) {
+    if (s->capturing) {
+        node n;
+        n.work = std::move(work);
+        n.is_kernel = what == kind::kernel;
+        return append(s, std::move(n));
+    }
+    if (s == it.default_stream)
+        for (auto& other : it.streams)
+            if (other.second->blocking && other.second->capturing) return spoil(CAPTURE_IMPLICIT, "a blocking stream is capturing");
     // The default stream waits for the blocking streams, and they for it.
     if (s == it.default_stream) {
         for (auto& other : it.streams)
@@ -220,18 +380,19 @@ CUresult enqueue(const stream_ref& s, stream_work work) {
     if (it.sticky) return it.sticky;
     s->queue.push_back(std::move(work));
     s->submitted++;
-    return it.lazy ? SUCCESS : drain(s);
+    return it.lazy == 1 || (it.lazy == 2 && what != kind::upload) ? SUCCESS : drain(s);
 }
 
 CUresult no_stream() { return fail(INVALID_HANDLE, "not a stream, or one that was destroyed"); }
 
-CUresult enqueue(void* handle, stream_work work) {
+CUresult enqueue(void* handle, stream_work work, kind what = kind::other) {
     stream_ref s = find_stream(handle);
-    return s ? enqueue(s, std::move(work)) : no_stream();
+    return s ? enqueue(s, std::move(work), what) : no_stream();
 }
 
 CUresult synchronize(const stream_ref& s) {
     it.counts["synchronizations"]++;
+    if (s->capturing) return spoil(CAPTURE_UNSUPPORTED, "the stream is capturing");
     return drain(s);
 }
 
@@ -239,6 +400,8 @@ CUresult synchronize(const stream_ref& s) {
 size_t device_bytes() { return it.memory.bytes(memory_kind::device) + it.modules.size() * it.module_bytes; }
 CUresult allocate(CUdeviceptr* out, size_t bytes, memory_kind kind) {
     REQUIRE(out && bytes, INVALID_VALUE, "no place for the result, or zero bytes");
+    REFUSE_IN_CAPTURE;
+    it.counts["allocations"]++;
     if (kind == memory_kind::device) {
         size_t used = device_bytes();
         if (bytes > it.memory_bytes || used > it.memory_bytes - bytes)
@@ -251,6 +414,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes, memory_kind kind) {
 }
 
 CUresult release(const void* address, bool on_device) {
+    REFUSE_IN_CAPTURE;
     const allocation* a = it.memory.starting_at(address);
     if (!a || a->on_device() != on_device) {
         std::string where = it.memory.describe(address);
@@ -287,7 +451,14 @@ CUresult copy(const char* counter, copy_end to, copy_end from, size_t bytes, voi
     stream_ref s = find_stream(stream_handle);
     if (!s) return no_stream();
     it.counts[counter]++;
+    if (wait) {
+        REFUSE_IN_CAPTURE;
+    }
     if (!bytes) return SUCCESS;
+    // The real call returns when a copy from or to memory that is not page-locked has been made.
+    bool pageable = (!to.on_device && !it.memory.containing((const void*)to.address)) || (!from.on_device && !it.memory.containing((const void*)from.address));
+    if (wait || pageable) it.counts["blocking_copies"]++;
+    if (s->capturing && pageable) return spoil(CAPTURE_UNSUPPORTED, "host memory that is not page-locked is not there any more when the graph is launched");
     for (auto& end : {to, from}) {
         const char* role = &end == &to ? "the destination" : "the source";
         if (end.on_device && !device_range(end.address, bytes)) return fail(INVALID_VALUE, range_error(role, end.address, bytes));
@@ -298,7 +469,7 @@ CUresult copy(const char* counter, copy_end to, copy_end from, size_t bytes, voi
     CUresult result = enqueue(s, [=] {
         memmove((void*)to.address, (const void*)from.address, bytes);
         return outcome{};
-    });
+    }, from.on_device ? kind::other : kind::upload);
     return result || !wait ? result : synchronize(s);
 }
 
@@ -422,6 +593,9 @@ void destroy_context() {
     it.default_stream = std::make_shared<stream>();
     it.streams.clear();
     it.events.clear();
+    it.graphs.clear();
+    it.executables.clear();
+    it.captures.clear();
     it.functions.clear();
     it.modules.clear();  // the libraries stay loaded: a worker thread keeps thread-local memory of each
     it.memory.release_all();
@@ -445,7 +619,7 @@ STANDIN_API void lt_standin_configure(int order, int copies, int lazy) {
     std::lock_guard<std::recursive_mutex> lock(it.mutex);
     drain_all();
     emu_configure((emu_order)order, (emu_copies)copies);
-    it.lazy = lazy != 0;
+    it.lazy = lazy;
 }
 STANDIN_API long long lt_standin_count(const char* name) {
     std::lock_guard<std::recursive_mutex> lock(it.mutex);
@@ -456,6 +630,7 @@ STANDIN_API long long lt_standin_count(const char* name) {
     if (what == "live_streams") return (long long)it.streams.size();
     if (what == "live_events") return (long long)it.events.size();
     if (what == "live_modules") return (long long)it.modules.size();
+    if (what == "live_graphs") return (long long)(it.graphs.size() + it.executables.size());
     if (what == "context_references") return it.context_references;
     auto found = it.counts.find(what);
     return found == it.counts.end() ? 0 : found->second;
@@ -615,6 +790,7 @@ API cuCtxGetCurrent(void** context) {
 API cuCtxSynchronize() {
     ENTER(context);
     it.counts["synchronizations"]++;
+    REFUSE_IN_CAPTURE;
     return drain_all();
 }
 
@@ -657,6 +833,8 @@ static CUresult prefetch(CUdeviceptr address, size_t bytes, void* stream_handle)
     const allocation* a = it.memory.containing((const void*)address);
     REQUIRE(a && a->kind == memory_kind::managed, INVALID_VALUE, "not managed memory");
     REQUIRE(device_range(address, bytes), INVALID_VALUE, range_error("the range", address, bytes));
+    stream_ref s = find_stream(stream_handle);
+    if (s && s->capturing) return spoil(CAPTURE_UNSUPPORTED, "prefetching cannot be captured");
     it.counts["prefetches"]++;
     it.counts["prefetched_bytes"] += (long long)bytes;
     return enqueue(stream_handle, [] { return outcome{}; });
@@ -730,6 +908,7 @@ API cuStreamDestroy_v2(void* handle) {
     auto found = it.streams.find(handle);
     if (found == it.streams.end()) return no_stream();
     stream_ref s = found->second;
+    if (s->capturing) return spoil(CAPTURE_UNSUPPORTED, "the stream is capturing");
     drain(s);  // the real one lets queued work finish
     it.streams.erase(handle);
     return SUCCESS;
@@ -743,6 +922,7 @@ API cuStreamQuery(void* handle) {
     ENTER(context);
     stream_ref s = find_stream(handle);
     if (!s) return no_stream();
+    if (s->capturing) return spoil(CAPTURE_UNSUPPORTED, "the stream is capturing");
     if (s->queue.empty()) return SUCCESS;
     drain(s, s->done + 1);  // a host that asks again and again sees progress
     return NOT_READY;
@@ -782,6 +962,16 @@ API cuEventRecord(void* handle, void* stream_handle) {
     e->done = false;
     e->queries = 0;
     e->recorded_on = s;
+    e->captured = s->capturing != nullptr;
+    if (e->captured) {
+        capture& c = *s->capturing;
+        if (c.invalid) return fail(CAPTURE_INVALIDATED, "the capture was spoilt before");
+        e->captured_in = s->capturing;
+        e->branch = s->branch;
+        e->node_position = c.captured->branches[s->branch].size();
+        e->knows = c.knows[s->branch];
+        return SUCCESS;
+    }
     e->position = s->submitted + 1;
     unsigned long long position = e->position;
     return enqueue(s, [e, position] {
@@ -794,11 +984,13 @@ API cuEventSynchronize(void* handle) {
     ENTER(context);
     FIND_EVENT(e, handle);
     it.counts["synchronizations"]++;
+    if (e->captured) return spoil(CAPTURED_EVENT, "the event was last recorded in a capture");
     return e->recorded && !e->done ? drain(e->recorded_on, e->position) : SUCCESS;
 }
 API cuEventQuery(void* handle) {
     ENTER(context);
     FIND_EVENT(e, handle);
+    if (e->captured) return spoil(CAPTURED_EVENT, "the event was last recorded in a capture");
     if (!e->recorded || e->done) return SUCCESS;
     if (++e->queries < 3) return NOT_READY;
     return drain(e->recorded_on, e->position);  // a host that asks again and again sees progress
@@ -821,6 +1013,8 @@ API cuStreamWaitEvent(void* stream_handle, void* handle, unsigned flags) {
     REQUIRE(flags <= 1, INVALID_VALUE, "unknown flags");
     stream_ref s = find_stream(stream_handle);
     if (!s) return no_stream();
+    if (e->captured) return join(s, *e);
+    if (s->capturing) return spoil(CAPTURE_ISOLATION, "the event stands for work that is not captured");
     if (!e->recorded) return SUCCESS;
     stream_ref other = e->recorded_on;
     unsigned long long position = e->position;
@@ -835,6 +1029,7 @@ API cuStreamWaitEvent(void* stream_handle, void* handle, unsigned flags) {
 API cuModuleLoadData(void** handle, const void* image) {
     ENTER(context);
     REQUIRE(handle && image, INVALID_VALUE, "no image, or no place for the result");
+    REFUSE_IN_CAPTURE;
     const char* text = (const char*)image;
     const char tag[] = "LT-EMULATOR-MODULE\n";
     REQUIRE(!strncmp(text, tag, sizeof tag - 1), INVALID_IMAGE, "the image was not made by the stand-in NVRTC");
@@ -945,7 +1140,78 @@ API cuLaunchKernel(void* handle, unsigned grid_x, unsigned grid_y, unsigned grid
     std::shared_ptr<argument_copy> arguments = take_arguments(kernel, parameters, bad);
     REQUIRE(bad.empty(), INVALID_VALUE, name + bad);
     it.counts[kernel.name]++;
-    return enqueue(stream_handle, [&kernel, grid, block, shared_bytes, arguments] { return run_kernel(kernel, grid, block, shared_bytes, *arguments); });
+    return enqueue(stream_handle, [&kernel, grid, block, shared_bytes, arguments] { return run_kernel(kernel, grid, block, shared_bytes, *arguments); }, kind::kernel);
+}
+
+// ---- graphs ----
+API cuStreamBeginCapture_v2(void* stream_handle, int mode) {
+    ENTER(context);
+    REQUIRE(mode >= 0 && mode <= 2, INVALID_VALUE, "unknown mode");
+    stream_ref s = find_stream(stream_handle);
+    if (!s) return no_stream();
+    REQUIRE(s != it.default_stream, CAPTURE_UNSUPPORTED, "the default stream cannot be captured");
+    REQUIRE(!s->capturing, ILLEGAL_STATE, "the stream is capturing already");
+    auto begun = std::make_shared<capture>();
+    begun->origin = stream_handle;
+    begun->mode = (unsigned)mode;
+    begun->thread = &this_thread;
+    begun->captured->branches.resize(1);
+    begun->knows.assign(1, std::vector<size_t>(1));
+    s->capturing = begun;
+    s->branch = 0;
+    it.captures.insert(begun);
+    return SUCCESS;
+}
+API cuStreamEndCapture(void* stream_handle, void** handle) {
+    ENTER(context);
+    REQUIRE(handle, INVALID_VALUE, "no place for the result");
+    *handle = nullptr;
+    stream_ref s = find_stream(stream_handle);
+    if (!s) return no_stream();
+    REQUIRE(s->capturing, ILLEGAL_STATE, "the stream is not capturing");
+    capture_ref c = s->capturing;
+    const unsigned thread_local_mode = 1;
+    if (c->origin != stream_handle) return spoil(CAPTURE_UNMATCHED, "the capture began on another stream");
+    if (c->mode == thread_local_mode && c->thread != &this_thread) return fail(CAPTURE_WRONG_THREAD, "the capture began on another thread");
+    end_capture(c);
+    REQUIRE(!c->invalid, CAPTURE_INVALIDATED, "a call during the capture was not permitted");
+    REQUIRE(it.graph_misfortune != "refuse", CAPTURE_INVALIDATED, "as LT_EMULATOR_GRAPH asks for");
+    for (size_t i = 1; i < c->captured->branches.size(); i++)
+        REQUIRE(c->knows[0][i] >= c->captured->branches[i].size(), CAPTURE_UNJOINED, "work of another stream was not waited for before the capture ended");
+    it.graphs[c->captured.get()] = c->captured;
+    *handle = c->captured.get();
+    return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(void** handle, void* graph_handle, unsigned long long flags) {
+    ENTER(context);
+    REQUIRE(handle, INVALID_VALUE, "no place for the result");
+    REQUIRE(!flags, INVALID_VALUE, "flags are not supported");
+    auto found = it.graphs.find(graph_handle);
+    REQUIRE(found != it.graphs.end(), INVALID_VALUE, "not a graph, or one that was destroyed");
+    char* executable = new char();  // never freed, so no two look alike
+    it.executables[executable] = found->second;
+    *handle = executable;
+    return SUCCESS;
+}
+API cuGraphLaunch(void* handle, void* stream_handle) {
+    ENTER(context);
+    auto found = it.executables.find(handle);
+    REQUIRE(found != it.executables.end(), INVALID_VALUE, "not an executable graph, or one that was destroyed");
+    stream_ref s = find_stream(stream_handle);
+    if (!s) return no_stream();
+    if (s->capturing) return spoil(CAPTURE_UNSUPPORTED, "graphs in graphs are not supported");
+    graph_ref launched = found->second;
+    return enqueue(s, [launched] { return launch_graph(*launched); });
+}
+API cuGraphExecDestroy(void* handle) {
+    ENTER(context);
+    REQUIRE(it.executables.erase(handle), INVALID_VALUE, "not an executable graph, or one that was destroyed");
+    return SUCCESS;
+}
+API cuGraphDestroy(void* handle) {
+    ENTER(context);
+    REQUIRE(it.graphs.erase(handle), INVALID_VALUE, "not a graph, or one that was destroyed");
+    return SUCCESS;
 }
 
 // ---- error texts ----

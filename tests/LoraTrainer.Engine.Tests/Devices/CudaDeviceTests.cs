@@ -189,7 +189,71 @@ public sealed class CudaDeviceTests
         device.Download(tensor, read);
 
         Assert.Equal(expected[..place], read);
-        Assert.True(device.Staging.Waits > 100, $"{device.Staging.Waits} waits");
+
+        // Where the copies out of a segment are done already nothing is waited for.
+        Assert.True(lazy ? device.Staging.Waits > 100 : device.Staging.Waits == 0, $"{device.Staging.Waits} waits");
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Recorded_Work_IsDoneAtEachLaunchAndNotBefore(bool lazy)
+    {
+        CudaDevice device = Open();
+        CudaStandin.Configure(lazy: lazy);
+        Tensor source = device.Arena.Allocate(MemoryKind.Activations, DType.U8, new Shape(100)), middle = device.Arena.Allocate(MemoryKind.Activations, DType.U8, new Shape(100)), target = device.AllocateZeroed(MemoryKind.Activations, DType.U8, new Shape(100));
+        device.StartCopy(middle, source);
+        device.AwaitCopies();
+        device.StartRecording();
+        device.StartCopy(middle, source);
+        device.AwaitCopies();
+        device.Copy(target, middle);
+        device.StartCopy(middle, source);
+        RecordedWork work = device.FinishRecording("two copies");
+        device.Upload(source, Pattern(100, 1));
+        Assert.Equal(new byte[100], Bytes(device, target));
+        for (byte round = 2; round < 5; round++)
+        {
+            device.Upload(source, Pattern(100, round));
+            device.Launch(work, round);
+            Assert.Equal(Pattern(100, round), Bytes(device, target));
+        }
+
+        Assert.Equal(1, CudaStandin.Count("live_graphs"));
+        work.Dispose();
+        Assert.Equal(0, CudaStandin.Count("live_graphs"));
+        Assert.Throws<ObjectDisposedException>(() => device.Launch(work, 5));
+        device.StartRecording();
+        device.Copy(target, source);
+        device.FinishRecording("one that goes with its device");
+        device.Dispose();
+        Assert.Equal((0, 0), (CudaStandin.Count("live_graphs"), CudaStandin.Count("context_references")));
+    }
+
+    [Fact]
+    public void Recording_WhatCannotBePartOfIt_IsRefusedAndTheDeviceGoesOn()
+    {
+        using CudaDevice device = Open();
+        Tensor tensor = device.AllocateZeroed(MemoryKind.Activations, DType.U8, new Shape(100));
+        byte[] bytes = new byte[100];
+        (string What, Action Call)[] calls =
+        [
+            ("An upload", () => device.Upload(tensor, bytes)), ("An upload", () => device.StartUpload(tensor, bytes)), ("A download", () => device.Download(tensor, bytes)),
+            ("A wait", device.Synchronize), ("A second recording", device.StartRecording), ("An allocation", () => device.PagedArena("none", 256)),
+        ];
+        foreach ((string what, Action call) in calls)
+        {
+            device.StartRecording();
+            Assert.Equal($"{what} cannot be part of recorded work.", Assert.Throws<InvalidOperationException>(call).Message);
+            device.AbandonRecording();
+            device.Upload(tensor, Pattern(100, 9));
+            Assert.Equal(Pattern(100, 9), Bytes(device, tensor));
+        }
+
+        Assert.Equal(0, CudaStandin.Count("live_graphs"));
+        using CudaDevice waiting = Open(Options() with { SynchronizeLaunches = true });
+        Assert.False(waiting.RecordsWork);
+        Assert.Throws<NotSupportedException>(waiting.StartRecording);
     }
 
     [Theory]

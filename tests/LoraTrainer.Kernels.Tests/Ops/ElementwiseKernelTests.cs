@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Tensors;
@@ -149,6 +150,14 @@ public sealed class ElementwiseKernelTests
                     Tensor input = bench.Bf16(values, new Shape(n, d)), output = bench.Poisoned(DType.BF16, new Shape(n, d));
                     Dropout.Apply(output, input, p, key);
                     TensorAssert.BitEqual(expected, output.Download(), $"({n}, {d}) from row {firstRow}");
+                    if (!shifted)
+                    {
+                        // Numbers in device memory are what counts.
+                        Tensor numbers = bench.Integers(MemoryMarshal.Cast<PassNumbers, int>([new PassNumbers(firstRow, key.Step, 0)]).ToArray());
+                        Dropout.Apply(output, input, p, key with { FirstRow = 77, Step = 1, Numbers = numbers });
+                        TensorAssert.BitEqual(expected, output.Download(), $"({n}, {d}) from row {firstRow} on the device");
+                    }
+
                     Dropout.Apply(input, input, p, key);
                     TensorAssert.BitEqual(expected, input.Download(), $"({n}, {d}) from row {firstRow}, in place");
                     bench.CheckMargins();

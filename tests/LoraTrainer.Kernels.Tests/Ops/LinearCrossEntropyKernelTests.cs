@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Engine.Ops;
 using LoraTrainer.Engine.Quantization;
@@ -117,7 +118,7 @@ public sealed class LinearCrossEntropyKernelTests
             (LaunchShape shape, int pieces) = LinearCrossEntropy.CudaLaunch(n, vocabulary, sharedBytes);
             kept.Add(pieces);
             Tensor loss = bench.Poisoned(DType.F32, new Shape(n)), dLogits = bench.Poisoned(DType.BF16, new Shape(n, vocabulary));
-            bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, loss, dLogits, logits, bench.Integers(targets), rows, vocabulary, pieces, Scale);
+            bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, shape, loss, dLogits, logits, bench.Integers(targets), rows, vocabulary, pieces, Scale, Tensor.None);
             Within(expectedLosses, [.. expectedLosses.Select(value => (Math.Abs(value) + 60) * U)], loss.Download(), $"losses, {pieces} pieces kept");
             Within(gradient, RoundedBound(gradient, bound), dLogits.Download(), $"gradient, {pieces} pieces kept");
             losses ??= loss.DownloadBytes();
@@ -125,6 +126,14 @@ public sealed class LinearCrossEntropyKernelTests
             Assert.Equal(losses, loss.DownloadBytes());
             Assert.True(bits.AsSpan().SequenceEqual(dLogits.DownloadBytes()), $"gradient: other bits with {pieces} pieces kept");
         }
+
+        // A scale in device memory is the one that counts.
+        (LaunchShape all, int allPieces) = LinearCrossEntropy.CudaLaunch(n, vocabulary, bench.Device.Info.SharedBytesPerBlock);
+        Tensor lossAgain = bench.Poisoned(DType.F32, new Shape(n)), again = bench.Poisoned(DType.BF16, new Shape(n, vocabulary));
+        Tensor numbers = bench.Integers(MemoryMarshal.Cast<PassNumbers, int>([new PassNumbers(0, 0, Scale)]).ToArray());
+        bench.Device.Launch(CudaKernels.SoftmaxCrossEntropy, all, lossAgain, again, logits, bench.Integers(targets), rows, vocabulary, allPieces, 3 * Scale, numbers);
+        Assert.Equal(losses, lossAgain.DownloadBytes());
+        Assert.True(bits.AsSpan().SequenceEqual(again.DownloadBytes()), "gradient: other bits with the scale on the device");
 
         Assert.Equal([0, 1, 4, 6], kept);
         bench.CheckMargins();

@@ -24,6 +24,7 @@ internal static unsafe partial class CudaDriver
     public const uint HostMapped = 2;
     public const uint StreamNonBlocking = 1;
     public const uint EventWithoutTiming = 2;
+    public const int CaptureThreadLocal = 1;
 
     // Start and errors.
 
@@ -161,6 +162,39 @@ internal static unsafe partial class CudaDriver
     /// <summary>Success at once for an event that was never recorded.</summary>
     [LibraryImport(Library)]
     internal static partial CudaStatus cuEventSynchronize(nint cudaEvent);
+
+    /// <summary>NotReady where what the event stands for is not done yet. Success at once for an event that was never recorded.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuEventQuery(nint cudaEvent);
+
+    // Graphs. While a stream is captured its thread may not wait, allocate or load (StreamCaptureUnsupported; the capture is spoilt).
+
+    /// <summary>
+    /// IllegalState where it is captured already. What is queued on the stream from now on is kept instead of done, and what other streams are given behind an event of it;
+    /// <paramref name="mode"/>: <see cref="CaptureThreadLocal"/>.
+    /// </summary>
+    [LibraryImport(Library, EntryPoint = "cuStreamBeginCapture_v2")]
+    internal static partial CudaStatus cuStreamBeginCapture(nint stream, int mode);
+
+    /// <summary>StreamCaptureInvalidated after a call that a capture does not bear; StreamCaptureUnjoined where the stream has not waited for all others. The capture has ended in any case; <paramref name="graph"/> is null then.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuStreamEndCapture(nint stream, out nint graph);
+
+    /// <summary>OutOfMemory, InvalidValue. <paramref name="flags"/> 0. The graph may be destroyed after it.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuGraphInstantiateWithFlags(out nint executable, nint graph, ulong flags);
+
+    /// <summary>InvalidValue.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuGraphLaunch(nint executable, nint stream);
+
+    /// <summary>InvalidValue. One that is under way is given back when it is done.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuGraphExecDestroy(nint executable);
+
+    /// <summary>InvalidValue.</summary>
+    [LibraryImport(Library)]
+    internal static partial CudaStatus cuGraphDestroy(nint graph);
 
     // Modules and launches.
 

@@ -13,6 +13,7 @@ internal enum CudaStatus
     EccUncorrectable = 214,
     NvlinkUncorrectable = 220,
     Contained = 226,
+    NotReady = 600,
     IllegalAddress = 700,
     LaunchTimeout = 702,
     ContextIsDestroyed = 709,
