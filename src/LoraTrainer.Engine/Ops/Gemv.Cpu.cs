@@ -61,9 +61,17 @@ public static unsafe partial class Gemv
                 Rows = weights[i].Out,
                 FirstGroup = groups,
             };
-            Arrange(isAligned ? operand.Element : GemmElement.F32, input.F32, alpha, width, matrix.X);
+            if (i > 0 && work[i - 1].Kind == matrix.Kind)
+            {
+                matrix.X = work[i - 1].X;
+            }
+            else
+            {
+                Arrange(matrix.Kind, input.F32, alpha, width, matrix.X);
+                free += PaddedWidth(width);
+            }
+
             work[i] = matrix;
-            free += PaddedWidth(width);
             groups += (weights[i].Out + GroupRows - 1) / GroupRows;
         }
 
@@ -102,6 +110,9 @@ public static unsafe partial class Gemv
 
         /// <summary>Rows do not begin with a word or a block: they are made f32 before they are multiplied.</summary>
         public bool IsExpanded;
+
+        /// <summary>How rows are read.</summary>
+        public readonly GemmElement Kind => IsExpanded ? GemmElement.F32 : Stored.Element;
 
         /// <summary>The row, in the order of the chunks.</summary>
         public float* X;
@@ -152,7 +163,7 @@ public static unsafe partial class Gemv
                     continue;
                 }
 
-                switch (matrix.IsExpanded ? GemmElement.F32 : matrix.Stored.Element)
+                switch (matrix.Kind)
                 {
                     case GemmElement.FourBit:
                         MultiplyFourBit(matrix, row, endRow);
