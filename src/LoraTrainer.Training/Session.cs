@@ -132,7 +132,7 @@ internal sealed class Session
     public void Open()
     {
         trainer = new Trainer(Config, Trained, Data);
-        trainer.TellOfGraphs(Observer.OnNotice);
+        trainer.TellOfGraphs(Observer.OnNotice, isBefore: true);
         evaluations = EvaluationSchedule.From(Config.Evaluation, Data);
         history = new EvaluationHistory(Config.Evaluation.EarlyStoppingThreshold, []);
         writer = new CheckpointWriter(Checkpoints, Config.Checkpoint.Keep, Observer.OnWarning, OnSafe);
@@ -263,6 +263,11 @@ internal sealed class Session
         }
         catch (CudaException exception) when (exception.IsOutOfMemory)
         {
+            if (!isNew)
+            {
+                SayWhereItGoesOn(isShort: true);
+            }
+
             throw new TrainingSetupException($"The largest passes of the run do not go through: {exception.Message} {MemoryAdvice.ForGpu(Config, Plan)}");
         }
         catch (CudaException)
@@ -297,7 +302,7 @@ internal sealed class Session
             }
 
             await TrainAsync(log).ConfigureAwait(false);
-            trainer.TellOfGraphs(Observer.OnNotice);
+            trainer.TellOfGraphs(Observer.OnNotice, isBefore: false);
             await SaveLastAsync().ConfigureAwait(false);
             if (!HasAllSteps || IsEvaluationDue || Lease.Lost.IsCancellationRequested)
             {

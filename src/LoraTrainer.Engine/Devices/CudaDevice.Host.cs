@@ -8,6 +8,7 @@ namespace LoraTrainer.Engine.Devices;
 public sealed unsafe partial class CudaDevice
 {
     private readonly List<nint> managed = [];
+
     // Uploads beside the work are small: a micro-batch has 16 bytes a token.
     private const int UploadShare = 4;
     private const int ReadbackBytes = 256;

@@ -148,8 +148,8 @@ public sealed unsafe partial class CudaDevice
     [MethodImpl(MethodImplOptions.NoInlining)]
     private void ThrowMultiply(CublasStatus status, in GemmCall call)
     {
-        // The library has one status for whatever the driver said; the driver says it again.
-        CudaStatus late = CudaDriver.cuStreamSynchronize(stream);
+        // The library has one status for whatever the driver said; the driver says it again. Work that is recorded cannot be waited for.
+        CudaStatus late = isRecording ? CudaStatus.Success : CudaDriver.cuStreamSynchronize(stream);
         if (late != CudaStatus.Success)
         {
             CudaCheck.Throw(late, "cublasLtMatmul", LastLaunch, ShapeOf(call));

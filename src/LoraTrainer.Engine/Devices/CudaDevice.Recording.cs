@@ -64,7 +64,12 @@ public sealed unsafe partial class CudaDevice
     public override void Launch(RecordedWork work, long step)
     {
         RefuseWhileRecording("The launch of recorded work");
-        ObjectDisposedException.ThrowIf(work.Executable == 0 || !recorded.Contains(work), work);
+        ObjectDisposedException.ThrowIf(work.Executable == 0, work);
+        if (!recorded.Contains(work))
+        {
+            throw new ArgumentException($"{work.Title} was recorded on another device.", nameof(work));
+        }
+
         MakeCurrent();
         ThrowIfFailed(CudaDriver.cuGraphLaunch(work.Executable, stream));
         (lastRecorded, lastRecordedStep, lastLaunch) = (work.Title, step, null);

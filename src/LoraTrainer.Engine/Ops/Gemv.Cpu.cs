@@ -36,7 +36,22 @@ public static unsafe partial class Gemv
     private const int PrefetchBytes = 8192;
 
     /// <summary>x in the order of each matrix's chunks, and for each thread a group of rows that cannot be read where they are.</summary>
-    private static long WorkspaceFloats(int width, int threads) => MostMatrices * (long)PaddedWidth(width) + threads * WorkerFloats(width);
+    private static long WorkspaceFloats(int width, int threads, ReadOnlySpan<WeightMatrix> weights)
+    {
+        bool copies = false;
+        foreach (WeightMatrix weight in weights)
+        {
+            copies |= weight switch
+            {
+                FourBitMatrix => width % BlockwiseFourBit.Blocksize != 0,
+                Int8Matrix => width % (ChunkBytes / 2) != 0,
+                DenseMatrix { Values.DType: DType.BF16 } => width * sizeof(ushort) % (ChunkBytes / 2) != 0,
+                _ => width * sizeof(float) % (ChunkBytes / 2) != 0,
+            };
+        }
+
+        return MostMatrices * (long)PaddedWidth(width) + (copies ? threads * WorkerFloats(width) : 0);
+    }
 
     private static int PaddedWidth(int width) => (width + MostChunkElements - 1) / MostChunkElements * MostChunkElements;
 

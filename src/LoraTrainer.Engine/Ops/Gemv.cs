@@ -53,7 +53,7 @@ public static partial class Gemv
         }
 
         using ArenaFrame frame = device.Arena.Frame();
-        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(WorkspaceFloats((int)width, device.ThreadCount)));
+        Tensor workspace = device.Arena.Allocate(MemoryKind.Workspace, DType.F32, new Shape(WorkspaceFloats((int)width, device.ThreadCount, weights)));
         switch (device)
         {
             case CpuDevice cpu:

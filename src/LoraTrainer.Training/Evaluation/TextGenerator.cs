@@ -50,7 +50,13 @@ public sealed class TextGenerator
     {
         using ArenaFrame frame = model.Device.Arena.Frame();
         var cache = new KeyValueCache(model.Device, model, promptTokens + maxNewTokens);
-        new TextGenerator(model, []).Advance(new int[promptTokens], cache);
+        var generator = new TextGenerator(model, []);
+        generator.Advance(new int[promptTokens], cache);
+        if (maxNewTokens > 1)
+        {
+            // A single token has products of its own, and these a workspace.
+            generator.Advance([0], cache);
+        }
     }
 
     /// <summary>Does the work of one more token and computes nothing: part of a plan.</summary>

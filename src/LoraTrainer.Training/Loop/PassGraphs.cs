@@ -10,8 +10,8 @@ namespace LoraTrainer.Training.Loop;
 
 /// <summary>
 /// The passes of a run that repeat, as CUDA graphs. What decides a pass's launches is how many tokens it has and how many are scored; everything else that changes lies in device memory.
-/// The first pass of a shape is made as always and the second one too, and is then recorded; a recorded pass is proven before its results are used: the first pass of a later step is
-/// made both ways, and losses and gradients must be the same bits. From then on it is launched as a whole.
+/// The first pass of a shape is made as always. A later one that a step begins with is too, and is then recorded; it is proven before its results are used: when a later step begins with one,
+/// that is made both ways, and losses and gradients must be the same bits. From then on it is launched as a whole.
 /// </summary>
 public sealed class PassGraphs
 {
@@ -19,6 +19,9 @@ public sealed class PassGraphs
     public const int Capacity = 8;
 
     private const int RememberedShapes = 64;
+
+    /// <summary>A shape whose graph was dropped so often before it was of use comes too rarely: recording costs more than it brings.</summary>
+    private const int MostUnusedRecordings = 2;
     private const int ChunkBytes = 16 << 20;
 
     private readonly CausalLanguageModel model;
@@ -51,6 +54,9 @@ public sealed class PassGraphs
     /// <summary>Passes that were made both ways.</summary>
     public long Proofs { get; private set; }
 
+    /// <summary>Shapes for whose graph the driver had no memory: their passes are made as always.</summary>
+    public int WithoutMemory { get; private set; }
+
     /// <summary>As <see cref="CausalLanguageModel.ForwardBackward"/>. Gradients are zero before the first pass of a step, the one with <see cref="PackedBatch.FirstToken"/> 0.</summary>
     /// <param name="losses">(N) f32</param>
     /// <param name="batch">With targets and numbers.</param>
@@ -79,9 +85,9 @@ public sealed class PassGraphs
         }
 
         model.ForwardBackward(losses, batch, dropout, gradientScale, recompute, inputsOnHost: inputsOnHost);
-        if (!isNew && shape.Work is null)
+        if (!isNew && shape.Work is null && shape.UnusedRecordings < MostUnusedRecordings && (batch.FirstToken == 0 || provesAll))
         {
-            shape.Work = Record(losses, batch, dropout, gradientScale);
+            shape.Work = Record(shape, losses, batch, dropout, gradientScale);
             shape.RecordedIn = dropout.Step;
             DropOldest();
         }
@@ -124,7 +130,7 @@ public sealed class PassGraphs
         }
     }
 
-    private RecordedWork Record(Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale)
+    private RecordedWork? Record(PassShape shape, Tensor losses, in PackedBatch batch, DropoutState dropout, float gradientScale)
     {
         string title = string.Create(CultureInfo.InvariantCulture, $"the pass of {batch.TokenCount} tokens ({batch.ScoredRows.ElementCount} scored)");
         try
@@ -132,6 +138,12 @@ public sealed class PassGraphs
             RecordedWork work = model.Record(losses, batch, dropout, gradientScale, recompute, inputsOnHost, title);
             Recordings++;
             return work;
+        }
+        catch (CudaException exception) when (exception.IsOutOfMemory)
+        {
+            WithoutMemory++;
+            shape.UnusedRecordings = MostUnusedRecordings;
+            return null;
         }
         catch (CudaException exception) when (exception.Fault == GpuFault.None)
         {
@@ -232,8 +244,12 @@ public sealed class PassGraphs
 
         public bool IsProven { get; set; }
 
+        /// <summary>Graphs that were dropped before they were proven.</summary>
+        public int UnusedRecordings { get; set; }
+
         public void Forget()
         {
+            UnusedRecordings += Work is not null && !IsProven ? 1 : 0;
             Work?.Dispose();
             Work = null;
             IsProven = false;

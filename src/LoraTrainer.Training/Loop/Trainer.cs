@@ -61,7 +61,7 @@ public readonly record struct LargestMicroBatch(int Tokens, int Bins, int Step, 
 /// <summary>
 /// The training loop's body: one call is one optimizer step. Losses and gradients are normalised by the supervised tokens of the whole global
 /// batch, so the result does not depend on how the batch is cut into micro-batches (up to the order of additions). After the first step
-/// nothing but the list of bins is allocated.
+/// nothing but the lists of a step's rows and bins is allocated.
 /// </summary>
 public sealed class Trainer
 {
@@ -96,17 +96,20 @@ public sealed class Trainer
     /// <summary>Null where the config asks for none, or the device records no work.</summary>
     public PassGraphs? Graphs { get; }
 
-    /// <summary>What there is to say of graphs: before the first step why there are none, later what came of them.</summary>
-    public void TellOfGraphs(Action<string> notice)
+    /// <summary>What there is to say of graphs: before the steps why there are none, after them what came of them.</summary>
+    /// <param name="notice">Is told.</param>
+    /// <param name="isBefore">No step has been made in this process.</param>
+    public void TellOfGraphs(Action<string> notice, bool isBefore)
     {
-        if (CompletedSteps == 0 && Graphs is null && config.Device.CudaGraphs != CudaGraphs.Off && trained.Model.Device.Platform == DevicePlatform.Cuda)
+        if (isBefore && Graphs is null && config.Device.CudaGraphs != CudaGraphs.Off && trained.Model.Device.Platform == DevicePlatform.Cuda)
         {
             notice("cuda_graphs has no effect with LT_CUDA_SYNC=1, by which each kernel is launched and waited for by itself.");
         }
         else if (Graphs is { Passes: > 0 } graphs)
         {
+            string unkept = graphs.WithoutMemory == 0 ? "" : string.Create(CultureInfo.InvariantCulture, $" For {graphs.WithoutMemory} more the driver had no memory.");
             notice(string.Create(
-                CultureInfo.InvariantCulture, $"CUDA graphs: {graphs.Launches} of {graphs.Passes} micro-batches were launched as graphs, {graphs.Recordings} recorded, {graphs.Proofs} proven."));
+                CultureInfo.InvariantCulture, $"CUDA graphs: {graphs.Launches} of {graphs.Passes} micro-batches were launched as one of {graphs.Recordings} recorded graphs; {graphs.Proofs} were made both ways.{unkept}"));
         }
     }
 
