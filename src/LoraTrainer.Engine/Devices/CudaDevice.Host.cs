@@ -147,13 +147,16 @@ public sealed unsafe partial class CudaDevice
         return new Span<byte>((byte*)tensor.Address + elementOffset * tensor.DType.SizeBytes(), count);
     }
 
-    private static nint AllocateHostMemory(long size)
+    /// <summary>Page-locked memory of the host.</summary>
+    /// <param name="size">Bytes.</param>
+    /// <param name="flags">0, or that kernels read it too.</param>
+    internal static nint AllocateHostMemory(long size, uint flags)
     {
-        CudaStatus status = CudaDriver.cuMemHostAlloc(out nint address, (nuint)size, CudaDriver.HostMapped);
+        CudaStatus status = CudaDriver.cuMemHostAlloc(out nint address, (nuint)size, flags);
         if (status == CudaStatus.OutOfMemory)
         {
             throw new HostMemoryException(string.Create(CultureInfo.InvariantCulture,
-                $"The plan needs {size:N0} bytes of the host's memory, page-locked for the GPU, and the driver does not get them: the machine, its container or the user's limit (ulimit -l) has less."));
+                $"The run needs {size:N0} bytes of the host's memory, page-locked for the GPU, and the driver does not get them: the machine, its container or the user's limit (ulimit -l) has less."));
         }
 
         CudaCheck.ThrowIfFailed(status, nameof(CudaDriver.cuMemHostAlloc));

@@ -48,9 +48,9 @@ public sealed unsafe partial class CudaDevice : Device
             gemm = new CudaGemm(stream, info.Name);
             arena = new Arena(this, memory, size);
             long hostBytes = Arena.RoundUp(planned.HostBytes);
-            hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes) : 0;
+            hostMemory = hostBytes > 0 ? AllocateHostMemory(hostBytes, CudaDriver.HostMapped) : 0;
             hostArena = new Arena(this, hostMemory, hostBytes);
-            CudaCheck.ThrowIfFailed(CudaDriver.cuMemHostAlloc(out readback, ReadbackBytes, 0));
+            readback = AllocateHostMemory(ReadbackBytes, 0);
             CudaCheck.ThrowIfFailed(CudaDriver.cuStreamCreate(out uploadStream, CudaDriver.StreamNonBlocking));
             CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsMayBegin, CudaDriver.EventWithoutTiming));
             CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out uploadsDone, CudaDriver.EventWithoutTiming));

@@ -32,7 +32,7 @@ internal sealed unsafe class CudaStagingRing : IDisposable
         underWay = new bool[segmentCount];
         try
         {
-            CudaCheck.ThrowIfFailed(CudaDriver.cuMemHostAlloc(out memory, (nuint)segmentBytes * (nuint)segmentCount, 0));
+            memory = CudaDevice.AllocateHostMemory((long)segmentBytes * segmentCount, 0);
             for (int i = 0; i < segmentCount; i++)
             {
                 CudaCheck.ThrowIfFailed(CudaDriver.cuEventCreate(out events[i], CudaDriver.EventWithoutTiming));
