@@ -59,9 +59,10 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         return new LocalTime(device, speed, perSecond, time, time is null ? "the run's tokens are not known" : null);
     }
 
-    /// <summary>The run in the memory of a GPU, with a smaller micro-batch or with switches where it takes those; null where nothing makes it fit.</summary>
+    /// <summary>The run in the memory of a GPU, with a smaller micro-batch or with switches where it takes those.</summary>
     /// <param name="memoryBytes">That is free.</param>
-    public MemoryFit? Within(long memoryBytes) => fits.Of(memoryBytes) ?? fits.WithSwitches(memoryBytes);
+    /// <returns>The way that costs least speed, null where nothing makes it fit; and where that rounds anything otherwise, one that does not, null where there is none.</returns>
+    public (MemoryFit? Fit, MemoryFit? Exact) Within(long memoryBytes) => fits.Of(memoryBytes) is { } fit ? (fit, null) : Switched(memoryBytes);
 
     /// <summary>Every price that is looked at.</summary>
     public OfferTable Of(OfferFilter filter)
@@ -96,15 +97,16 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
         MemoryFit? fit = full ? fits.OfFullTraining(gpu.UsableBytes) : fits.Of(gpu.UsableBytes);
         if (fit is null)
         {
-            MemoryFit? other = full ? null : fits.WithSwitches(gpu.UsableBytes), exact = other is null ? null : fits.WithSwitches(gpu.UsableBytes, exactly: true);
+            (MemoryFit? switched, MemoryFit? exact) = full ? default : Switched(gpu.UsableBytes);
             return new Offer
             {
                 Price = price,
                 Gpu = gpu,
                 Fits = false,
-                FitsWith = other?.Switches ?? [],
-                FitsExactlyWith = exact is null || exact.Switches.SequenceEqual(other!.Switches) ? [] : exact.Switches,
-                MicroBatchSize = other?.Config.Batch.MicroBatchSize,
+                FitsWith = switched?.Switches ?? [],
+                FitsExactlyWith = exact?.Switches ?? [],
+                MicroBatchSize = switched?.Config.Batch.MicroBatchSize,
+                ExactMicroBatchSize = exact?.Config.Batch.MicroBatchSize,
             };
         }
 
@@ -125,6 +127,12 @@ internal sealed class PlanOffers(RunInputs inputs, PriceTable prices, GpuTable g
             Time = time,
             Spot = price.Pricing == PricingModel.Spot ? SpotOf(fit, time, perSecond) : null,
         };
+    }
+
+    private (MemoryFit? Fit, MemoryFit? Exact) Switched(long memoryBytes)
+    {
+        MemoryFit? fit = fits.WithSwitches(memoryBytes), exact = fit is null ? null : fits.WithSwitches(memoryBytes, exactly: true);
+        return (fit, exact is null || exact.Switches.SequenceEqual(fit!.Switches) ? null : exact);
     }
 
     /// <summary>What was measured on a GPU of this model, whoever rented it out.</summary>

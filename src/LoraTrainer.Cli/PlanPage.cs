@@ -119,13 +119,10 @@ internal static class PlanPage
             lines.Add($"{fitting.Length - shown.Length} more fit: --all shows them; --gpu, --provider, --budget and --max-hours narrow them down.");
         }
 
-        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => string.Create(culture, $"{string.Join(", ", offer.FitsWith)}|{string.Join(", ", offer.FitsExactlyWith)}|{offer.MicroBatchSize}")))
+        foreach (IGrouping<string, Offer> group in table.Offers.Where(offer => !offer.Fits).GroupBy(offer => offer.FitsWith.Count > 0 ? Ways(offer.FitsWith, offer.MicroBatchSize, offer.FitsExactlyWith, offer.ExactMicroBatchSize) : ""))
         {
-            Offer first = group.First();
             string names = string.Join(", ", group.Select(offer => offer.Gpu.Name).Distinct());
-            lines.Add(first.FitsWith.Count > 0
-                ? string.Create(culture, $"Too small as it is: {names}. It fits with {Listed(first.FitsWith, first.MicroBatchSize)}{(first.FitsExactlyWith.Count > 0 ? $"; without a change of the result with {string.Join(", ", first.FitsExactlyWith)}" : "")}.")
-                : $"Too small: {names}.");
+            lines.Add(group.Key.Length > 0 ? $"Too small as it is: {names}. {group.Key}." : $"Too small: {names}.");
         }
 
         lines.AddRange(table.Notes);
@@ -151,8 +148,13 @@ internal static class PlanPage
         return string.Join(Environment.NewLine, parts);
     }
 
-    /// <summary>What of a config makes a run fit, for a sentence.</summary>
-    public static string Listed(MemoryFit fit) => Listed(fit.Switches, fit.Config.Batch.MicroBatchSize);
+    /// <summary>What makes a run fit, a sentence without its end.</summary>
+    /// <param name="fit">At the least cost of speed.</param>
+    /// <param name="exact">Without a change of the result; null: not told.</param>
+    public static string Ways(MemoryFit fit, MemoryFit? exact) => Ways(fit.Switches, fit.Config.Batch.MicroBatchSize, exact?.Switches ?? [], exact?.Config.Batch.MicroBatchSize);
+
+    private static string Ways(IReadOnlyList<string> switches, int? microBatchSize, IReadOnlyList<string> exactSwitches, int? exactMicroBatchSize) =>
+        $"It fits with {Listed(switches, microBatchSize)}{(exactSwitches.Count > 0 ? $"; without a change of the result with {Listed(exactSwitches, exactMicroBatchSize)}" : "")}";
 
     private static string Listed(IReadOnlyList<string> switches, int? microBatchSize) =>
         string.Create(CultureInfo.InvariantCulture, $"{string.Join(", ", switches)}{(switches.Count > 0 ? " and " : "")}micro_batch_size {microBatchSize}");
@@ -314,21 +316,7 @@ internal static class PlanPage
         json.WriteString("pricing", PricesVerb.Word(offer.Price.Pricing));
         json.WriteString("region", offer.Price.Region);
         json.WriteBoolean("fits", offer.Fits);
-        json.WriteStartArray("fits_with");
-        foreach (string change in offer.FitsWith)
-        {
-            json.WriteStringValue(change);
-        }
-
-        json.WriteEndArray();
-        json.WriteStartArray("fits_exactly_with");
-        foreach (string change in offer.FitsExactlyWith)
-        {
-            json.WriteStringValue(change);
-        }
-
-        json.WriteEndArray();
-        json.WriteNumberOrNull("micro_batch_size", offer.MicroBatchSize);
+        WriteWays(json, offer.FitsWith, offer.MicroBatchSize, offer.FitsExactlyWith, offer.ExactMicroBatchSize);
         json.WriteNumberOrNull("tokens_per_second", offer.TokensPerSecond);
         json.WriteNumberOrNull("hours", offer.Hours);
         json.WriteNumberOrNull("hours_low", offer.HoursLow);
@@ -342,6 +330,27 @@ internal static class PlanPage
         json.WriteString("price_as_of", offer.Price.AsOf.ToString("yyyy-MM-dd", CultureInfo.InvariantCulture));
         json.WriteString("source", offer.Price.Source);
         json.WriteEndObject();
+    }
+
+    /// <summary>The members <c>fits_with</c>, <c>fits_exactly_with</c>, <c>micro_batch_size</c> and <c>exact_micro_batch_size</c>.</summary>
+    public static void WriteWays(Utf8JsonWriter json, MemoryFit? fit, MemoryFit? exact) =>
+        WriteWays(json, fit?.Switches ?? [], fit?.Config.Batch.MicroBatchSize, exact?.Switches ?? [], exact?.Config.Batch.MicroBatchSize);
+
+    private static void WriteWays(Utf8JsonWriter json, IReadOnlyList<string> switches, int? microBatchSize, IReadOnlyList<string> exactSwitches, int? exactMicroBatchSize)
+    {
+        foreach ((string name, IReadOnlyList<string> list) in new[] { ("fits_with", switches), ("fits_exactly_with", exactSwitches) })
+        {
+            json.WriteStartArray(name);
+            foreach (string change in list)
+            {
+                json.WriteStringValue(change);
+            }
+
+            json.WriteEndArray();
+        }
+
+        json.WriteNumberOrNull("micro_batch_size", microBatchSize);
+        json.WriteNumberOrNull("exact_micro_batch_size", exactMicroBatchSize);
     }
 
     private static string Clock(double hours) => hours < 1e6 ? Quantities.Time(TimeSpan.FromHours(hours)) : string.Create(CultureInfo.InvariantCulture, $"{hours:0} hours");

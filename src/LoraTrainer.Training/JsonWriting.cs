@@ -30,6 +30,18 @@ public static class JsonWriting
         }
     }
 
+    public static void WriteBooleanOrNull(this Utf8JsonWriter json, string name, bool? value)
+    {
+        if (value is { } truth)
+        {
+            json.WriteBoolean(name, truth);
+        }
+        else
+        {
+            json.WriteNull(name);
+        }
+    }
+
     /// <summary>As text, so that no reader turns it into a binary fraction.</summary>
     public static void WriteMoney(this Utf8JsonWriter json, string name, decimal? value) => json.WriteString(name, value?.ToString(CultureInfo.InvariantCulture));
 }

@@ -268,7 +268,7 @@ internal sealed class Session
                 SayWhereItGoesOn(isShort: true);
             }
 
-            throw new TrainingSetupException($"The largest passes of the run do not go through: {exception.Message} {MemoryAdvice.ForGpu(Config, Plan)}");
+            throw new TrainingSetupException($"The largest passes of the run do not go through: {exception.Message} {MemoryAdvice.ForGpu(Config, Shape, Plan)}");
         }
         catch (CudaException)
         {
@@ -341,7 +341,7 @@ internal sealed class Session
         AttemptRecord attempt = Pulse.Take();
         bool isSaved = (attempt.SavedStep ?? attempt.FirstStep) > 0;
         string have = isSaved ? string.Create(CultureInfo.InvariantCulture, $"The checkpoint of step {attempt.SavedStep ?? attempt.FirstStep} is intact.") : "There is no checkpoint of this run yet.";
-        string when = isShort ? $"{MemoryAdvice.ForGpu(Config, Plan)} With that, " : isSaved ? "Once a GPU works, here or elsewhere, " : "Once a GPU works, ";
+        string when = isShort ? $"{MemoryAdvice.ForGpu(Config, Shape, Plan)} With that, " : isSaved ? "Once a GPU works, here or elsewhere, " : "Once a GPU works, ";
         Observer.OnWarning($"{have} {when}{(isSaved ? "go on" : "begin again")} with: lora-trainer resume {Config.OutputDir}");
     }
 

@@ -546,7 +546,7 @@ public sealed class TrainingRun
             phases.Enter(TrainingPhase.Loading);
             ReturnGarbage();
             long baseline = ProcessMemory.ResidentBytes();
-            device = selection.Open(plan.Memory, MemoryAdvice.ForGpu(config, plan), observer.OnNotice);
+            device = selection.Open(plan.Memory, MemoryAdvice.ForGpu(config, shape, plan), observer.OnNotice);
             observer.OnNotice(selection.Describe(device));
             string baseHash = HashOfBase(weights, cache is null ? path => ContentHash.OfFile(path, stop) : cache.HashOf);
             TrainedModel trained;
@@ -556,7 +556,7 @@ public sealed class TrainingRun
             }
             catch (CudaException exception) when (exception.IsOutOfMemory)
             {
-                throw new TrainingSetupException($"{exception.Message} {MemoryAdvice.ForGpu(config, plan)}");
+                throw new TrainingSetupException($"{exception.Message} {MemoryAdvice.ForGpu(config, shape, plan)}");
             }
 
             ReturnGarbage();

@@ -107,9 +107,9 @@ internal static class PlanVerb
         FullTraining full = offers.Full(filter);
         IReadOnlyList<TuningService> services = TuningService.Shipped;
         DateOnly today = DateOnly.FromDateTime(TimeProvider.System.GetUtcNow().UtcDateTime);
-        bool isShort = plan.Device.Platform == DevicePlatform.Cuda && plan.Memory.Memory.DeviceBytes > available;
-        MemoryFit? smaller = isShort ? offers.Within(available!.Value) : null;
-        terminal.Result(Words(inputs, plan, available, smaller, PlanPage.Lines(here, cost, config.Cost)));
+        bool? fits = Fits(plan, available);
+        (MemoryFit? Fit, MemoryFit? Exact) smaller = plan.Device.Platform == DevicePlatform.Cuda && fits == false ? offers.Within(available!.Value) : default;
+        terminal.Result(Words(inputs, plan, ThisMachine(inputs, plan, available, fits, smaller), PlanPage.Lines(here, cost, config.Cost)));
         if (context.Arguments.GetValue(Compare))
         {
             PlanPage.Draw(terminal, table, services, inputs.TokensOrFull, filter);
@@ -123,7 +123,7 @@ internal static class PlanVerb
         terminal.Json(json =>
         {
             json.WriteStartObject();
-            Write(json, inputs, plan, available);
+            Write(json, inputs, plan, available, fits, smaller);
             PlanPage.Write(json, here, cost, table, inputs.TokensOrFull, services, full);
             json.WriteEndObject();
         });
@@ -143,7 +143,7 @@ internal static class PlanVerb
         : decimal.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out decimal number) && number > 0 ? number
         : throw new TrainingSetupException($"{option.Name} must be above 0, got '{text}'. Expected {expected}.");
 
-    private static string Words(RunInputs inputs, RunPlan plan, long? available, MemoryFit? smaller, IEnumerable<(string Name, string Value)> time)
+    private static string Words(RunInputs inputs, RunPlan plan, string thisMachine, IEnumerable<(string Name, string Value)> time)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         TrainingConfig config = inputs.Config;
@@ -168,7 +168,7 @@ internal static class PlanVerb
                 : ("on disk", $"{Quantities.Bytes(memory.PagedBytes)} of paged moments in {config.OutputDir}, while it trains"));
         }
 
-        lines.Add(("this machine", Fits(config, plan, available, smaller)));
+        lines.Add(("this machine", thisMachine));
         lines.Add(("work", string.Create(culture, $"{memory.FlopsPerToken / 1e9:0.00} GFLOP a token, forward and backward")));
         lines.Add(("tokens", inputs.Tokens is { } tokens ? tokens.ToString("#,0", culture) : "not known"));
         lines.Add(("steps", inputs.Steps is { } steps ? steps.ToString("#,0", culture) : "not known"));
@@ -177,30 +177,33 @@ internal static class PlanVerb
         return string.Join(Environment.NewLine, lines.Select(line => line.Name.PadRight(width) + line.Value));
     }
 
-    private static string Fits(TrainingConfig config, RunPlan plan, long? available, MemoryFit? smaller)
+    /// <summary>As it is configured; null where it is not known how much is free. On a CPU weights stream in through the same memory, on a GPU through the host's.</summary>
+    private static bool? Fits(RunPlan plan, long? available) =>
+        available is { } bytes ? (plan.Device.Platform == DevicePlatform.Cuda ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes : null;
+
+    private static string ThisMachine(RunInputs inputs, RunPlan plan, long? available, bool? fits, (MemoryFit? Fit, MemoryFit? Exact) smaller)
     {
-        bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         if (available is not { } bytes)
         {
             return "not compared: the memory is that of a GPU, and none here tells how much is free";
         }
 
-        // Weights stream in through the host's memory, which on a GPU is another one.
+        bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         string has = isGpu ? $"{Quantities.Bytes(bytes)} of the GPU are free" : $"it has {Quantities.Bytes(bytes)}";
-        return (isGpu ? plan.Memory.Memory.DeviceBytes : plan.Memory.ArenaBytes + plan.HostBytes) <= bytes
-            ? $"fits: {has}"
-            : smaller is not null ? string.Create(CultureInfo.InvariantCulture, $"too small: {has}. It fits with {PlanPage.Listed(smaller)}; device: cpu computes on the processor")
-            : $"too small: {has}. Try {MemoryAdvice.Smaller(config, isGpu)}{(isGpu ? "; device: cpu computes on the processor" : "")}";
+        return fits == true ? $"fits: {has}"
+            : $"too small: {has}. {(smaller.Fit is { } fit ? PlanPage.Ways(fit, smaller.Exact) : $"Try {MemoryAdvice.Smaller(inputs.Config, inputs.Shape, isGpu)}")}{(isGpu ? "; device: cpu computes on the processor" : "")}";
     }
 
     private static string Word(DevicePlatform platform) => platform == DevicePlatform.Cuda ? "cuda" : "cpu";
 
-    private static void Write(Utf8JsonWriter json, RunInputs inputs, RunPlan plan, long? available)
+    private static void Write(Utf8JsonWriter json, RunInputs inputs, RunPlan plan, long? available, bool? fits, (MemoryFit? Fit, MemoryFit? Exact) smaller)
     {
         json.WriteStartObject("device");
         json.WriteString("platform", Word(plan.Device.Platform));
         json.WriteString("reason", plan.Device.Reason);
         json.WriteNumberOrNull("available_bytes", available);
+        json.WriteBooleanOrNull("fits", fits);
+        PlanPage.WriteWays(json, smaller.Fit, smaller.Exact);
         json.WriteEndObject();
         json.WriteNumber("parameters", plan.Memory.Parameters);
         json.WriteNumber("trainable_parameters", plan.Memory.TrainableParameters);

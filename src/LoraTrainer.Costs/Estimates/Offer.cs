@@ -21,6 +21,9 @@ public sealed record Offer
     /// <summary>The largest that fits and keeps the global batch, with the switches of <see cref="FitsWith"/> where those are needed.</summary>
     public int? MicroBatchSize { get; init; }
 
+    /// <summary>Likewise with the switches of <see cref="FitsExactlyWith"/>; null where that is empty.</summary>
+    public int? ExactMicroBatchSize { get; init; }
+
     /// <summary>While it trains; null where it does not fit or the GPU's rates are not known.</summary>
     public double? TokensPerSecond { get; init; }
 

@@ -49,7 +49,7 @@ public sealed class MemoryFits(RunInputs inputs)
             TrainingConfig config = set.Aggregate(inputs.Config, (config, one) => one.Apply(config));
             if (Plan(config, tokens).Memory.DeviceBytes <= memoryBytes)
             {
-                return Largest(config, memoryBytes, [.. set.Select(one => one.Words)]);
+                return Largest(config, memoryBytes, [.. set.SelectMany(one => one.Keys)]);
             }
         }
 

@@ -8,7 +8,17 @@ namespace LoraTrainer.Training.Planning;
 /// <param name="Slowdown">About how much longer a step takes, as a share of it. Only the order counts.</param>
 /// <param name="IsExact">The result has the same bits.</param>
 /// <param name="Apply">Sets it.</param>
-internal sealed record MemorySwitch(string Words, double Slowdown, bool IsExact, Func<TrainingConfig, TrainingConfig> Apply);
+internal sealed record MemorySwitch(string Words, double Slowdown, bool IsExact, Func<TrainingConfig, TrainingConfig> Apply)
+{
+    /// <summary>A key that is true and may not be with it; null: none.</summary>
+    public string? InsteadOf { get; init; }
+
+    /// <summary>On the CPU it saves nothing.</summary>
+    public bool NeedsGpu { get; init; }
+
+    /// <summary>All that differs in the config, a key each.</summary>
+    public IEnumerable<string> Keys => InsteadOf is null ? [Words] : [$"{InsteadOf}: false", Words];
+}
 
 /// <summary>What of the switches a run has not on yet. Paged moments are none of them: all of them must be free on the card when they are used.</summary>
 internal static class MemorySwitches
@@ -19,7 +29,7 @@ internal static class MemorySwitches
     public static IReadOnlyList<IReadOnlyList<MemorySwitch>> Sets(TrainingConfig config, ModelConfig shape)
     {
         IEnumerable<MemorySwitch[]> sets = [[]];
-        foreach (MemorySwitch[] group in Groups(config, shape))
+        foreach (IReadOnlyList<MemorySwitch> group in Groups(config, shape))
         {
             sets = [.. sets, .. sets.SelectMany(set => group.Select(one => (MemorySwitch[])[.. set, one]))];
         }
@@ -27,8 +37,10 @@ internal static class MemorySwitches
         return [.. sets.Where(set => set.Length > 0).OrderBy(set => set.Sum(one => one.Slowdown)).ThenBy(set => set.Length)];
     }
 
-    /// <summary>Of each group one at most can be on.</summary>
-    private static IEnumerable<MemorySwitch[]> Groups(TrainingConfig config, ModelConfig shape)
+    /// <summary>What the run can have and has not yet. Of each group one at most can be on; the first costs least speed.</summary>
+    /// <param name="config">The run.</param>
+    /// <param name="shape">Of its base.</param>
+    public static IEnumerable<IReadOnlyList<MemorySwitch>> Groups(TrainingConfig config, ModelConfig shape)
     {
         bool hasAdapter = config.Adapter.Kind != AdapterKind.None;
 
@@ -36,13 +48,13 @@ internal static class MemorySwitches
         bool hasFrozenEnds = hasAdapter && !shape.TieWordEmbeddings && config.Adapter is { ModulesToSave.Count: 0, TargetPattern: null } && !config.Adapter.TargetModules.Any(name => name.EndsWith("lm_head", StringComparison.Ordinal) || name.EndsWith("embed_tokens", StringComparison.Ordinal));
         if (hasFrozenEnds && config.Data.Tokens.Count == 0 && config.Device.Embeddings == EmbeddingPlacement.Device)
         {
-            yield return [new("embeddings: host", 0.001, IsExact: true, run => run with { Device = run.Device with { Embeddings = EmbeddingPlacement.Host } })];
+            yield return [new("embeddings: host", 0.001, IsExact: true, run => run with { Device = run.Device with { Embeddings = EmbeddingPlacement.Host } }) { NeedsGpu = true }];
         }
 
         if (!config.Optimizer.IsEightBit)
         {
             (string words, OptimizerKind kind) = config.Optimizer.IsPaged ? ("paged_adamw_8bit", OptimizerKind.PagedAdamW8Bit) : ("adamw_8bit", OptimizerKind.AdamW8Bit);
-            yield return [new($"optimizer: {words}", 0.002, IsExact: false, run => run with { Optimizer = run.Optimizer with { Kind = kind } })];
+            yield return [new($"optimizer: {words}", 0.002, IsExact: false, run => run with { Optimizer = run.Optimizer with { Kind = kind } }) { NeedsGpu = config.Optimizer.IsPaged }];
         }
 
         if (hasAdapter && shape.Quantization is null)
@@ -51,9 +63,10 @@ internal static class MemorySwitches
             {
                 yield return [new("bnb_config_kwargs.bnb_4bit_use_double_quant: true", 0.005, IsExact: false, run => run with { Quantization = run.Quantization with { FourBit = run.Quantization.FourBit with { DoubleQuantization = true } } })];
             }
-            else if (config.Quantization is { LoadIn4Bit: false, LoadIn8Bit: false })
+            else if (!config.Quantization.LoadIn4Bit)
             {
-                yield return [new("load_in_4bit: true", 0.03, IsExact: false, run => run with { Adapter = run.Adapter with { Kind = AdapterKind.Qlora }, Quantization = run.Quantization with { LoadIn4Bit = true } })];
+                MemorySwitch fourBit = new("load_in_4bit: true", 0.03, IsExact: false, run => run with { Adapter = run.Adapter with { Kind = AdapterKind.Qlora }, Quantization = run.Quantization with { LoadIn4Bit = true, LoadIn8Bit = false } });
+                yield return [config.Quantization.LoadIn8Bit ? fourBit with { Slowdown = 0.02, InsteadOf = "load_in_8bit" } : fourBit];
             }
         }
 
@@ -64,7 +77,7 @@ internal static class MemorySwitches
 
         if (config.Device.GradientCheckpointing != GradientCheckpointing.Offload)
         {
-            MemorySwitch offload = Recomputed("offload", 0.36, GradientCheckpointing.Offload);
+            MemorySwitch offload = Recomputed("offload", 0.36, GradientCheckpointing.Offload) with { NeedsGpu = true };
             yield return config.Device.GradientCheckpointing == GradientCheckpointing.On ? [offload with { Slowdown = 0.03 }] : [Recomputed("true", 0.33, GradientCheckpointing.On), offload];
         }
 
