@@ -1,4 +1,5 @@
 using LoraTrainer.Engine.Devices;
+using LoraTrainer.Models.Architectures;
 using LoraTrainer.TestSupport;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Planning;
@@ -9,8 +10,6 @@ namespace LoraTrainer.Training.Tests.Planning;
 public sealed class MemoryAdviceTests : IDisposable
 {
     private readonly TemporaryFolder folder = new();
-
-    public MemoryAdviceTests() => TinyRun.WriteData(folder.File("train.jsonl"), rows: 43);
 
     public void Dispose() => folder.Dispose();
 
@@ -25,8 +24,10 @@ public sealed class MemoryAdviceTests : IDisposable
     [InlineData(false, false, "micro_batch_size=1 load_in_4bit=true optimizer=paged_adamw_32bit lm_head=int8 gradient_checkpointing=true", "a smaller sequence_len")]
     public void Smaller_IsAcceptedAndNeedsLess(bool isGpu, bool isTied, string settings, string advice)
     {
-        // No part is so small that its switch is not felt at the peak; a GPU expands some thousand rows of a head in 8 bits at a time.
-        TinyRun.WriteBase(folder.File("base"), shape: TinyRun.Shape with { TieWordEmbeddings = isTied, NumHiddenLayers = 6, VocabSize = 32_768 });
+        // The head is several times as large as what a GPU expands of one in 8 bits at a time; no weight is there.
+        ModelConfig shape = TinyRun.Shape with { TieWordEmbeddings = isTied, NumHiddenLayers = 6, VocabSize = 1 << 22 };
+        Directory.CreateDirectory(folder.File("base"));
+        File.WriteAllText(folder.File("base/config.json"), shape.ToJson());
         string[] set = settings.Split(' ', StringSplitOptions.RemoveEmptyEntries);
         using RunInputs inputs = RunInputs.Read(Config(set), SilentObserver.Instance, TestContext.Current.CancellationToken);
         DeviceSelection device = new(isGpu ? DevicePlatform.Cuda : DevicePlatform.Cpu, 1, null);
