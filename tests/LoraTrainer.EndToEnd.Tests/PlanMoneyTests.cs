@@ -8,7 +8,7 @@ public sealed class PlanMoneyTests
 {
     private static readonly string[] Members =
     [
-        "gpu", "gpu_count", "provider", "instance_type", "pricing", "region", "fits", "fits_with", "fits_exactly_with", "micro_batch_size", "tokens_per_second", "hours", "hours_low", "hours_high",
+        "gpu", "gpu_count", "provider", "instance_type", "pricing", "region", "fits", "fits_with", "fits_exactly_with", "micro_batch_size", "exact_micro_batch_size", "tokens_per_second", "hours", "hours_low", "hours_high",
         "interruptions", "cost", "cost_low", "cost_high", "cost_per_million_tokens", "currency", "price_as_of", "source",
     ];
 
@@ -38,6 +38,8 @@ public sealed class PlanMoneyTests
         Assert.True(plan.RootElement.GetProperty("full_training").GetProperty("device_bytes").GetInt64() > 0);
         Assert.Equal(0, plan.RootElement.GetProperty("time").GetProperty("check").GetProperty("rows").GetInt32());
         Assert.True(plan.RootElement.GetProperty("time").GetProperty("hours").GetDouble() > 0);
+        Assert.Equal(["platform", "reason", "available_bytes", "fits", "fits_with", "fits_exactly_with", "micro_batch_size", "exact_micro_batch_size"], plan.RootElement.GetProperty("device").EnumerateObject().Select(member => member.Name));
+        Assert.True(plan.RootElement.GetProperty("device").GetProperty("fits").GetBoolean());
     }
 
     /// <summary>Whatever is looked at beside it, the plan of the config itself stays what it is.</summary>
@@ -98,6 +100,32 @@ public sealed class PlanMoneyTests
         Assert.Contains("--budget is in USD: offers in EUR are left out", plan.RootElement.GetProperty("notes").ToString(), StringComparison.Ordinal);
         Assert.Contains("each currency has its own order", words.Output, StringComparison.Ordinal);
         Assert.Contains("A car: there are prices for this GPU", words.Output, StringComparison.Ordinal);
+    }
+
+    /// <summary>An 8B that is too large for a card of 24 GB: both ways out are told with the micro-batches that fit then, and the exact one is held to it.</summary>
+    [Fact]
+    public async Task GpuThatIsTooSmall_GetsBothWaysWithTheirMicroBatches()
+    {
+        using TinyFolder folder = TinyFolder.OfShape(RooflineTests.Llama8B, ("sequence_len", 4096), ("micro_batch_size", 8), ("gradient_accumulation_steps", 1), ("device", "cpu"));
+        string[] plan = ["plan", "tiny.yaml", "--gpu", "RTX 4090"];
+        Ending words = await folder.RunAsync(plan);
+        Assert.Contains("\nToo small as it is: RTX 4090. It fits with load_in_4bit: true and micro_batch_size 1; without a change of the result with gradient_checkpointing: true and micro_batch_size 4.\n", words.Output, StringComparison.Ordinal);
+
+        using JsonDocument json = await JsonAsync(folder, plan), exact = await JsonAsync(folder, [.. plan, "--set", "gradient_checkpointing=true"]);
+        Assert.All(json.RootElement.GetProperty("offers").EnumerateArray(), offer =>
+        {
+            Assert.False(offer.GetProperty("fits").GetBoolean());
+            Assert.Equal(["load_in_4bit: true"], offer.GetProperty("fits_with").EnumerateArray().Select(change => change.GetString()));
+            Assert.Equal(["gradient_checkpointing: true"], offer.GetProperty("fits_exactly_with").EnumerateArray().Select(change => change.GetString()));
+            Assert.Equal((1, 4), (offer.GetProperty("micro_batch_size").GetInt32(), offer.GetProperty("exact_micro_batch_size").GetInt32()));
+        });
+        Assert.All(exact.RootElement.GetProperty("offers").EnumerateArray(), offer =>
+        {
+            Assert.True(offer.GetProperty("fits").GetBoolean());
+            Assert.Equal(4, offer.GetProperty("micro_batch_size").GetInt32());
+            Assert.Equal(JsonValueKind.Null, offer.GetProperty("exact_micro_batch_size").ValueKind);
+        });
+        Assert.NotEqual(0, json.RootElement.GetProperty("offers").GetArrayLength());
     }
 
     [Theory]

@@ -18,7 +18,7 @@ public sealed class RooflineTests(ITestOutputHelper output)
 {
     private const string Results = "tests/Benchmarks/results/2026-11-26-nvidia-h200.jsonl";
 
-    private const string Llama8B = """
+    internal const string Llama8B = """
         {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
          "vocab_size": 128256, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "max_position_embeddings": 131072, "rope_theta": 500000.0}
         """;

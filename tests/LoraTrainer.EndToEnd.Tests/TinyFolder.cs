@@ -36,6 +36,18 @@ internal sealed class TinyFolder : IDisposable
         File.WriteAllText(folder.File("tiny.yaml"), TinyRun.Config("", changes));
     }
 
+    /// <summary>A base of which only the shape is there: enough to plan with.</summary>
+    /// <param name="configJson">Of the base.</param>
+    /// <param name="changes">Of the run's config.</param>
+    public static TinyFolder OfShape(string configJson, params (string Key, object? Value)[] changes)
+    {
+        var made = new TinyFolder(changes: changes);
+        Directory.Delete(made.PathOf("base"), recursive: true);
+        Directory.CreateDirectory(made.PathOf("base"));
+        File.WriteAllText(made.PathOf("base/config.json"), configJson);
+        return made;
+    }
+
     public string Path => folder.Path;
 
     public string Out => PathOf("out");

@@ -1,6 +1,7 @@
 using System.Globalization;
 using System.Text.Json;
 using System.Text.RegularExpressions;
+using LoraTrainer.Costs.Prices;
 using LoraTrainer.TestSupport;
 using Xunit;
 
@@ -32,14 +33,32 @@ public sealed class VerbsCudaTests
         Assert.Equal("cuda", element.GetProperty("platform").GetString());
         Assert.Equal(device == "auto", element.GetProperty("reason").ValueKind == JsonValueKind.String);
         Assert.Equal(ShortBytes, element.GetProperty("available_bytes").GetInt64());
+        Assert.False(element.GetProperty("fits").GetBoolean());
 
         // As much as a micro-batch of one sequence needs, and less than that.
         string[] plan = ["plan", "tiny.yaml", "--set", $"device={device}"], one = [.. plan, "--set", "micro_batch_size=1"];
         using JsonDocument least = JsonDocument.Parse((await folder.RunAsync([.. one, "--json"], environment: Environment())).Output);
+        Assert.True(least.RootElement.GetProperty("device").GetProperty("fits").GetBoolean());
         int planned = least.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt32();
         Ending halved = await folder.RunAsync(plan, environment: Environment(planned)), nearly = await folder.RunAsync(one, environment: Environment(planned - 1));
         Assert.Matches("this machine +too small: .+ of the GPU are free\\. It fits with micro_batch_size 1; device: cpu computes on the processor\n", halved.Output);
-        Assert.True(Regex.IsMatch(nearly.Output, "this machine +too small: .+ of the GPU are free\\. It fits with [a-z0-9_:, ]+: [a-z0-9_:, ]+ and micro_batch_size 1; device: cpu computes on the processor\n"), nearly.ToString());
+        Assert.True(Regex.IsMatch(nearly.Output, "this machine +too small: .+ of the GPU are free\\. It fits with [a-z0-9_:, ]+: [a-z0-9_:, ]+ and micro_batch_size 1; without a change of the result with gradient_checkpointing: true and micro_batch_size 1; device: cpu computes on the processor\n"), nearly.ToString());
+    }
+
+    /// <summary>What a GPU of this machine is told is what a GPU of the price list with as much memory is told.</summary>
+    [Fact]
+    public async Task Plan_ForAGpuThatIsTooSmall_TellsBothWays()
+    {
+        using TinyFolder folder = TinyFolder.OfShape(RooflineTests.Llama8B, ("sequence_len", 4096), ("micro_batch_size", 8), ("gradient_accumulation_steps", 1), ("device", "cuda"));
+        Dictionary<string, string> environment = Environment(GpuTable.Load(null).Named("RTX 4090")!.UsableBytes);
+        string[] plan = ["plan", "tiny.yaml", "--gpu", "RTX 4090"];
+        Ending words = await folder.RunAsync(plan, environment: environment), json = await folder.RunAsync([.. plan, "--json"], environment: environment);
+        Assert.True(Regex.IsMatch(words.Output, "this machine +too small: 22\\.7 GiB of the GPU are free\\. It fits with load_in_4bit: true and micro_batch_size 1; without a change of the result with gradient_checkpointing: true and micro_batch_size 4; device: cpu computes on the processor\n"), words.ToString());
+
+        using JsonDocument document = JsonDocument.Parse(json.Output);
+        JsonElement device = document.RootElement.GetProperty("device"), offer = document.RootElement.GetProperty("offers")[0];
+        Assert.All((string[])["fits", "fits_with", "fits_exactly_with", "micro_batch_size", "exact_micro_batch_size"], member => Assert.True(JsonElement.DeepEquals(offer.GetProperty(member), device.GetProperty(member)), json.Output));
+        Assert.Equal(4, device.GetProperty("exact_micro_batch_size").GetInt32());
     }
 
     [Theory]
@@ -108,7 +127,7 @@ public sealed class VerbsCudaTests
         Assert.Contains("bytes of the host's memory, page-locked for the GPU", chat.Error, StringComparison.Ordinal);
     }
 
-    private static Dictionary<string, string> Environment(int? memoryBytes = null)
+    private static Dictionary<string, string> Environment(long? memoryBytes = null)
     {
         var environment = new Dictionary<string, string> { ["LT_CUDA_DIR"] = CudaStandin.Folder };
         if (memoryBytes is { } bytes)
