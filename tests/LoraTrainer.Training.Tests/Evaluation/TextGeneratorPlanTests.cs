@@ -1,5 +1,4 @@
 using LoraTrainer.Engine.Devices;
-using LoraTrainer.Engine.Quantization;
 using LoraTrainer.Models;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.TestSupport;
@@ -23,7 +22,7 @@ public sealed class TextGeneratorPlanTests
         using var planned = new MeasureDevice(threadCount: 96);
         using var run = new MeasureDevice(threadCount: 96);
         TextGenerator.Measure(ModelLoader.LoadFrozen(shape, null, planned, BaseFormat.Nf4DoubleQuantized), promptTokens, newTokens);
-        new TextGenerator(ModelLoader.LoadFrozen(shape, null, run, BaseFormat.Nf4DoubleQuantized), []).Generate(new int[promptTokens], new SamplingOptions { MaxNewTokens = newTokens });
+        new TextGenerator(ModelLoader.LoadFrozen(shape, null, run, BaseFormat.Nf4DoubleQuantized), []).Generate(new int[promptTokens], new SamplingOptions { MaxNewTokens = newTokens }, cancellation: TestContext.Current.CancellationToken);
         Assert.Equal(run.Arena.HighWaterBytes, planned.Arena.HighWaterBytes);
     }
 }
