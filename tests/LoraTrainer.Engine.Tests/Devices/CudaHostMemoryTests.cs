@@ -30,7 +30,9 @@ public sealed class CudaHostMemoryTests
 
         Assert.Equal([.. Enumerable.Range(0, Count).Select(i => 2f * i)], Read(device, doubled));
         Assert.Equal([0f, 1, 2, 5, 4], Read(device, host)[..5]);
-        Assert.Equal(1, CudaStandin.Count("live_host_allocations") - 1);
+
+        // Beside it what transfers, micro-batches and the report of a step go through.
+        Assert.Equal(1 + 3, CudaStandin.Count("live_host_allocations"));
     }
 
     /// <summary>A tensor goes to the host while its place is used again, and comes back: in the lazy stand-in each order that is not asked for shows.</summary>
@@ -53,7 +55,8 @@ public sealed class CudaHostMemoryTests
         device.Launch(Scale, (1, 1, 1), Count, 0, place, place, Count, 1f, 1f);
 
         Assert.Equal(0, CudaStandin.Count("synchronizations"));
-        Assert.Equal((1, 1, 2), (CudaStandin.Count("copies_to_host"), CudaStandin.Count("copies_to_device"), CudaStandin.Count("live_streams")));
+        // Of the streams one is the work's, one these copies', one that of micro-batches.
+        Assert.Equal((1, 1, 3), (CudaStandin.Count("copies_to_host"), CudaStandin.Count("copies_to_device"), CudaStandin.Count("live_streams")));
         Assert.All(Read(device, other), value => Assert.Equal(21, value));
         Assert.All(Read(device, place), value => Assert.Equal(8, value));
         Assert.All(Read(device, host), value => Assert.Equal(7, value));
