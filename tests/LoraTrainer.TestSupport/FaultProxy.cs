@@ -140,9 +140,10 @@ public sealed class FaultProxy : IAsyncDisposable
     {
         if (!stop.IsCancellationRequested)
         {
+            // Stopped when nothing waits for a connection any more, or the next wait would find it stopped.
             await stop.CancelAsync();
-            listener.Stop();
             await accepting;
+            listener.Stop();
         }
 
         stop.Dispose();
@@ -166,7 +167,7 @@ public sealed class FaultProxy : IAsyncDisposable
     {
         try
         {
-            while (true)
+            while (!stop.IsCancellationRequested)
             {
                 TcpClient client = await listener.AcceptTcpClientAsync(stop.Token);
                 _ = ServeAsync(client);

@@ -86,10 +86,11 @@ public sealed class HubServer : IAsyncDisposable
 
     public async ValueTask DisposeAsync()
     {
+        // Stopped when nothing waits for a connection any more, or the next wait would find them stopped.
         await ending.CancelAsync();
+        await serving;
         listener.Stop();
         other.Stop();
-        await serving;
         ending.Dispose();
     }
 
@@ -98,7 +99,7 @@ public sealed class HubServer : IAsyncDisposable
         List<Task> served = [];
         try
         {
-            while (true)
+            while (!ending.IsCancellationRequested)
             {
                 served.Add(ServeAsync(await from.AcceptTcpClientAsync(ending.Token), from == other, log));
             }

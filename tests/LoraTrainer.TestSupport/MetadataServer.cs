@@ -46,9 +46,10 @@ public sealed class MetadataServer : IAsyncDisposable
 
     public async ValueTask DisposeAsync()
     {
+        // Stopped when nothing waits for a connection any more, or the next wait would find it stopped.
         await ending.CancelAsync();
-        listener.Stop();
         await accepting;
+        listener.Stop();
         ending.Dispose();
     }
 
@@ -57,7 +58,7 @@ public sealed class MetadataServer : IAsyncDisposable
         List<Task> served = [];
         try
         {
-            while (true)
+            while (!ending.IsCancellationRequested)
             {
                 served.Add(ServeAsync(await listener.AcceptTcpClientAsync(ending.Token)));
             }
