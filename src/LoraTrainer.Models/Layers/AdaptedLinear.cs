@@ -231,10 +231,9 @@ public sealed class AdaptedLinear
     /// <param name="dOutput">(N, Out) activations</param>
     /// <param name="input">(N, In) activations; may be none where <see cref="NeedsInput"/> is false.</param>
     /// <param name="saved">From the forward pass.</param>
-    /// <param name="dropout">As in the forward pass.</param>
-    /// <param name="firstToken">As in the forward pass.</param>
+    /// <param name="context">Of the forward pass.</param>
     /// <param name="mode">What happens to dInput.</param>
-    public void Backward(Tensor dInput, Tensor dOutput, Tensor input, in Saved saved, DropoutState dropout, long firstToken, GradientMode mode)
+    public void Backward(Tensor dInput, Tensor dOutput, Tensor input, in Saved saved, in PassContext context, GradientMode mode)
     {
         using ArenaFrame frame = dOutput.Device.Arena.Frame();
         if (TrainedWeight is not null)
@@ -247,7 +246,7 @@ public sealed class AdaptedLinear
             Elementwise.BiasGradient(TrainedBias.Gradient, dOutput);
         }
 
-        bool dropping = adapter is not null && IsDropping(dropout);
+        bool dropping = adapter is not null && IsDropping(context.Dropout);
 
         // What arrives at x W^T and at the adapter: G itself; with DoRA the magnitudes' share of it.
         Tensor dAdapted = dOutput;
@@ -276,7 +275,7 @@ public sealed class AdaptedLinear
             return;
         }
 
-        Linear.BackwardWeight(adapter.Joint.Gradient, saved.Projected, Dropped(input, dropout, firstToken));
+        Linear.BackwardWeight(adapter.Joint.Gradient, saved.Projected, Dropped(input, context.Dropout, context.Batch.FirstToken));
         if (dInput.IsNone)
         {
             return;
@@ -297,7 +296,7 @@ public sealed class AdaptedLinear
             Linear.BackwardInput(dDropped, dAdapted, Weight, GradientMode.Accumulate);
         }
 
-        Dropout.Apply(dDropped, dDropped, adapter.Dropout, Key(dropout, firstToken));
+        Dropout.Apply(dDropped, dDropped, adapter.Dropout, Key(context.Dropout, context.Batch.FirstToken));
         Elementwise.Add(dInput, dInput, dDropped);
     }
 

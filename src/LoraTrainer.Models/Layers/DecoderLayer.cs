@@ -201,23 +201,21 @@ public sealed class DecoderLayer
 
     private void MlpBackward(Tensor dHidden, in Saved saved, in PassContext context)
     {
-        long first = context.Batch.FirstToken;
         Arena arena = dHidden.Device.Arena;
         using ArenaFrame frame = arena.Frame();
         Tensor dActivated = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.GateOutput.Shape);
         Tensor activated = Down.NeedsInput ? Activated(saved) : Tensor.None;
         Tensor dOutput = BeforeNorm(MlpOutputNorm, dHidden, saved.MlpOutput, saved.MlpOutputRstd);
-        Down.Backward(dActivated, dOutput, activated, saved.Down, context.Dropout, first, GradientMode.Overwrite);
+        Down.Backward(dActivated, dOutput, activated, saved.Down, context, GradientMode.Overwrite);
         ActivationBackward(saved, dActivated);
         Tensor normed = GateUp.NeedsInput ? Normed(MlpNorm, saved.Middle, saved.MiddleRstd) : Tensor.None;
         Tensor dNormed = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Middle.Shape);
-        GateUp.Backward(dNormed, [saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context.Dropout, first);
+        GateUp.Backward(dNormed, [saved.GateOutput, saved.UpOutput], normed, saved.GateUp, context);
         MlpNorm.Backward(dHidden, dNormed, saved.Middle, saved.MiddleRstd, GradientMode.Accumulate);
     }
 
     private void AttentionBackward(Tensor dHidden, in Saved saved, in PassContext context, bool needsInputGradient)
     {
-        long first = context.Batch.FirstToken;
         Arena arena = dHidden.Device.Arena;
         using ArenaFrame frame = arena.Frame();
         Tensor dAttended = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Attended.Shape);
@@ -225,7 +223,7 @@ public sealed class DecoderLayer
         Tensor dK = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.K.Shape);
         Tensor dV = arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.V.Shape);
         Tensor dOutput = BeforeNorm(AttentionOutputNorm, dHidden, saved.AttentionOutput, saved.AttentionOutputRstd);
-        Output.Backward(dAttended, dOutput, saved.Attended, saved.Output, context.Dropout, first, GradientMode.Overwrite);
+        Output.Backward(dAttended, dOutput, saved.Attended, saved.Output, context, GradientMode.Overwrite);
         Attention.Backward(dQ, dK, dV, dAttended, saved.Attended, saved.Lse, saved.Q, saved.K, saved.V, context.Batch.Documents, Heads);
         Rope.Backward(dQ, Heads.Dim, context.Cosine, context.Sine);
         Rope.Backward(dK, Heads.Dim, context.Cosine, context.Sine);
@@ -233,7 +231,7 @@ public sealed class DecoderLayer
         KeyNorm?.Backward(PerHead(dK), PerHead(dK), PerHead(saved.KeyNormInput), saved.KeyNormRstd, GradientMode.Overwrite);
         Tensor normed = QueryKeyValue.NeedsInput ? Normed(InputNorm, saved.Input, saved.InputRstd) : Tensor.None;
         Tensor dNormed = needsInputGradient ? arena.Allocate(MemoryKind.Activations, saved.Input.DType, saved.Input.Shape) : Tensor.None;
-        QueryKeyValue.Backward(dNormed, [dQ, dK, dV], normed, saved.QueryKeyValue, context.Dropout, first);
+        QueryKeyValue.Backward(dNormed, [dQ, dK, dV], normed, saved.QueryKeyValue, context);
         if (needsInputGradient)
         {
             InputNorm.Backward(dHidden, dNormed, saved.Input, saved.InputRstd, GradientMode.Accumulate);

@@ -80,23 +80,21 @@ public sealed class JointLinears
     {
         if (!IsFused)
         {
-            bool together = context.IsDecoding && Array.TrueForAll(layers, layer => layer.Adapter?.Magnitude is null);
-            if (together)
+            if (context.IsDecoding && Array.TrueForAll(layers, layer => layer.Adapter?.Magnitude is null))
             {
                 // A row's products are so short that the threads meet once for all of them.
                 Gemv.Forward(outputs, input, Array.ConvertAll(layers, layer => layer.Weight));
+                for (int i = 0; i < layers.Length; i++)
+                {
+                    layers[i].AddUpdate(outputs[i], input, saved[i], context);
+                }
+
+                return;
             }
 
             for (int i = 0; i < layers.Length; i++)
             {
-                if (together)
-                {
-                    layers[i].AddUpdate(outputs[i], input, saved[i], context);
-                }
-                else
-                {
-                    layers[i].Forward(outputs[i], input, saved[i], context);
-                }
+                layers[i].Forward(outputs[i], input, saved[i], context);
             }
 
             return;
@@ -118,15 +116,14 @@ public sealed class JointLinears
     /// <param name="dOutputs">(N, width) activations each.</param>
     /// <param name="input">(N, In) activations; may be none where <see cref="NeedsInput"/> is false.</param>
     /// <param name="saved">From the forward pass.</param>
-    /// <param name="dropout">As in the forward pass.</param>
-    /// <param name="firstToken">As in the forward pass.</param>
-    public void Backward(Tensor dInput, ReadOnlySpan<Tensor> dOutputs, Tensor input, in Saved saved, DropoutState dropout, long firstToken)
+    /// <param name="context">Of the forward pass.</param>
+    public void Backward(Tensor dInput, ReadOnlySpan<Tensor> dOutputs, Tensor input, in Saved saved, in PassContext context)
     {
         if (!IsFused)
         {
             for (int i = 0; i < layers.Length; i++)
             {
-                layers[i].Backward(dInput, dOutputs[i], input, saved[i], dropout, firstToken, i == 0 ? GradientMode.Overwrite : GradientMode.Accumulate);
+                layers[i].Backward(dInput, dOutputs[i], input, saved[i], context, i == 0 ? GradientMode.Overwrite : GradientMode.Accumulate);
             }
 
             return;
@@ -141,7 +138,7 @@ public sealed class JointLinears
             column += dOutput.Shape[1];
         }
 
-        layers[0].Backward(dInput, dWhole, input, saved.First, dropout, firstToken, GradientMode.Overwrite);
+        layers[0].Backward(dInput, dWhole, input, saved.First, context, GradientMode.Overwrite);
     }
 
     private Tensor AllocateFused(Tensor like) => like.Device.Arena.Allocate(MemoryKind.Activations, like.DType, new Shape(like.Shape[0], layers[0].Out));

@@ -58,6 +58,10 @@ public sealed class Conversation
         {
             generator.Feed(new int[Math.Min(PieceTokens, limitTokens - fed)], cache);
         }
+
+        // A single token has products of its own, and these a workspace.
+        cache.Truncate(limitTokens - 1);
+        generator.Feed([0], cache);
     }
 
     /// <summary>Forgets everything.</summary>

@@ -43,9 +43,8 @@ public sealed class AdaptedLinearTests
         Tensor x = device.Random(6, new Shape(N, In)), y = device.Poisoned(new Shape(N, Out)), g = device.Random(8, new Shape(N, Out)), mask = device.Filled(1, new Shape(N, In));
         Dropout.Apply(mask, mask, dropout, new DropoutKey(9, 7, 4, firstToken));
         AdaptedLinear.Saved saved = layer.Allocate(device, N);
-        layer.Forward(
-            y, x, saved,
-            new PassContext { Batch = new PackedBatch { Tokens = Tensor.None, Positions = Tensor.None, DocumentOffsets = default, FirstToken = firstToken }, Dropout = state, Cosine = Tensor.None, Sine = Tensor.None });
+        var context = new PassContext { Batch = new PackedBatch { Tokens = Tensor.None, Positions = Tensor.None, DocumentOffsets = default, FirstToken = firstToken }, Dropout = state, Cosine = Tensor.None, Sine = Tensor.None };
+        layer.Forward(y, x, saved, context);
 
         var reference = new Reference(
             ((DenseMatrix)layer.Weight).Values.Doubles(), layer.Bias.Doubles(), a.Value.Doubles(), b.Value.Doubles(), dora ? m.Value.Doubles() : null, x.Doubles(), mask.Doubles());
@@ -53,7 +52,7 @@ public sealed class AdaptedLinearTests
 
         Tensor dx = withoutInputGradient ? Tensor.None : device.Random(10, new Shape(N, In));
         double[] before = withoutInputGradient ? [] : dx.Doubles();
-        layer.Backward(dx, g, x, saved, state, firstToken, GradientMode.Accumulate);
+        layer.Backward(dx, g, x, saved, context, GradientMode.Accumulate);
         double[] gd = g.Doubles();
         if (!withoutInputGradient)
         {

@@ -136,10 +136,9 @@ public sealed class JointAdapterTests
             Tensor[] outputs = [.. Widths.Select(width => device.Poisoned(new Shape(N, width)))];
             Tensor dInput = withInputGradient ? device.Poisoned(new Shape(N, In)) : Tensor.None;
             JointLinears.Saved saved = joint.Allocate(device, N);
-            joint.Forward(
-                outputs, input, saved,
-                new PassContext { Batch = new PackedBatch { Tokens = Tensor.None, Positions = Tensor.None, DocumentOffsets = default }, Dropout = DropoutState.Inactive, Cosine = Tensor.None, Sine = Tensor.None });
-            joint.Backward(dInput, dOutputs, input, saved, DropoutState.Inactive, 0);
+            var context = new PassContext { Batch = new PackedBatch { Tokens = Tensor.None, Positions = Tensor.None, DocumentOffsets = default }, Dropout = DropoutState.Inactive, Cosine = Tensor.None, Sine = Tensor.None };
+            joint.Forward(outputs, input, saved, context);
+            joint.Backward(dInput, dOutputs, input, saved, context);
             return new Result(
                 [.. outputs.Select(output => output.Download())], [.. Parameters.Select(parameter => parameter.Gradient.Download())],
                 [saved.First.Projected, saved.Second.Projected, saved.Third.Projected], withInputGradient ? dInput.Download() : []);
