@@ -11,6 +11,7 @@ that no cache holds them, and many calls are timed from an idle device to an idl
 """
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -298,6 +299,9 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     arguments = parser.parse_args()
+    missing = [path for path in arguments.rows if not os.path.exists(path)]
+    if missing:
+        sys.exit(f"peer-kernels.py: there is no {missing[0]}: measure the rows first (scripts/gpu-check.sh bench)")
     known = list(counterparts())
     found = [(row, make, match) for row in read_rows(arguments.rows).values() for pattern, make in known if (match := pattern.match(row["name"]))]
     if arguments.list:

@@ -43,19 +43,19 @@ public sealed class MemoryPlanTests
     [Fact]
     public void SwitchesOfAGpusMemory_ChangeNothingOnTheCpu_AndSaySo()
     {
-        TrainingConfig Config(GradientCheckpointing checkpointing, EmbeddingPlacement embeddings) => new()
-        {
-            Adapter = new AdapterOptions { Kind = AdapterKind.Lora, Rank = 4 },
-            Device = new DeviceOptions { GradientCheckpointing = checkpointing, Embeddings = embeddings },
-        };
+        TrainingConfig Config(DeviceOptions device) => new() { Adapter = new AdapterOptions { Kind = AdapterKind.Lora, Rank = 4 }, Device = device };
         ModelConfig shape = Shape(hidden: 64, intermediate: 128, layers: 3, heads: 2, keyValueHeads: 1, vocabulary: 64);
-        TrainingConfig plain = Config(GradientCheckpointing.On, EmbeddingPlacement.Device), switched = Config(GradientCheckpointing.Offload, EmbeddingPlacement.Host);
+        TrainingConfig plain = Config(new DeviceOptions { GradientCheckpointing = GradientCheckpointing.On });
+        TrainingConfig switched = Config(new DeviceOptions { GradientCheckpointing = GradientCheckpointing.Offload, Embeddings = EmbeddingPlacement.Host, CudaGraphs = CudaGraphs.Verify });
         var passes = new PlannedPasses(64, [], 64);
         DeviceSelection cpu = new(DevicePlatform.Cpu, 2, null), gpu = new(DevicePlatform.Cuda, 2, null);
         Assert.Equal(MemoryPlan.Measure(plain, shape, null, cpu, passes).Memory, MemoryPlan.Measure(switched, shape, null, cpu, passes).Memory);
         Assert.NotEqual(MemoryPlan.Measure(plain, shape, null, gpu, passes).Memory, MemoryPlan.Measure(switched, shape, null, gpu, passes).Memory);
         Assert.Equal(
-            ["embeddings: host has no effect on the CPU, whose memory is the host's.", "gradient_checkpointing: offload is gradient_checkpointing: true on the CPU, whose memory is the host's."],
+            [
+                "embeddings: host has no effect on the CPU, whose memory is the host's.", "gradient_checkpointing: offload is gradient_checkpointing: true on the CPU, whose memory is the host's.",
+                "cuda_graphs has no effect on the CPU.",
+            ],
             TrainedModel.WithoutEffect(switched, DevicePlatform.Cpu));
         Assert.Empty(TrainedModel.WithoutEffect(switched, DevicePlatform.Cuda));
     }

@@ -146,11 +146,17 @@ internal readonly unsafe struct FourBitBlocks
     /// <param name="table">(16)</param>
     /// <param name="indices">Sixteen.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    internal static Vector512<float> Lookup(Vector512<float> table, Vector512<uint> indices) => Avx512F.IsSupported
-        ? Avx512F.PermuteVar16x32(table, indices.AsInt32())
-        : Avx2.IsSupported
-        ? Vector512.Create(Lookup(table.GetLower(), table.GetUpper(), indices.GetLower()), Lookup(table.GetLower(), table.GetUpper(), indices.GetUpper()))
-        : Vector512.Shuffle(table, (indices & Vector512.Create(15u)).AsInt32());
+    internal static Vector512<float> Lookup(Vector512<float> table, Vector512<uint> indices)
+    {
+        if (Avx512F.IsSupported)
+        {
+            return Avx512F.PermuteVar16x32(table, indices.AsInt32());
+        }
+
+        return Avx2.IsSupported
+            ? Vector512.Create(Lookup(table.GetLower(), table.GetUpper(), indices.GetLower()), Lookup(table.GetLower(), table.GetUpper(), indices.GetUpper()))
+            : Vector512.Shuffle(table, (indices & Vector512.Create(15u)).AsInt32());
+    }
 
     private float Value(long i)
     {

@@ -23,7 +23,6 @@ internal static class ContradictionRules
         QuantizationNeedsAnAdapter(config, issues);
         OneQuantizationAtMost(config, issues);
         QloraIsIn4Bit(config, issues);
-        CudaGraphsNeedAGpu(config, issues);
         FourBitDetailsNeed4Bit(config, issues);
         DoraStartsFromTheBase(config, issues);
         AddedTokensAreTrained(config, issues);
@@ -270,16 +269,6 @@ internal static class ContradictionRules
         {
             ConfigurationLocation where = issues.Where("lm_head");
             issues.Wrong("lm_head", where, $"lm_head: int8 needs an adapter, because a quantized head cannot be trained itself ({where}). Add adapter: lora, or remove lm_head.");
-        }
-    }
-
-    private static void CudaGraphsNeedAGpu(TrainingConfig config, IssueCollector issues)
-    {
-        if (config.Device is { CudaGraphs: not CudaGraphs.Off, Choice: DeviceChoice.Cpu })
-        {
-            ConfigurationLocation where = issues.Where("cuda_graphs");
-            string value = config.Device.CudaGraphs == CudaGraphs.Verify ? "verify" : "true";
-            issues.Wrong("cuda_graphs", where, $"cuda_graphs: {value} ({where}) needs a GPU, and device: cpu ({issues.Where("device")}) has the run on the processor. Use device: cuda, or remove cuda_graphs.");
         }
     }
 

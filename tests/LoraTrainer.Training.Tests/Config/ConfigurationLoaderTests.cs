@@ -85,7 +85,6 @@ public sealed class ConfigurationLoaderTests
 
     [Theory]
     [InlineData("num_epochs: 0", "num_epochs and max_steps are both 0, so nothing would be trained (tiny.yaml:6). Set one of them, for example num_epochs: 1.")]
-    [InlineData("cuda_graphs: verify\ndevice: cpu", "cuda_graphs: verify (tiny.yaml:6) needs a GPU, and device: cpu (tiny.yaml:7) has the run on the processor. Use device: cuda, or remove cuda_graphs.")]
     [InlineData("warmup_steps: 5\nwarmup_ratio: 0.1", "warmup_steps (tiny.yaml:6) and warmup_ratio (tiny.yaml:7) are both given. Keep one.")]
     [InlineData("lr_scheduler: constant\nwarmup_steps: 5", "lr_scheduler: constant has no warm-up, but one is given (tiny.yaml:6). Use constant_with_warmup, or remove the warm-up.")]
     [InlineData("bnb_config_kwargs: {bnb_4bit_use_double_quant: true}", "bnb_config_kwargs is given, but load_in_4bit is not true (tiny.yaml:6). Add load_in_4bit: true, or remove it.")]
