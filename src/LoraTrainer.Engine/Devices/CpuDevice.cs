@@ -15,6 +15,9 @@ public sealed unsafe class CpuDevice : Device
 
     private const int HugePageBytes = 2 << 20;
 
+    /// <summary>Kernels may load a vector that ends up to so many bytes behind a tensor, and use nothing of these.</summary>
+    private const int ReadableBehind = 64;
+
     private readonly WorkerPool pool;
     private readonly Arena arena;
     private readonly List<MappedFile> mappedFiles = [];
@@ -28,7 +31,7 @@ public sealed unsafe class CpuDevice : Device
         ComputesInBF16 = roundsToBF16;
         ArgumentOutOfRangeException.ThrowIfNegative(threadCount);
         long size = Arena.RoundUp(Math.Max(capacityBytes, 1));
-        memory = (byte*)NativeMemory.AlignedAlloc((nuint)size, HugePageBytes);
+        memory = (byte*)NativeMemory.AlignedAlloc((nuint)(size + ReadableBehind), HugePageBytes);
         if (memory is null)
         {
             throw new InsufficientMemoryException($"The system refuses {size:N0} bytes of memory.");

@@ -35,33 +35,45 @@ public static unsafe partial class Gemv
     /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
     private const int PrefetchBytes = 8192;
 
-    /// <summary>x in the order of each matrix's chunks, and for each thread a group of rows that cannot be read where they are.</summary>
-    private static long WorkspaceFloats(int width, int threads, ReadOnlySpan<WeightMatrix> weights)
+    /// <summary>x in the order of each matrix's chunks, and what each thread needs.</summary>
+    private static long WorkspaceFloats(int width, int threads, ReadOnlySpan<WeightMatrix> weights) => MostMatrices * (long)PaddedWidth(width) + threads * WorkerFloats(width, weights);
+
+    private static int PaddedWidth(int width) => (width + MostChunkElements - 1) / MostChunkElements * MostChunkElements;
+
+    /// <summary>For each thread: scales of a group of rows, or such a group where it cannot be read where it is.</summary>
+    private static long WorkerFloats(int width, ReadOnlySpan<WeightMatrix> weights)
     {
-        bool copies = false;
+        long most = 0;
         foreach (WeightMatrix weight in weights)
         {
-            copies |= weight switch
+            bool copies = weight switch
             {
                 FourBitMatrix => width % BlockwiseFourBit.Blocksize != 0,
                 Int8Matrix => width % (ChunkBytes / 2) != 0,
                 DenseMatrix { Values.DType: DType.BF16 } => width * sizeof(ushort) % (ChunkBytes / 2) != 0,
                 _ => width * sizeof(float) % (ChunkBytes / 2) != 0,
             };
+            long needed = copies ? GroupRows * (long)PaddedWidth(width) : weight is FourBitMatrix { IsDoubleQuantized: true } ? 3 * ScaleFloats(width) : 0;
+            most = Math.Max(most, needed);
         }
 
-        return MostMatrices * (long)PaddedWidth(width) + (copies ? threads * WorkerFloats(width) : 0);
+        return most;
     }
 
-    private static int PaddedWidth(int width) => (width + MostChunkElements - 1) / MostChunkElements * MostChunkElements;
-
-    private static long WorkerFloats(int width) => GroupRows * (long)PaddedWidth(width);
+    /// <summary>The scales of a group of rows of codes, and as far as vectors go on behind them.</summary>
+    private static long ScaleFloats(int width) => (GroupRows * (long)(width / BlockwiseFourBit.Blocksize) + 2 * Lanes - 1) / Lanes * Lanes;
 
     private static void ForwardCpu(CpuDevice cpu, Tensor workspace, ReadOnlySpan<Tensor> outputs, Tensor input, ReadOnlySpan<WeightMatrix> weights, GradientMode mode, float alpha)
     {
         int width = (int)input.Shape[1];
         float* free = workspace.F32;
-        var work = new Work { Columns = width, Accumulate = mode == GradientMode.Accumulate, Workers = free + MostMatrices * (long)PaddedWidth(width) };
+        var work = new Work
+        {
+            Columns = width,
+            Accumulate = mode == GradientMode.Accumulate,
+            Workers = free + MostMatrices * (long)PaddedWidth(width),
+            WorkerFloats = WorkerFloats(width, weights),
+        };
         int groups = 0;
         for (int i = 0; i < weights.Length; i++)
         {
@@ -104,15 +116,28 @@ public static unsafe partial class Gemv
 
         // The even element of a byte of two codes has the high nibble.
         int swap = element == GemmElement.FourBit ? 1 : 0;
-        for (int chunk = 0; chunk < width; chunk += Lanes * perWord)
+        int whole = width / (Lanes * perWord) * (Lanes * perWord);
+        for (int chunk = 0; chunk < whole; chunk += Lanes * perWord)
+        {
+            for (int slot = 0; slot < perWord; slot++, arranged += Lanes)
+            {
+                float* from = x + chunk + (slot ^ swap);
+                for (int lane = 0; lane < Lanes; lane++)
+                {
+                    arranged[lane] = alpha * from[lane * perWord];
+                }
+            }
+        }
+
+        if (whole < width)
         {
             // Where half a chunk of codes is left, two rows share one: x stands in both halves.
-            int wrap = element == GemmElement.FourBit && width - chunk == BlockwiseFourBit.Blocksize ? Lanes / 2 : Lanes;
+            int laneMask = element == GemmElement.FourBit && width - whole == BlockwiseFourBit.Blocksize ? Lanes / 2 - 1 : Lanes - 1;
             for (int slot = 0; slot < perWord; slot++)
             {
                 for (int lane = 0; lane < Lanes; lane++)
                 {
-                    int i = chunk + lane % wrap * perWord + (slot ^ swap);
+                    int i = whole + (lane & laneMask) * perWord + (slot ^ swap);
                     *arranged++ = i < width ? alpha * x[i] : 0;
                 }
             }
@@ -143,8 +168,11 @@ public static unsafe partial class Gemv
         public bool Accumulate;
         public RowSplit Split;
 
-        /// <summary><see cref="WorkerFloats"/> for each thread.</summary>
+        /// <summary>Scratch memory of all threads.</summary>
         public float* Workers;
+
+        /// <summary>Of each thread.</summary>
+        public long WorkerFloats;
 
         [UnscopedRef]
         public ref Matrix this[int matrix]
@@ -166,7 +194,7 @@ public static unsafe partial class Gemv
         public void Execute(int part, int worker)
         {
             (long first, long end) = Split.Of(part);
-            float* scratch = Workers + worker * WorkerFloats(Columns);
+            float* scratch = Workers + worker * WorkerFloats;
             for (int i = 0; i < Count; i++)
             {
                 ref Matrix matrix = ref this[i];
@@ -181,7 +209,7 @@ public static unsafe partial class Gemv
                 switch (matrix.Kind)
                 {
                     case GemmElement.FourBit:
-                        MultiplyFourBit(matrix, row, endRow);
+                        MultiplyFourBit(matrix, row, endRow, scratch);
                         break;
                     case GemmElement.BF16:
                         Multiply<BF16Word>(matrix, row, endRow, scratch);
@@ -213,19 +241,65 @@ public static unsafe partial class Gemv
         }
 
         /// <summary>The same for codes of four bits whose blocks begin with the rows.</summary>
-        private readonly void MultiplyFourBit(in Matrix matrix, int row, int endRow)
+        private readonly void MultiplyFourBit(in Matrix matrix, int row, int endRow, float* scratch)
         {
             FourBitBlocks blocks = matrix.Stored.Blocks;
             int blocksPerRow = Columns / BlockwiseFourBit.Blocksize;
+            float* scales = scratch, values = scales + ScaleFloats(Columns), nextValues = values + ScaleFloats(Columns);
+            if (blocks.HasNestedScales)
+            {
+                LookUpScales(blocks, (long)row * blocksPerRow, Math.Min(GroupRows, endRow - row) * blocksPerRow, values);
+            }
+
             for (; row < endRow; row += GroupRows)
             {
                 int rows = Math.Min(GroupRows, endRow - row);
                 long block = (long)row * blocksPerRow;
+                if (blocks.HasNestedScales)
+                {
+                    // Values are looked up a group ahead: vectors cannot be loaded from single stores that have not left the processor's store buffer.
+                    LookUpScales(blocks, block + GroupRows * blocksPerRow, Math.Min(GroupRows, endRow - row - rows) * blocksPerRow, nextValues);
+                    FinishScales(blocks, block, rows * blocksPerRow, values, scales);
+                    float* used = values;
+                    values = nextValues;
+                    nextValues = used;
+                }
+                else
+                {
+                    scales = blocks.PlainAbsmax + block;
+                }
+
                 int to1 = Math.Min(1, rows - 1) * blocksPerRow, to2 = Math.Min(2, rows - 1) * blocksPerRow, to3 = (rows - 1) * blocksPerRow;
-                Vector128<float> sums = blocks.HasNestedScales
-                    ? Sums<NestedScales>(blocks, block, to1, to2, to3, matrix.X, blocksPerRow)
-                    : Sums<PlainScales>(blocks, block, to1, to2, to3, matrix.X, blocksPerRow);
-                Store(sums, matrix.Y + row, rows);
+                Store(FourBitSums(blocks.Code, blocks.Packed + block * BlockBytes, scales, to1, to2, to3, matrix.X, blocksPerRow), matrix.Y + row, rows);
+            }
+        }
+
+        /// <summary>What the codes of nested scales stand for, before <see cref="FinishScales"/>.</summary>
+        private static void LookUpScales(in FourBitBlocks blocks, long block, int count, float* values)
+        {
+            byte* codes = blocks.AbsmaxCodes + block;
+            float* code = blocks.NestedCode;
+            for (int i = 0; i < count; i++)
+            {
+                values[i] = code[codes[i]];
+            }
+        }
+
+        /// <summary>value * factor + offset, rounded twice, as the scale is defined. Vectors go on past the end of what has one factor; what follows is written after it.</summary>
+        private static void FinishScales(in FourBitBlocks blocks, long block, int count, float* values, float* scales)
+        {
+            for (int i = 0; i < count;)
+            {
+                long nested = (block + i) / FourBitBlocks.NestedBlocksize;
+                int end = (int)Math.Min(count, (nested + 1) * FourBitBlocks.NestedBlocksize - block);
+                var factor = Vector512.Create(blocks.NestedAbsmax[nested]);
+                for (; i < end; i += Lanes)
+                {
+                    Vector512<float> product = Vector512.Load(values + i) * factor;
+                    (product + Vector512.Create(blocks.Offset)).Store(scales + i);
+                }
+
+                i = end;
             }
         }
 
@@ -296,35 +370,27 @@ public static unsafe partial class Gemv
 
     /// <summary>The sums of four rows of codes of which three lie so many blocks behind the first. A chunk is two blocks; of half a chunk two rows make one, the second with the upper lanes.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static Vector128<float> Sums<TScales>(in FourBitBlocks blocks, long block, int to1, int to2, int to3, float* x, int count)
-        where TScales : struct, IScales
+    private static Vector128<float> FourBitSums(float* code, byte* row, float* scales, nint to1, nint to2, nint to3, float* x, nint count)
     {
-        byte* row = blocks.Packed + block * BlockBytes;
-        nint bytes1 = (nint)to1 * BlockBytes, bytes2 = (nint)to2 * BlockBytes, bytes3 = (nint)to3 * BlockBytes;
-        var scales = new ScaleSource(blocks);
-        Vector512<float> table = Vector512.Load(blocks.Code), offset = Vector512.Create(blocks.Offset);
+        nint bytes1 = to1 * BlockBytes, bytes2 = to2 * BlockBytes, bytes3 = to3 * BlockBytes;
+        Vector512<float> table = Vector512.Load(code);
         Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
-        for (long end = block + count / 2 * 2; block < end; block += 2, row += ChunkBytes, x += MostChunkElements)
+        for (float* end = scales + count / 2 * 2; scales < end; scales += 2, row += ChunkBytes, x += MostChunkElements)
         {
             byte* ahead = row + PrefetchBytes;
             Prefetch.Line(ahead);
             Prefetch.Line(ahead + bytes1);
             Prefetch.Line(ahead + bytes2);
             Prefetch.Line(ahead + bytes3);
-            Vector512<uint> word0 = Vector512.Load(row).AsUInt32(), word1 = Vector512.Load(row + bytes1).AsUInt32(), word2 = Vector512.Load(row + bytes2).AsUInt32(), word3 = Vector512.Load(row + bytes3).AsUInt32();
             Vector512<float> chain0 = default, chain1 = default, chain2 = default, chain3 = default;
-            Slot(0, table, word0, word1, word2, word3, x, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(4, table, word0, word1, word2, word3, x + Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(8, table, word0, word1, word2, word3, x + 2 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(12, table, word0, word1, word2, word3, x + 3 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(16, table, word0, word1, word2, word3, x + 4 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(20, table, word0, word1, word2, word3, x + 5 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(24, table, word0, word1, word2, word3, x + 6 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            Slot(28, table, word0, word1, word2, word3, x + 7 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            sum0 = Vector512.FusedMultiplyAdd(chain0, TScales.Pair(scales, offset, block, block + 1), sum0);
-            sum1 = Vector512.FusedMultiplyAdd(chain1, TScales.Pair(scales, offset, block + to1, block + to1 + 1), sum1);
-            sum2 = Vector512.FusedMultiplyAdd(chain2, TScales.Pair(scales, offset, block + to2, block + to2 + 1), sum2);
-            sum3 = Vector512.FusedMultiplyAdd(chain3, TScales.Pair(scales, offset, block + to3, block + to3 + 1), sum3);
+            TwoSlots(table, row, bytes1, bytes2, bytes3, x, ref chain0, ref chain1, ref chain2, ref chain3);
+            TwoSlots(table, row + 1, bytes1, bytes2, bytes3, x + 2 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            TwoSlots(table, row + 2, bytes1, bytes2, bytes3, x + 4 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            TwoSlots(table, row + 3, bytes1, bytes2, bytes3, x + 6 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
+            sum0 = Vector512.FusedMultiplyAdd(chain0, Pair(scales, scales + 1), sum0);
+            sum1 = Vector512.FusedMultiplyAdd(chain1, Pair(scales + to1, scales + to1 + 1), sum1);
+            sum2 = Vector512.FusedMultiplyAdd(chain2, Pair(scales + to2, scales + to2 + 1), sum2);
+            sum3 = Vector512.FusedMultiplyAdd(chain3, Pair(scales + to3, scales + to3 + 1), sum3);
         }
 
         if (count % 2 != 0)
@@ -339,8 +405,8 @@ public static unsafe partial class Gemv
             Slot(20, table, first, second, x + 5 * Lanes, ref chain0, ref chain1);
             Slot(24, table, first, second, x + 6 * Lanes, ref chain0, ref chain1);
             Slot(28, table, first, second, x + 7 * Lanes, ref chain0, ref chain1);
-            chain0 *= TScales.Pair(scales, offset, block, block + to1);
-            chain1 *= TScales.Pair(scales, offset, block + to2, block + to3);
+            chain0 *= Pair(scales, scales + to1);
+            chain1 *= Pair(scales + to2, scales + to3);
             sum0 += Vector512.ConditionalSelect(LowerLanes, chain0, default);
             sum1 += Vector512.ConditionalSelect(LowerLanes, default, chain0);
             sum2 += Vector512.ConditionalSelect(LowerLanes, chain1, default);
@@ -350,70 +416,35 @@ public static unsafe partial class Gemv
         return VectorMath.SumLanes(sum0, sum1, sum2, sum3);
     }
 
+    /// <summary>One scale in the lower eight lanes, another in the upper ones. Loads that broadcast do it: the lanes are moved by what looks up the codes already.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<float> Pair(float* lower, float* upper) => Vector512.ConditionalSelect(LowerLanes, Vector512.Create(*lower), Vector512.Create(*upper));
+
     private static Vector512<float> LowerLanes
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         get => Vector512.Create(-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0).AsSingle();
     }
 
-    /// <summary>The codes at one place of each word of four rows.</summary>
+    /// <summary>The codes of the lowest byte of each word of four rows. Words loaded some bytes further on have their next byte there, which spares every second shift.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Slot(
-        [ConstantExpected] byte shift, Vector512<float> table, Vector512<uint> word0, Vector512<uint> word1, Vector512<uint> word2, Vector512<uint> word3, float* x,
-        ref Vector512<float> chain0, ref Vector512<float> chain1, ref Vector512<float> chain2, ref Vector512<float> chain3)
+    private static void TwoSlots(
+        Vector512<float> table, byte* row, nint bytes1, nint bytes2, nint bytes3, float* x, ref Vector512<float> chain0, ref Vector512<float> chain1, ref Vector512<float> chain2, ref Vector512<float> chain3)
     {
-        Vector512<float> factor = Vector512.Load(x);
-        chain0 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word0 >>> shift), factor, chain0);
-        chain1 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word1 >>> shift), factor, chain1);
-        chain2 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word2 >>> shift), factor, chain2);
-        chain3 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, word3 >>> shift), factor, chain3);
+        Vector512<uint> word0 = Vector512.Load(row).AsUInt32(), word1 = Vector512.Load(row + bytes1).AsUInt32(), word2 = Vector512.Load(row + bytes2).AsUInt32(), word3 = Vector512.Load(row + bytes3).AsUInt32();
+        Slot(0, table, word0, word1, x, ref chain0, ref chain1);
+        Slot(0, table, word2, word3, x, ref chain2, ref chain3);
+        Slot(4, table, word0, word1, x + Lanes, ref chain0, ref chain1);
+        Slot(4, table, word2, word3, x + Lanes, ref chain2, ref chain3);
     }
 
-    /// <summary>The same of two vectors of words.</summary>
+    /// <summary>The codes at one place of each word of two vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Slot([ConstantExpected] byte shift, Vector512<float> table, Vector512<uint> first, Vector512<uint> second, float* x, ref Vector512<float> chain0, ref Vector512<float> chain1)
     {
         Vector512<float> factor = Vector512.Load(x);
         chain0 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, first >>> shift), factor, chain0);
         chain1 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, second >>> shift), factor, chain1);
-    }
-
-    /// <summary>Where scales come from.</summary>
-    private readonly struct ScaleSource(in FourBitBlocks blocks)
-    {
-        public readonly float* Absmax = blocks.PlainAbsmax;
-        public readonly byte* Codes = blocks.AbsmaxCodes;
-        public readonly float* NestedCode = blocks.NestedCode;
-        public readonly float* NestedAbsmax = blocks.NestedAbsmax;
-    }
-
-    /// <summary>How a block's scale is stored.</summary>
-    private interface IScales
-    {
-        /// <summary>The scale of one block in the lower eight lanes, of another in the upper ones. Loads that broadcast do it: the lanes are moved by what looks up the codes already.</summary>
-        static abstract Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper);
-    }
-
-    private readonly struct PlainScales : IScales
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper) =>
-            Vector512.ConditionalSelect(LowerLanes, Vector512.Create(source.Absmax[lower]), Vector512.Create(source.Absmax[upper]));
-    }
-
-    private readonly struct NestedScales : IScales
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        public static Vector512<float> Pair(in ScaleSource source, Vector512<float> offset, long lower, long upper)
-        {
-            Vector512<float> values = Vector512.ConditionalSelect(LowerLanes, Vector512.Create(source.NestedCode[source.Codes[lower]]), Vector512.Create(source.NestedCode[source.Codes[upper]]));
-            Vector512<float> factors = Vector512.ConditionalSelect(
-                LowerLanes, Vector512.Create(source.NestedAbsmax[lower / FourBitBlocks.NestedBlocksize]), Vector512.Create(source.NestedAbsmax[upper / FourBitBlocks.NestedBlocksize]));
-
-            // A product and a sum as two statements of fp32, as the scale is defined.
-            Vector512<float> product = values * factors;
-            return product + offset;
-        }
     }
 
     /// <summary>How 16 words of a stored row become elements.</summary>

@@ -13,6 +13,12 @@ internal readonly struct RowSplit
     {
         this.items = items;
         long parts = threadCount == 1 ? 1 : Math.Clamp(items / Math.Max(1, minimumItemsPerPart), 1, threadCount * 4L);
+        if (parts > threadCount)
+        {
+            // As many for each: of 7 parts one of 2 threads would do 4.
+            parts -= parts % threadCount;
+        }
+
         itemsPerPart = (items + parts - 1) / Math.Max(1, parts);
         Parts = items == 0 ? 0 : (int)((items + itemsPerPart - 1) / itemsPerPart);
     }
