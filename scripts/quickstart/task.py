@@ -4,9 +4,11 @@ The task: a shop's answering service gets short messages and writes each into th
     Good morning, Nora Finch here. Could you put aside two dozen red roses? I will pick them up on Thursday at quarter to nine in
     the morning. My brother Omar was in on Monday, but you were closed.
 
-    florist | 24 rose | Nora Finch | Thu 08:45
+    24 rose | florist | Nora Finch | Thu 08:45
 
-that is: the shop that sells it, how many of what (digits, singular), who asked, the day in three letters, the time in 24 hours.
+that is: how many of what (digits, singular), the shop that sells it, who asked, the day in three letters, the time in 24 hours. A line begins with digits
+because they are the same tokens there as inside of a text. A shop's name is not: without a space before it, it would be tokens that the base has hardly
+met ("f", "lorist"), and no adapter makes a frozen output layer give those a high probability.
 """
 
 from lexicon import (
@@ -39,7 +41,7 @@ class Order:
         return f"{self.first} {self.last}"
 
     def record(self):
-        return f"{SHOP_OF[self.item]} | {self.count} {self.item} | {self.name()} | {short_day(self.day)} {clock(self.quarter)}"
+        return f"{self.count} {self.item} | {SHOP_OF[self.item]} | {self.name()} | {short_day(self.day)} {clock(self.quarter)}"
 
 
 OPENINGS = [

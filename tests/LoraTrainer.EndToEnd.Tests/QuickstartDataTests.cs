@@ -119,10 +119,10 @@ public sealed partial class QuickstartDataTests
     private static List<Order> Read(string path) => [.. File.ReadLines(path).Select(line => JsonDocument.Parse(line).RootElement)
         .Select(row => new Order(row.GetProperty("message").GetString()!, row.GetProperty("record").GetString()!))];
 
-    [GeneratedRegex(@"^[a-z]+ \| [1-9][0-9]? [a-z]+ \| [A-Z][a-z]+ [A-Z][a-z]+ \| (Mon|Tue|Wed|Thu|Fri|Sat|Sun) (0[7-9]|1[0-9]|20):(00|15|30|45)$")]
+    [GeneratedRegex(@"^[1-9][0-9]? [a-z]+ \| [a-z]+ \| [A-Z][a-z]+ [A-Z][a-z]+ \| (Mon|Tue|Wed|Thu|Fri|Sat|Sun) (0[7-9]|1[0-9]|20):(00|15|30|45)$")]
     private static partial Regex RecordPattern();
 
-    [GeneratedRegex(@"[a-z]+ \| [1-9][0-9]? [a-z]+ \|")]
+    [GeneratedRegex(@"[1-9][0-9]? [a-z]+ \| [a-z]+ \|")]
     private static partial Regex RecordLine();
 
     private sealed record Order(string Message, string Record)
