@@ -6,8 +6,11 @@ namespace LoraTrainer.Benchmarks;
 /// <summary>Measures candidates against baselines in the same run and prints the result rows.</summary>
 internal sealed class BenchmarkReport(string filter)
 {
-    private const int Rounds = 9;
+    private const int Rounds = 15;
     private static readonly TimeSpan SliceTime = TimeSpan.FromMilliseconds(40);
+
+    /// <summary>Until methods that are called a few times in each call have been compiled for the last time too.</summary>
+    private static readonly TimeSpan WarmUpTime = TimeSpan.FromSeconds(1);
 
     private readonly string commit = CommitName();
 
@@ -58,8 +61,7 @@ internal sealed class BenchmarkReport(string filter)
 
     private static int CallsPerSlice(Action action)
     {
-        // Long enough for the JIT to have settled.
-        for (long start = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(start) < 3 * SliceTime;)
+        for (long start = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(start) < WarmUpTime;)
         {
             action();
         }
