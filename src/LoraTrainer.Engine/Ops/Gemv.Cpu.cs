@@ -33,7 +33,7 @@ public static unsafe partial class Gemv
     private const long LeastPartElements = 80_000;
 
     /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
-    private const int PrefetchBytes = 8192;
+    private const int PrefetchBytes = 4096;
 
     /// <summary>x in the order of each matrix's chunks, and what each thread needs.</summary>
     private static long WorkspaceFloats(int width, int threads, ReadOnlySpan<WeightMatrix> weights) => MostMatrices * (long)PaddedWidth(width) + threads * WorkerFloats(width, weights);
