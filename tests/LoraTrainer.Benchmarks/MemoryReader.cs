@@ -1,5 +1,6 @@
 using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
+using LoraTrainer.Engine.Native;
 
 namespace LoraTrainer.Benchmarks;
 
@@ -7,6 +8,7 @@ namespace LoraTrainer.Benchmarks;
 internal sealed unsafe class MemoryReader : IDisposable
 {
     private const int Unroll = 4;
+    private const int HugePageBytes = 2 << 20;
 
     /// <summary>Larger than any cache, so that each call reads what has not been read for long.</summary>
     private const long BlockBytes = 1L << 31;
@@ -21,7 +23,8 @@ internal sealed unsafe class MemoryReader : IDisposable
     public MemoryReader(long bytes, int threadCount)
     {
         bytesPerThread = bytes / threadCount / (Unroll * 64) * (Unroll * 64);
-        block = (byte*)NativeMemory.AlignedAlloc((nuint)BlockBytes, 64);
+        block = (byte*)NativeMemory.AlignedAlloc((nuint)BlockBytes, HugePageBytes);
+        PageAdvice.PreferHugePages(block, BlockBytes);
         NativeMemory.Fill(block, (nuint)BlockBytes, 1);
         barrier = new Barrier(threadCount);
         threads = [.. Enumerable.Range(1, threadCount - 1).Select(index => new Thread(() => Serve(index)) { IsBackground = true })];
