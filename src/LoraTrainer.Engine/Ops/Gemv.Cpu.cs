@@ -32,6 +32,9 @@ public static unsafe partial class Gemv
     /// <summary>A smaller part would be over before what comes next has arrived from memory.</summary>
     private const long LeastPartElements = 80_000;
 
+    /// <summary>Parts for each thread: an output layer takes milliseconds, and no thread should be done with it long before another.</summary>
+    private const int MostTurns = 16;
+
     /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
     private const int PrefetchBytes = 4096;
 
@@ -105,7 +108,7 @@ public static unsafe partial class Gemv
         work.Count = weights.Length;
         long elements = (long)groups * GroupRows * width;
         bool isParallel = cpu.ThreadCount > 1 && elements >= LeastParallelElements;
-        work.Split = new RowSplit(groups, isParallel ? cpu.ThreadCount : 1, Math.Max(1, LeastPartElements / Math.Max(1, GroupRows * width)));
+        work.Split = new RowSplit(groups, isParallel ? cpu.ThreadCount : 1, Math.Max(1, LeastPartElements / Math.Max(1, GroupRows * width)), MostTurns);
         cpu.Pool.Run(work.Split.Parts, ref work);
     }
 

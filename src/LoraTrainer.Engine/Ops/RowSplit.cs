@@ -14,11 +14,12 @@ internal readonly struct RowSplit
     /// <param name="items">Independent items: rows, or blocks of elements.</param>
     /// <param name="threadCount">Workers; each gets a few parts, so that a late one does not hold up the others.</param>
     /// <param name="minimumItemsPerPart">Below this a part costs more to hand out than to do.</param>
-    public RowSplit(long items, int threadCount, long minimumItemsPerPart)
+    /// <param name="mostTurns">Parts for each thread at most.</param>
+    public RowSplit(long items, int threadCount, long minimumItemsPerPart, int mostTurns = 4)
     {
         this.items = items;
         threads = threadCount;
-        long parts = threadCount == 1 ? 1 : Math.Clamp(items / Math.Max(1, minimumItemsPerPart), 1, threadCount * 4L);
+        long parts = threadCount == 1 ? 1 : Math.Clamp(items / Math.Max(1, minimumItemsPerPart), 1, (long)threadCount * mostTurns);
         if (parts > threadCount)
         {
             // As many for each: of 7 parts one of 2 threads would do 4.
