@@ -9,7 +9,7 @@ internal sealed class BenchmarkReport(string filter)
     private const int Rounds = 15;
     private static readonly TimeSpan SliceTime = TimeSpan.FromMilliseconds(40);
 
-    /// <summary>Until methods that are called a few times in each call have been compiled for the last time too.</summary>
+    /// <summary>Long enough that methods which an action calls only a few times reach the compiler's last tier too.</summary>
     private static readonly TimeSpan WarmUpTime = TimeSpan.FromSeconds(1);
 
     private readonly string commit = CommitName();

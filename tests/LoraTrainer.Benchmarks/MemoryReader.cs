@@ -8,7 +8,6 @@ namespace LoraTrainer.Benchmarks;
 internal sealed unsafe class MemoryReader : IDisposable
 {
     private const int Unroll = 4;
-    private const int HugePageBytes = 2 << 20;
 
     /// <summary>Larger than any cache, so that each call reads what has not been read for long.</summary>
     private const long BlockBytes = 1L << 31;
@@ -23,7 +22,7 @@ internal sealed unsafe class MemoryReader : IDisposable
     public MemoryReader(long bytes, int threadCount)
     {
         bytesPerThread = bytes / threadCount / (Unroll * 64) * (Unroll * 64);
-        block = (byte*)NativeMemory.AlignedAlloc((nuint)BlockBytes, HugePageBytes);
+        block = (byte*)NativeMemory.AlignedAlloc((nuint)BlockBytes, PageAdvice.HugePageBytes);
         PageAdvice.PreferHugePages(block, BlockBytes);
         NativeMemory.Fill(block, (nuint)BlockBytes, 1);
         barrier = new Barrier(threadCount);

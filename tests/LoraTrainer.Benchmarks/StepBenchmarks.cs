@@ -93,7 +93,8 @@ internal static class StepBenchmarks
             return;
         }
 
-        const int capacity = 1024, prompt = 64;
+        // In the middle of a text of 1,024 tokens, whose first 64 are a prompt.
+        const int length = (64 + 1024) / 2;
         ModelConfig shape = ModelConfig.Parse("config.json", Encoding.UTF8.GetBytes(Shape));
         string folder = Directory.CreateTempSubdirectory("lora-trainer-benchmark-").FullName;
         try
@@ -103,22 +104,18 @@ internal static class StepBenchmarks
             using ModelFolder files = ModelFolder.Open(folder);
             CausalLanguageModel model = ModelLoader.LoadFrozen(shape, files, device, BaseFormat.Nf4DoubleQuantized);
             long bytes = model.Linears.Sum(linear => linear.Weight.SizeBytes) + model.Head.SizeBytes;
-            var cache = new KeyValueCache(device, model, capacity);
+            var cache = new KeyValueCache(device, model, length + 1);
             Tensor logits = device.Arena.Allocate(MemoryKind.Activations, DType.F32, new Shape(1, shape.VocabSize));
             Tensor lastRow = device.Arena.Allocate(MemoryKind.Activations, DType.I32, new Shape(1));
-            long cached = (long)(prompt + capacity) / 2 * shape.NumHiddenLayers * 2 * shape.NumKeyValueHeads * shape.HeadDim * sizeof(float);
+            long cached = (long)length * shape.NumHiddenLayers * 2 * shape.NumKeyValueHeads * shape.HeadDim * sizeof(float);
             using var reader = new MemoryReader(bytes + cached, Environment.ProcessorCount);
+            Advance(length);
             report.Compare(name, "token/s", 1, Token, $"reading {bytes / 1000000} MB of weights and {cached / 1000000} MB of keys and values", reader.Read);
 
             void Token()
             {
-                if (cache.Length is 0 or capacity)
-                {
-                    cache.Clear();
-                    Advance(prompt);
-                }
-
                 Advance(1);
+                cache.Truncate(length);
             }
 
             void Advance(int count)

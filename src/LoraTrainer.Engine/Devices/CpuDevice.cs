@@ -13,9 +13,7 @@ public sealed unsafe class CpuDevice : Device
     /// <summary>Large enough for any test and free of charge: untouched pages do not exist.</summary>
     private const long DefaultCapacityBytes = 1L << 32;
 
-    private const int HugePageBytes = 2 << 20;
-
-    /// <summary>Kernels may load a vector that ends up to so many bytes behind a tensor, and use nothing of these.</summary>
+    /// <summary>So many bytes behind a tensor of the arena may be read, and not used: a word of codes is loaded from up to 3 bytes further on. A paged arena has none.</summary>
     private const int ReadableBehind = 64;
 
     private readonly WorkerPool pool;
@@ -31,7 +29,7 @@ public sealed unsafe class CpuDevice : Device
         ComputesInBF16 = roundsToBF16;
         ArgumentOutOfRangeException.ThrowIfNegative(threadCount);
         long size = Arena.RoundUp(Math.Max(capacityBytes, 1));
-        memory = (byte*)NativeMemory.AlignedAlloc((nuint)(size + ReadableBehind), HugePageBytes);
+        memory = (byte*)NativeMemory.AlignedAlloc((nuint)(size + ReadableBehind), PageAdvice.HugePageBytes);
         if (memory is null)
         {
             throw new InsufficientMemoryException($"The system refuses {size:N0} bytes of memory.");

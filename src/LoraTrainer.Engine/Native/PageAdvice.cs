@@ -8,6 +8,9 @@ internal static unsafe partial class PageAdvice
     // MADV_HUGEPAGE of <sys/mman.h> on Linux.
     private const int AdviceHugePage = 14;
 
+    /// <summary>What memory is aligned to that is to have large pages.</summary>
+    public const int HugePageBytes = 2 << 20;
+
     /// <summary>Asks for 2 MiB pages, which spare the packing loops most of their TLB misses. Does nothing where the system has no such call.</summary>
     public static void PreferHugePages(void* start, long bytes)
     {

@@ -32,8 +32,8 @@ public static unsafe partial class Gemv
     /// <summary>A smaller part would be over before what comes next has arrived from memory.</summary>
     private const long LeastPartElements = 80_000;
 
-    /// <summary>Parts for each thread: an output layer takes milliseconds, and no thread should be done with it long before another.</summary>
-    private const int MostTurns = 16;
+    /// <summary>An output layer takes milliseconds, and no thread should be done with it long before another.</summary>
+    private const int MostPartsPerThread = 16;
 
     /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
     private const int PrefetchBytes = 4096;
@@ -49,19 +49,21 @@ public static unsafe partial class Gemv
         long most = 0;
         foreach (WeightMatrix weight in weights)
         {
-            bool copies = weight switch
-            {
-                FourBitMatrix => width % BlockwiseFourBit.Blocksize != 0,
-                Int8Matrix => width % (ChunkBytes / 2) != 0,
-                DenseMatrix { Values.DType: DType.BF16 } => width * sizeof(ushort) % (ChunkBytes / 2) != 0,
-                _ => width * sizeof(float) % (ChunkBytes / 2) != 0,
-            };
-            long needed = copies ? GroupRows * (long)PaddedWidth(width) : weight is FourBitMatrix { IsDoubleQuantized: true } ? 3 * ScaleFloats(width) : 0;
+            long needed = IsCopied(weight) ? GroupRows * (long)PaddedWidth(width) : weight is FourBitMatrix { IsDoubleQuantized: true } ? 3 * ScaleFloats(width) : 0;
             most = Math.Max(most, needed);
         }
 
         return most;
     }
+
+    /// <summary>Rows cannot be multiplied where they are: they begin in the middle of a block, whose codes are made f32 then, or of half a chunk.</summary>
+    private static bool IsCopied(WeightMatrix weight) => weight switch
+    {
+        FourBitMatrix => weight.In % BlockwiseFourBit.Blocksize != 0,
+        Int8Matrix => weight.In % (ChunkBytes / 2) != 0,
+        DenseMatrix { Values.DType: DType.BF16 } => weight.In * sizeof(ushort) % (ChunkBytes / 2) != 0,
+        _ => weight.In * sizeof(float) % (ChunkBytes / 2) != 0,
+    };
 
     /// <summary>The scales of a group of rows of codes, and as far as vectors go on behind them.</summary>
     private static long ScaleFloats(int width) => (GroupRows * (long)(width / BlockwiseFourBit.Blocksize) + 2 * Lanes - 1) / Lanes * Lanes;
@@ -80,12 +82,10 @@ public static unsafe partial class Gemv
         int groups = 0;
         for (int i = 0; i < weights.Length; i++)
         {
-            GemmOperand operand = Linear.Operand(weights[i], transposed: false);
-            bool isAligned = operand.Element != GemmElement.FourBit || (width % BlockwiseFourBit.Blocksize == 0 && operand.Blocks.Blocksize == BlockwiseFourBit.Blocksize);
             var matrix = new Matrix
             {
-                Stored = operand,
-                IsExpanded = !isAligned,
+                Stored = Linear.Operand(weights[i], transposed: false),
+                IsCopied = IsCopied(weights[i]),
                 X = free,
                 Y = outputs[i].F32,
                 Rows = weights[i].Out,
@@ -108,7 +108,7 @@ public static unsafe partial class Gemv
         work.Count = weights.Length;
         long elements = (long)groups * GroupRows * width;
         bool isParallel = cpu.ThreadCount > 1 && elements >= LeastParallelElements;
-        work.Split = new RowSplit(groups, isParallel ? cpu.ThreadCount : 1, Math.Max(1, LeastPartElements / Math.Max(1, GroupRows * width)), MostTurns);
+        work.Split = new RowSplit(groups, isParallel ? cpu.ThreadCount : 1, Math.Max(1, LeastPartElements / Math.Max(1, GroupRows * width)), MostPartsPerThread);
         cpu.Pool.Run(work.Split.Parts, ref work);
     }
 
@@ -151,8 +151,11 @@ public static unsafe partial class Gemv
     {
         public GemmOperand Stored;
 
-        /// <summary>Rows do not begin with a word or a block: they are made f32 before they are multiplied.</summary>
-        public bool IsExpanded;
+        /// <summary>See <see cref="Gemv.IsCopied"/>.</summary>
+        public bool IsCopied;
+
+        /// <summary>Codes are made f32 while they are copied.</summary>
+        public readonly bool IsExpanded => IsCopied && Stored.Element == GemmElement.FourBit;
 
         /// <summary>How rows are read.</summary>
         public readonly GemmElement Kind => IsExpanded ? GemmElement.F32 : Stored.Element;
@@ -232,12 +235,11 @@ public static unsafe partial class Gemv
             where TWord : struct, IWord
         {
             nint stride = (nint)Columns * (sizeof(uint) / TWord.Elements);
-            bool isCopied = matrix.IsExpanded || stride % (ChunkBytes / 2) != 0 || matrix.Stored.LeadingDimension != Columns;
-            nint step = isCopied ? (stride + ChunkBytes - 1) / ChunkBytes * ChunkBytes : stride;
+            nint step = matrix.IsCopied ? (stride + ChunkBytes - 1) / ChunkBytes * ChunkBytes : stride;
             for (; row < endRow; row += GroupRows)
             {
                 int rows = Math.Min(GroupRows, endRow - row);
-                byte* first = isCopied ? CopiedRows(matrix, row, rows, step, scratch) : (byte*)matrix.Stored.StoredAt(row);
+                byte* first = matrix.IsCopied ? CopiedRows(matrix, row, rows, step, scratch) : (byte*)matrix.Stored.StoredAt(row);
                 Vector128<float> sums = Sums<TWord>(first, Math.Min(1, rows - 1) * step, Math.Min(2, rows - 1) * step, (rows - 1) * step, matrix.X, step);
                 Store(TWord.Scaled(sums, matrix.Stored, row, rows), matrix.Y + row, rows);
             }
@@ -260,7 +262,7 @@ public static unsafe partial class Gemv
                 long block = (long)row * blocksPerRow;
                 if (blocks.HasNestedScales)
                 {
-                    // Values are looked up a group ahead: vectors cannot be loaded from single stores that have not left the processor's store buffer.
+                    // Values are looked up a group ahead: a vector's load waits until the single stores that it covers have left the store buffer.
                     LookUpScales(blocks, block + GroupRows * blocksPerRow, Math.Min(GroupRows, endRow - row - rows) * blocksPerRow, nextValues);
                     FinishScales(blocks, block, rows * blocksPerRow, values, scales);
                     float* used = values;

@@ -13,7 +13,7 @@ public sealed class GemvTests
 {
     /// <summary>Whole chunks, half chunks, odd ends, blocks across the ends of rows; groups of four rows and what is left of them.</summary>
     private static readonly (int Rows, int Columns)[] Shapes =
-        [(1, 1), (1, 64), (4, 128), (5, 192), (3, 576), (7, 100), (66, 8), (130, 16), (9, 33), (6, 257), (1030, 320), (2, 4096), (12, 7), (70, 1536)];
+        [(1, 1), (1, 64), (4, 128), (5, 192), (3, 576), (7, 100), (66, 8), (130, 16), (9, 33), (6, 257), (1030, 320), (2, 4096), (12, 7), (70, 1536), (5, 8256)];
 
     [Theory]
     [InlineData(OperandKind.F32)]
@@ -92,6 +92,43 @@ public sealed class GemvTests
         Gemv.Forward([y], device.Filled(0.5f, new Shape(1, columns)), [matrix]);
         float[] actual = y.Download();
         Assert.All(Enumerable.Range(0, 8), row => Assert.Equal(row != 2, float.IsFinite(actual[row])));
+    }
+
+    [Theory]
+    [InlineData(OperandKind.F32)]
+    [InlineData(OperandKind.BF16)]
+    [InlineData(OperandKind.Nf4)]
+    [InlineData(OperandKind.Nf4Double)]
+    [InlineData(OperandKind.RowwiseBytes)]
+    public void Forward_WritesNothingBehindItsWorkspace(OperandKind kind)
+    {
+        foreach (int columns in new[] { 64, 192, 100, 8256 })
+        {
+            using Device device = Open("cpu", 3);
+            WeightMatrix matrix = Matrix(device, kind, 66, columns);
+            Tensor x = device.Random(1, new Shape(1, columns)), y = device.Poisoned(new Shape(1, 66));
+
+            // Nothing but the product raises the mark from here on.
+            device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(device.Arena.HighWaterBytes - device.Arena.UsedBytes + 1));
+            Gemv.Forward([y], x, [matrix]);
+            int above = (int)(device.Arena.HighWaterBytes - device.Arena.UsedBytes), behind = 1 << 20;
+            Write(0xA5);
+            Gemv.Forward([y], x, [matrix]);
+            Assert.DoesNotContain(Free()[above..], value => value != 0xA5);
+
+            // What lies free on top of the stack, the workspace and a megabyte behind it.
+            byte[] Free()
+            {
+                using ArenaFrame frame = device.Arena.Frame();
+                return device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(above + behind)).DownloadBytes();
+            }
+
+            void Write(byte value)
+            {
+                using ArenaFrame frame = device.Arena.Frame();
+                device.Upload(device.Arena.Allocate(MemoryKind.Workspace, DType.U8, new Shape(above + behind)), [.. Enumerable.Repeat(value, above + behind)]);
+            }
+        }
     }
 
     [Fact]
