@@ -25,6 +25,7 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
     private readonly Task drawing;
     private TrainingProgress latest;
     private TrainingPhase? shownPhase;
+    private string? firstMessage;
     private int shownStep = -1;
 
     /// <summary>Draws live if a person watches <paramref name="terminal"/>; else a line is written each <paramref name="loggingSteps"/> steps.</summary>
@@ -40,8 +41,10 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
 
     public void OnProgress(in TrainingProgress progress)
     {
+        TrainingProgress before;
         lock (gate)
         {
+            before = latest;
             latest = progress;
         }
 
@@ -55,6 +58,13 @@ internal sealed class TrainingDisplay : ITrainingObserver, IAsyncDisposable
             && (progress.Step % loggingSteps == 0 || progress.Step == progress.TotalSteps);
         if (newPhase)
         {
+            if (before.Phase == TrainingPhase.Tokenizing && before.Message != firstMessage)
+            {
+                // How many rows there are is known at the end only.
+                terminal.Say(PhaseLine(before));
+            }
+
+            firstMessage = progress.Message;
             shownPhase = progress.Phase;
             if (progress.Phase != TrainingPhase.Training)
             {

@@ -34,6 +34,9 @@ public sealed class CliDisplayTests
         Terminal terminal = new(output, error) { IsQuiet = quiet, IsJson = json };
         await using (TrainingDisplay display = new(terminal, loggingSteps: 3, showSamples: true))
         {
+            display.OnProgress(new TrainingProgress { Phase = TrainingPhase.Tokenizing, Message = "1,000 rows" });
+            display.OnProgress(new TrainingProgress { Phase = TrainingPhase.Tokenizing, Message = "2,000 rows" });
+            display.OnProgress(new TrainingProgress { Phase = TrainingPhase.Tokenizing, Message = "2,345 rows" });
             display.OnProgress(new TrainingProgress { Phase = TrainingPhase.Loading, Message = "models/tiny" });
             display.OnProgress(new TrainingProgress { Phase = TrainingPhase.Loading, Fraction = 0.5 });
             for (int step = 0; step <= 7; step++)
@@ -57,7 +60,7 @@ public sealed class CliDisplayTests
 
         (string output, string error) = await ShowAsync();
 
-        Assert.Equal($"loading: models/tiny\nstep 3/7  {numbers}\nstep 6/7  {numbers}\nstep 7/7  {numbers}\nprompt: 1 + 1 =\n  expected:  2\n  generated: 3\ndone after 0:01:02\n", output);
+        Assert.Equal($"tokenizing: 1,000 rows\ntokenizing: 2,345 rows\nloading: models/tiny\nstep 3/7  {numbers}\nstep 6/7  {numbers}\nstep 7/7  {numbers}\nprompt: 1 + 1 =\n  expected:  2\n  generated: 3\ndone after 0:01:02\n", output);
         Assert.Equal("note: 2 rows were dropped.\nwarning: The loss rises.\n", error);
     }
 

@@ -120,6 +120,15 @@ public sealed class CliTests : IDisposable
     }
 
     [Fact]
+    public async Task Validate_SwitchesOfAGpu_OnTheCpu_SaysThatTheyDoNothing()
+    {
+        Ending run = await RunAsync("validate", "good.yaml", "--set", "device=cpu", "--set", "cuda_graphs=true");
+
+        Assert.Contains("note: cuda_graphs has no effect on the CPU.\n", run.Error, StringComparison.Ordinal);
+        Assert.Equal(0, run.ExitCode);
+    }
+
+    [Fact]
     public async Task Validate_Quiet_SaysNothing()
     {
         Ending run = await RunAsync("validate", "good.yaml", "--quiet");

@@ -1,8 +1,10 @@
 using System.CommandLine;
 using System.Text.Json;
+using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Config;
+using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
@@ -32,9 +34,15 @@ internal static class ValidateVerb
         Terminal terminal = context.Terminal;
         ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
         string[] missing = result.Config is null ? [] : [.. MissingHere(result.Config)];
+        string[] idle = result.Config is { Device.Choice: DeviceChoice.Cpu } onCpu ? [.. TrainedModel.WithoutEffect(onCpu, DevicePlatform.Cpu)] : [];
         bool valid = result.Errors.Count == 0;
 
         terminal.Remarks(result);
+        foreach (string sentence in idle)
+        {
+            terminal.Note(sentence);
+        }
+
         foreach (string sentence in missing)
         {
             terminal.Warn(sentence);
@@ -59,7 +67,7 @@ internal static class ValidateVerb
             terminal.Say($"{path} is right: {Summary(result.Config!)}");
         }
 
-        terminal.Json(json => WriteJson(json, path, result, missing));
+        terminal.Json(json => WriteJson(json, path, result, missing, idle));
         return valid ? ExitCode.Done : ExitCode.WrongInput;
     }
 
@@ -120,14 +128,14 @@ internal static class ValidateVerb
         }
     }
 
-    private static void WriteJson(Utf8JsonWriter json, string path, ConfigurationResult result, string[] missing)
+    private static void WriteJson(Utf8JsonWriter json, string path, ConfigurationResult result, string[] missing, string[] idle)
     {
         json.WriteStartObject();
         json.WriteBoolean("valid", result.Errors.Count == 0);
         json.WriteString("file", path);
-        WriteIssues("errors", result.Errors, []);
-        WriteIssues("warnings", result.Warnings, missing);
-        WriteIssues("notices", result.Notices, []);
+        WriteIssues("errors", result.Errors, "error", []);
+        WriteIssues("warnings", result.Warnings, "warning", missing);
+        WriteIssues("notices", result.Notices, "notice", idle);
         if (result.Config is { } config)
         {
             json.WriteString("run_name", config.RunName);
@@ -144,7 +152,7 @@ internal static class ValidateVerb
 
         json.WriteEndObject();
 
-        void WriteIssues(string name, IReadOnlyList<ConfigurationIssue> issues, string[] more)
+        void WriteIssues(string name, IReadOnlyList<ConfigurationIssue> issues, string kindOfMore, string[] more)
         {
             json.WriteStartArray(name);
             foreach (ConfigurationIssue issue in issues)
@@ -160,7 +168,7 @@ internal static class ValidateVerb
             foreach (string message in more)
             {
                 json.WriteStartObject();
-                json.WriteString("kind", "warning");
+                json.WriteString("kind", kindOfMore);
                 json.WriteString("message", message);
                 json.WriteEndObject();
             }
