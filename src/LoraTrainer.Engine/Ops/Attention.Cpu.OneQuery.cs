@@ -44,9 +44,9 @@ internal static unsafe partial class CpuAttention
         var work = new OneQueryWork
         {
             Q = q, K = k, V = v, Shape = shape, Options = options, FirstKey = first, Keys = keys, KeysPerSplit = blocksPerSplit * Block,
-            Partials = partials, Scratch = partials + (long)MostSplits * shape.H * PartialFloats(shape.Dh),
+            Split = new RowSplit((long)splits * shape.Hkv, pool.ThreadCount, 1), Partials = partials, Scratch = partials + (long)MostSplits * shape.H * PartialFloats(shape.Dh),
         };
-        pool.Run(splits, ref work);
+        pool.Run(work.Split.Parts, ref work);
         for (int head = 0; head < shape.H; head++)
         {
             Merge(output + (long)head * shape.Dh, partials + (long)head * PartialFloats(shape.Dh), (long)shape.H * PartialFloats(shape.Dh), splits, shape.Dh);
@@ -63,6 +63,9 @@ internal static unsafe partial class CpuAttention
         public AttentionOptions Options;
         public int FirstKey, Keys, KeysPerSplit;
 
+        /// <summary>Of all key heads of the first piece, then of the next.</summary>
+        public RowSplit Split;
+
         /// <summary>(splits, H) of <see cref="PartialFloats"/>.</summary>
         public float* Partials;
 
@@ -71,26 +74,35 @@ internal static unsafe partial class CpuAttention
 
         public readonly void Execute(int part, int worker)
         {
-            int dh = Shape.Dh, group = Shape.H / Shape.Hkv;
-            float* partials = Partials + (long)part * Shape.H * PartialFloats(dh);
-            float* p = Scratch + (long)worker * Block;
-            int start = FirstKey + part * KeysPerSplit, end = Math.Min(Keys, start + KeysPerSplit);
-            for (int head = 0; head < Shape.H; head++)
+            (long first, long end) = Split.Of(part);
+            for (long item = first; item < end; item++)
             {
-                float* partial = partials + (long)head * PartialFloats(dh);
+                AttendTo((int)(item / Shape.Hkv), (int)(item % Shape.Hkv), Scratch + (long)worker * Block);
+            }
+        }
+
+        /// <summary>The queries of one key head over the keys of one piece.</summary>
+        private readonly void AttendTo(int piece, int keyHead, float* p)
+        {
+            int dh = Shape.Dh, group = Shape.H / Shape.Hkv, firstHead = keyHead * group;
+            float* partials = Partials + ((long)piece * Shape.H + firstHead) * PartialFloats(dh);
+            for (int query = 0; query < group; query++)
+            {
+                float* partial = partials + (long)query * PartialFloats(dh);
                 new Span<float>(partial, RoundUpToLanes(dh)).Clear();
                 partial[RoundUpToLanes(dh)] = float.NegativeInfinity;
                 partial[RoundUpToLanes(dh) + 1] = 0;
             }
 
+            int start = FirstKey + piece * KeysPerSplit, end = Math.Min(Keys, start + KeysPerSplit);
             for (int key = start; key < end; key += Block)
             {
                 int count = Math.Min(Block, end - key);
-                for (int head = 0; head < Shape.H; head++)
+                long at = key * Shape.KvStride + (long)keyHead * dh;
+                for (int query = 0; query < group; query++)
                 {
-                    long at = key * Shape.KvStride + (long)(head / group) * dh;
-                    float* partial = partials + (long)head * PartialFloats(dh);
-                    Products(p, Q + (long)head * dh, K + at, V + at, Shape.KvStride, count, dh, isFirst: head % group == 0);
+                    float* partial = partials + (long)query * PartialFloats(dh);
+                    Products(p, Q + (long)(firstHead + query) * dh, K + at, V + at, Shape.KvStride, count, dh, isFirst: query == 0);
                     float factor = Exponentials(p, count, Options, ref partial[RoundUpToLanes(dh)], ref partial[RoundUpToLanes(dh) + 1]);
                     if (factor != 1)
                     {
