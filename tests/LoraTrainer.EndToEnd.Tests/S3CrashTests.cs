@@ -39,9 +39,11 @@ public sealed class S3CrashTests
 
         var random = new Random(variant.Seed);
         await using var run = new S3Run(server, variant.Changes);
-        for (int i = 0; killed < kills; i++)
+
+        // A process that was to be killed with its disk may have ended before, on a busy machine more often.
+        for (int i = 0; killed < kills || disks * 5 < killed * 2; i++)
         {
-            Assert.True(i < 3 * kills, $"only {killed} of {kills} processes were killed before they had ended");
+            Assert.True(i < 3 * kills, $"only {killed} of {kills} processes were killed before they had ended, {disks} of them with the disk lost");
             var story = new List<string>();
             int inARow = i % 4 == 3 ? 2 : 1;
             Fault? late = null;
@@ -85,7 +87,6 @@ public sealed class S3CrashTests
         }
 
         TestContext.Current.SendDiagnosticMessage($"{name}: {killed} kills, {disks} with the disk lost, {held} while bytes were on their way to the store");
-        Assert.True(disks * 5 >= killed * 2, $"only {disks} of {killed} disks were lost");
         Assert.True(held > 0, "no process was killed while it sent something");
     }
 

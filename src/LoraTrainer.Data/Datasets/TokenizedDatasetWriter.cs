@@ -34,9 +34,9 @@ public sealed unsafe class TokenizedDatasetWriter : IDisposable
     /// <summary>A file that stays, for <see cref="TokenizedDataset.Open"/>. Its folder must exist.</summary>
     public static TokenizedDatasetWriter At(string path) => new(path, isTemporary: false);
 
-    /// <summary>A file that goes when it is no longer used.</summary>
+    /// <summary>A file that goes when it is no longer used. Its name is that of one being written, so that the next run removes what a process left that was killed before it could.</summary>
     /// <param name="folder">Where; it must exist.</param>
-    public static TokenizedDatasetWriter Temporary(string folder) => new(Path.Combine(folder, $".tokens-{Guid.NewGuid():N}"), isTemporary: true);
+    public static TokenizedDatasetWriter Temporary(string folder) => new(Path.Combine(folder, $".tokens.{Guid.NewGuid():N}.tmp"), isTemporary: true);
 
     /// <exception cref="IOException">The disk is full.</exception>
     public void Add(in TokenizedRow row)
