@@ -273,6 +273,20 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         Assert.Equal(first.Prompt + first.Completion, text);
     }
 
+    /// <summary>Of a process that is killed between the file's last name and its removal, what is left must be known as a leftover.</summary>
+    [Fact]
+    public void Temporary_UnderBothItsNames_IsAFileBeingWritten()
+    {
+        using var folder = new TemporaryFolder();
+        using var writer = TokenizedDatasetWriter.Temporary(folder.Path);
+        string written = Path.GetFileName(Assert.Single(Directory.EnumerateFiles(folder.Path)));
+        string last = written[1..written.LastIndexOf('.', written.Length - ".tmp".Length - 1)];
+
+        // The names that AtomicFile.IsTemporary knows.
+        Assert.Matches(@"^\.\.tokens.*\.[0-9a-f]{32}\.tmp$", written);
+        Assert.Matches(@"^\.tokens\.[0-9a-f]{32}\.tmp$", last);
+    }
+
     private static TokenizedRow Encode(DatasetRow row, Tokenizer tokenizer, TokenizationOptions options) => new RowEncoder(tokenizer, options).EncodeWhole(row);
 
     private static TokenizedDataset Build(IEnumerable<DatasetRow> rows, Tokenizer tokenizer, TokenizationOptions options, Action<RowFinding>? listener = null)
