@@ -21,15 +21,18 @@ public sealed class QuickstartTests(ITestOutputHelper output)
     private const int Layers = 2;
     private const int Steps = 10;
 
+    public static TheoryData<string> Modes => [.. CudaTestDevice.Modes];
+
     /// <summary>The plan's bytes are the run's, and the losses are those of the CPU within the bf16 budget.</summary>
-    [Fact]
-    public void FirstSteps_HaveTheLossesOfTheCpu()
+    [Theory]
+    [MemberData(nameof(Modes))]
+    public void FirstSteps_HaveTheLossesOfTheCpu(string mode)
     {
         using var folder = new TemporaryFolder();
         TrainingConfig config = Config(LowerHalfOfTheBase(folder.Path), folder.File("out"));
         double[] exact = Train(config, DevicePlatform.Cpu, bytes => new CpuDevice(2, bytes));
         double[] rounded = Train(config, DevicePlatform.Cpu, _ => new CpuDevice(2, ModelFixture.ArenaBytes, roundsToBF16: true));
-        double[] actual = Train(config, DevicePlatform.Cuda, bytes => CudaTestDevice.Open(CudaTestDevice.Modes[^1], bytes));
+        double[] actual = Train(config, DevicePlatform.Cuda, bytes => CudaTestDevice.Open(mode, bytes));
         output.WriteLine($"CPU  {string.Join(" ", exact.Select(loss => loss.ToString("0.0000", System.Globalization.CultureInfo.InvariantCulture)))}");
         output.WriteLine($"CUDA {string.Join(" ", actual.Select(loss => loss.ToString("0.0000", System.Globalization.CultureInfo.InvariantCulture)))}");
         Bf16Budget.Within(Floats(exact), Floats(rounded), Floats(actual), Bf16Budget.Forward, "losses of the first steps");

@@ -8,12 +8,12 @@ namespace LoraTrainer.Engine.Ops;
 
 /// <content>
 /// One query over all keys: a token that is generated. Keys and values are read once, as they lie, by all threads. They are cut into at most
-/// <see cref="MostSplits"/> pieces of whole blocks, by their number alone; each has a maximum, a sum and an output of its own, and these are put together in
+/// <see cref="MostPieces"/> pieces of whole blocks, by their number alone; each has a maximum, a sum and an output of its own, and these are put together in
 /// order. So the bits depend on neither threads nor instruction set, but they are not those of many queries.
 /// </content>
 internal static unsafe partial class CpuAttention
 {
-    private const int MostSplits = 32;
+    private const int MostPieces = 32;
 
     /// <summary>Keys whose products with a query go on side by side.</summary>
     private const int KeysAtOnce = 4;
@@ -22,7 +22,7 @@ internal static unsafe partial class CpuAttention
     private const int PrefetchKeys = 16;
 
     /// <summary>Bytes that <see cref="ForwardOne"/> needs.</summary>
-    public static long OneQueryWorkspaceBytes(int threads, int h, int dh) => Alignment + sizeof(float) * ((long)MostSplits * h * PartialFloats(dh) + (long)threads * Block);
+    public static long OneQueryWorkspaceBytes(int threads, int h, int dh) => Alignment + sizeof(float) * ((long)MostPieces * h * PartialFloats(dh) + (long)threads * Block);
 
     /// <summary>The last of <paramref name="keys"/> tokens of one document attends to all of it.</summary>
     /// <param name="pool">Threads.</param>
@@ -38,22 +38,22 @@ internal static unsafe partial class CpuAttention
     {
         int first = options.SlidingWindow > 0 ? Math.Max(0, keys - options.SlidingWindow) : 0;
         int blocks = (keys - first + Block - 1) / Block;
-        int blocksPerSplit = (blocks + MostSplits - 1) / MostSplits;
-        int splits = (blocks + blocksPerSplit - 1) / blocksPerSplit;
+        int blocksPerPiece = (blocks + MostPieces - 1) / MostPieces;
+        int pieces = (blocks + blocksPerPiece - 1) / blocksPerPiece;
         float* partials = (float*)Align(workspace);
         var work = new OneQueryWork
         {
-            Q = q, K = k, V = v, Shape = shape, Options = options, FirstKey = first, Keys = keys, KeysPerSplit = blocksPerSplit * Block,
-            Split = new RowSplit((long)splits * shape.Hkv, pool.ThreadCount, 1), Partials = partials, Scratch = partials + (long)MostSplits * shape.H * PartialFloats(shape.Dh),
+            Q = q, K = k, V = v, Shape = shape, Options = options, FirstKey = first, Keys = keys, KeysPerPiece = blocksPerPiece * Block,
+            Split = new RowSplit((long)pieces * shape.Hkv, pool.ThreadCount, 1), Partials = partials, Scratch = partials + (long)MostPieces * shape.H * PartialFloats(shape.Dh),
         };
         pool.Run(work.Split.Parts, ref work);
         for (int head = 0; head < shape.H; head++)
         {
-            Merge(output + (long)head * shape.Dh, partials + (long)head * PartialFloats(shape.Dh), (long)shape.H * PartialFloats(shape.Dh), splits, shape.Dh);
+            Merge(output + (long)head * shape.Dh, partials + (long)head * PartialFloats(shape.Dh), (long)shape.H * PartialFloats(shape.Dh), pieces, shape.Dh);
         }
     }
 
-    /// <summary>Of one head in one split: the output so far, not yet divided; then the maximum and the sum.</summary>
+    /// <summary>Of one head in one piece: the output so far, not yet divided; then the maximum and the sum.</summary>
     private static int PartialFloats(int dh) => RoundUpToLanes(dh) + VectorMath.Lanes;
 
     private struct OneQueryWork : IParallelWork
@@ -61,12 +61,12 @@ internal static unsafe partial class CpuAttention
         public float* Q, K, V;
         public AttentionShape Shape;
         public AttentionOptions Options;
-        public int FirstKey, Keys, KeysPerSplit;
+        public int FirstKey, Keys, KeysPerPiece;
 
         /// <summary>Of all key heads of the first piece, then of the next.</summary>
         public RowSplit Split;
 
-        /// <summary>(splits, H) of <see cref="PartialFloats"/>.</summary>
+        /// <summary>(pieces, H) of <see cref="PartialFloats"/>.</summary>
         public float* Partials;
 
         /// <summary>(threads, Block)</summary>
@@ -94,7 +94,7 @@ internal static unsafe partial class CpuAttention
                 partial[RoundUpToLanes(dh) + 1] = 0;
             }
 
-            int start = FirstKey + piece * KeysPerSplit, end = Math.Min(Keys, start + KeysPerSplit);
+            int start = FirstKey + piece * KeysPerPiece, end = Math.Min(Keys, start + KeysPerPiece);
             for (int key = start; key < end; key += Block)
             {
                 int count = Math.Min(Block, end - key);
@@ -229,27 +229,27 @@ internal static unsafe partial class CpuAttention
         }
     }
 
-    /// <summary>A head's output from those of its splits.</summary>
-    private static void Merge(float* output, float* partial, long partialStride, int splits, int dh)
+    /// <summary>A head's output from those of its pieces.</summary>
+    private static void Merge(float* output, float* partial, long partialStride, int pieces, int dh)
     {
         int statistics = RoundUpToLanes(dh);
         float max = float.NegativeInfinity;
-        for (int split = 0; split < splits; split++)
+        for (int piece = 0; piece < pieces; piece++)
         {
-            float own = partial[split * partialStride + statistics];
+            float own = partial[piece * partialStride + statistics];
             max = own > max || float.IsNaN(own) ? own : max;
         }
 
         float shift = max == float.NegativeInfinity ? 0 : max, sum = 0;
-        for (int split = 0; split < splits; split++)
+        for (int piece = 0; piece < pieces; piece++)
         {
-            float* from = partial + split * partialStride;
+            float* from = partial + piece * partialStride;
             float factor = from[statistics] == max ? 1 : VectorMath.Exp(Vector512.Create(from[statistics] - shift)).ToScalar();
             sum = MathF.FusedMultiplyAdd(from[statistics + 1], factor, sum);
             for (int c = 0; c < dh; c += VectorMath.Lanes)
             {
                 Vector512<float> term = Vector512.Load(from + c) * Vector512.Create(factor);
-                (split == 0 ? term : Vector512.Load(partial + c) + term).Store(partial + c);
+                (piece == 0 ? term : Vector512.Load(partial + c) + term).Store(partial + c);
             }
         }
 

@@ -253,7 +253,7 @@ public static unsafe partial class Gemv
             float* scales = scratch, values = scales + ScaleFloats(Columns), nextValues = values + ScaleFloats(Columns);
             if (blocks.HasNestedScales)
             {
-                LookUpScales(blocks, (long)row * blocksPerRow, Math.Min(GroupRows, endRow - row) * blocksPerRow, values);
+                blocks.LookUpScales((long)row * blocksPerRow, Math.Min(GroupRows, endRow - row) * blocksPerRow, values);
             }
 
             for (; row < endRow; row += GroupRows)
@@ -263,8 +263,8 @@ public static unsafe partial class Gemv
                 if (blocks.HasNestedScales)
                 {
                     // Values are looked up a group ahead: a vector's load waits until the single stores that it covers have left the store buffer.
-                    LookUpScales(blocks, block + GroupRows * blocksPerRow, Math.Min(GroupRows, endRow - row - rows) * blocksPerRow, nextValues);
-                    FinishScales(blocks, block, rows * blocksPerRow, values, scales);
+                    blocks.LookUpScales(block + GroupRows * blocksPerRow, Math.Min(GroupRows, endRow - row - rows) * blocksPerRow, nextValues);
+                    blocks.FinishScales(block, rows * blocksPerRow, values, scales);
                     float* used = values;
                     values = nextValues;
                     nextValues = used;
@@ -276,35 +276,6 @@ public static unsafe partial class Gemv
 
                 int to1 = Math.Min(1, rows - 1) * blocksPerRow, to2 = Math.Min(2, rows - 1) * blocksPerRow, to3 = (rows - 1) * blocksPerRow;
                 Store(FourBitSums(blocks.Code, blocks.Packed + block * BlockBytes, scales, to1, to2, to3, matrix.X, blocksPerRow), matrix.Y + row, rows);
-            }
-        }
-
-        /// <summary>What the codes of nested scales stand for, before <see cref="FinishScales"/>.</summary>
-        private static void LookUpScales(in FourBitBlocks blocks, long block, int count, float* values)
-        {
-            byte* codes = blocks.AbsmaxCodes + block;
-            float* code = blocks.NestedCode;
-            for (int i = 0; i < count; i++)
-            {
-                values[i] = code[codes[i]];
-            }
-        }
-
-        /// <summary>value * factor + offset, rounded twice, as the scale is defined. Vectors go on past the end of what has one factor; what follows is written after it.</summary>
-        private static void FinishScales(in FourBitBlocks blocks, long block, int count, float* values, float* scales)
-        {
-            for (int i = 0; i < count;)
-            {
-                long nested = (block + i) / FourBitBlocks.NestedBlocksize;
-                int end = (int)Math.Min(count, (nested + 1) * FourBitBlocks.NestedBlocksize - block);
-                var factor = Vector512.Create(blocks.NestedAbsmax[nested]);
-                for (; i < end; i += Lanes)
-                {
-                    Vector512<float> product = Vector512.Load(values + i) * factor;
-                    (product + Vector512.Create(blocks.Offset)).Store(scales + i);
-                }
-
-                i = end;
             }
         }
 

@@ -10,8 +10,8 @@ namespace LoraTrainer.Engine.Ops;
 /// instruction set: 16 lanes, each a chain of fused multiply-adds over 32-bit words of the stored row (word w belongs to lane w mod 16), added in pairs of
 /// lanes 8, 4, 2 and 1 apart. A row of bytes is multiplied by its scale at the end, four-bit codes when 16 words are through: the lane's chain of 8 codes, lowest
 /// bits first, times the scale of their block, is added to the lane's sum with one rounding. Where half of such a chunk is left, its chains are multiplied and
-/// added with two, in odd rows to the upper lanes. Rows of codes that do not begin with a block are made f32 first, and are summed as such. Training does not use it: there an element's bits may not depend on how many rows stand beside it
-/// (<see cref="Linear"/>).
+/// added with two, in odd rows to the upper lanes. Rows of codes that do not begin with a block are made f32 first, and are summed as
+/// such. Training does not use it: there an element's bits may not depend on how many rows stand beside it (<see cref="Linear"/>).
 /// </summary>
 public static partial class Gemv
 {

@@ -69,18 +69,6 @@ internal readonly unsafe struct FourBitBlocks
     /// <summary>The scales, without double quantization.</summary>
     public float* PlainAbsmax => absmax;
 
-    /// <summary>The codes of the scales.</summary>
-    public byte* AbsmaxCodes => absmaxCodes;
-
-    /// <summary>The scales of the scales, one for 256.</summary>
-    public float* NestedAbsmax => nestedAbsmax;
-
-    /// <summary>(256) values of the scales' codes.</summary>
-    public float* NestedCode => nestedCode;
-
-    /// <summary>Added to every scale; 0 without double quantization.</summary>
-    public float Offset => offset;
-
     /// <summary>The scale of block <paramref name="block"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public float Absmax(long block)
@@ -93,6 +81,40 @@ internal readonly unsafe struct FourBitBlocks
         // A product and a sum as two statements of fp32: the JIT never contracts them.
         float product = nestedCode[absmaxCodes[block]] * nestedAbsmax[block / NestedBlocksize];
         return product + offset;
+    }
+
+    /// <summary>With double quantization: what the codes of the scales of some blocks stand for, before <see cref="FinishScales"/>.</summary>
+    /// <param name="block">The first.</param>
+    /// <param name="count">Of blocks.</param>
+    /// <param name="values">(count); overwritten.</param>
+    public void LookUpScales(long block, int count, float* values)
+    {
+        for (int i = 0; i < count; i++)
+        {
+            values[i] = nestedCode[absmaxCodes[block + i]];
+        }
+    }
+
+    /// <summary>Makes scales of them, as <see cref="Absmax"/> does. Vectors go on past the end of what has one factor; what follows is written after it.</summary>
+    /// <param name="block">The first.</param>
+    /// <param name="count">Of blocks.</param>
+    /// <param name="values">(count) from <see cref="LookUpScales"/>; up to 15 more are read.</param>
+    /// <param name="scales">(count); overwritten, and up to 15 more.</param>
+    public void FinishScales(long block, int count, float* values, float* scales)
+    {
+        for (int i = 0; i < count;)
+        {
+            long nested = (block + i) / NestedBlocksize;
+            int end = (int)Math.Min(count, (nested + 1) * NestedBlocksize - block);
+            var factor = Vector512.Create(nestedAbsmax[nested]);
+            for (; i < end; i += Vector512<float>.Count)
+            {
+                Vector512<float> product = Vector512.Load(values + i) * factor;
+                (product + Vector512.Create(offset)).Store(scales + i);
+            }
+
+            i = end;
+        }
     }
 
     /// <summary>Writes the values of elements first .. first+count-1.</summary>
