@@ -13,12 +13,16 @@ internal interface IParallelWork
 /// A fixed set of threads that run the parts of one operation at a time. Which worker takes which part is left to the moment, so results may
 /// depend on the part number only: then they are the same whatever the number of threads. An operation is done when its parts are done: a
 /// worker that the system has not let run takes none and is not waited for, or one busy neighbour on the machine would hold up every
-/// operation for a time slice. Waiting workers spin for a few microseconds (an operation usually follows the last at once) and then sleep.
+/// operation for a time slice. Waiting workers spin for about half a millisecond (an operation usually follows the last at once) and then sleep.
 /// Running work allocates no managed memory.
 /// </summary>
 internal sealed unsafe class WorkerPool : IDisposable
 {
-    private const int SpinRounds = 2000;
+    /// <summary>Looks of a waiting worker before it sleeps, some 40 ns apart.</summary>
+    private const int SpinRounds = 16_000;
+
+    /// <summary>Looks of the calling thread at the last parts before it lets others run: parts end within microseconds of each other, and to come back takes one.</summary>
+    private const int CallerSpinRounds = 200;
 
     private readonly Thread[] threads;
     private readonly Lock runLock = new();
@@ -85,6 +89,11 @@ internal sealed unsafe class WorkerPool : IDisposable
                 Volatile.Write(ref nextTicket, (long)(generation + 1) << 32);
                 Announce();
                 TakeParts(0);
+                for (int i = 0; i < CallerSpinRounds && Volatile.Read(ref completedParts) != parts; i++)
+                {
+                    Thread.SpinWait(1);
+                }
+
                 SpinWait spinner = default;
                 while (Volatile.Read(ref completedParts) != parts)
                 {
@@ -122,7 +131,7 @@ internal sealed unsafe class WorkerPool : IDisposable
         {
             for (int i = 0; i < SpinRounds && generation == seen && !stopping; i++)
             {
-                Thread.SpinWait(8);
+                Thread.SpinWait(1);
             }
 
             if (generation == seen && !stopping)

@@ -18,8 +18,7 @@ internal static unsafe partial class CpuAttention
     /// <summary>Keys whose products with a query go on side by side.</summary>
     private const int KeysAtOnce = 4;
 
-    /// <summary>So many keys ahead memory is asked for.</summary>
-    private const int PrefetchKeys = 16;
+    private const int LineBytes = 64;
 
     /// <summary>Bytes that <see cref="ForwardOne"/> needs.</summary>
     public static long OneQueryWorkspaceBytes(int threads, int h, int dh) => Alignment + sizeof(float) * ((long)MostPieces * h * PartialFloats(dh) + (long)threads * Block);
@@ -101,8 +100,10 @@ internal static unsafe partial class CpuAttention
                 long at = key * Shape.KvStride + (long)keyHead * dh;
                 for (int query = 0; query < group; query++)
                 {
+                    // The rows of the block that follows, as they lie: every query of every key head asks for an equal share of them.
                     float* partial = partials + (long)query * PartialFloats(dh);
-                    Products(p, Q + (long)(firstHead + query) * dh, K + at, V + at, Shape.KvStride, count, dh, isFirst: query == 0);
+                    long share = (long)Block * Shape.KvStride / Shape.H, ahead = ((long)key + Block) * Shape.KvStride + (firstHead + query) * share;
+                    Products(p, Q + (long)(firstHead + query) * dh, K + at, Shape.KvStride, count, dh, (byte*)(K + ahead), (byte*)(V + ahead), share * sizeof(float));
                     float factor = Exponentials(p, count, Options, ref partial[RoundUpToLanes(dh)], ref partial[RoundUpToLanes(dh) + 1]);
                     if (factor != 1)
                     {
@@ -115,47 +116,59 @@ internal static unsafe partial class CpuAttention
         }
     }
 
-    /// <summary>p[j] = q . k[j], each a sum of 16 lanes. The first query of a group asks for the keys and values that come next.</summary>
+    /// <summary>p[j] = q . k[j], each a sum of 16 lanes. On the way memory is asked for what follows.</summary>
+    /// <param name="p">(Block); overwritten.</param>
+    /// <param name="q">(dh)</param>
+    /// <param name="k">(count, dh)</param>
+    /// <param name="stride">Elements from key to key.</param>
+    /// <param name="count">Keys.</param>
+    /// <param name="dh">Elements of a head.</param>
+    /// <param name="aheadK">Keys to ask for, of any head.</param>
+    /// <param name="aheadV">Values to ask for.</param>
+    /// <param name="aheadBytes">Of each.</param>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Products(float* p, float* q, float* k, float* v, long stride, int count, int dh, bool isFirst)
+    private static void Products(float* p, float* q, float* k, long stride, int count, int dh, byte* aheadK, byte* aheadV, long aheadBytes)
     {
+        int lines = (int)((aheadBytes + LineBytes * (Block / KeysAtOnce) - 1) / (LineBytes * (Block / KeysAtOnce)));
         for (int j = 0; j < count; j += KeysAtOnce)
         {
+            for (int i = 0; i < lines; i++, aheadK += LineBytes, aheadV += LineBytes)
+            {
+                Prefetch.LineOfBlock(aheadK);
+                Prefetch.LineOfBlock(aheadV);
+            }
+
             float* key0 = k + j * stride, key1 = k + Math.Min(j + 1, count - 1) * stride, key2 = k + Math.Min(j + 2, count - 1) * stride, key3 = k + Math.Min(j + 3, count - 1) * stride;
-            if (isFirst)
-            {
-                for (int row = 0; row < KeysAtOnce; row++)
-                {
-                    for (int i = 0; i < dh; i += VectorMath.Lanes)
-                    {
-                        Prefetch.Line(key0 + (row + PrefetchKeys) * stride + i);
-                        Prefetch.Line(v + (j + row) * stride + i);
-                    }
-                }
-            }
-
-            Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
-            int c = 0;
-            for (; c <= dh - VectorMath.Lanes; c += VectorMath.Lanes)
-            {
-                Vector512<float> x = Vector512.Load(q + c);
-                sum0 = Vector512.FusedMultiplyAdd(Vector512.Load(key0 + c), x, sum0);
-                sum1 = Vector512.FusedMultiplyAdd(Vector512.Load(key1 + c), x, sum1);
-                sum2 = Vector512.FusedMultiplyAdd(Vector512.Load(key2 + c), x, sum2);
-                sum3 = Vector512.FusedMultiplyAdd(Vector512.Load(key3 + c), x, sum3);
-            }
-
-            if (c < dh)
-            {
-                Vector512<float> x = VectorMath.Load(q + c, dh - c);
-                sum0 = Vector512.FusedMultiplyAdd(VectorMath.Load(key0 + c, dh - c), x, sum0);
-                sum1 = Vector512.FusedMultiplyAdd(VectorMath.Load(key1 + c, dh - c), x, sum1);
-                sum2 = Vector512.FusedMultiplyAdd(VectorMath.Load(key2 + c, dh - c), x, sum2);
-                sum3 = Vector512.FusedMultiplyAdd(VectorMath.Load(key3 + c, dh - c), x, sum3);
-            }
-
-            VectorMath.SumLanes(sum0, sum1, sum2, sum3).Store(p + j);
+            FourProducts(q, key0, key1, key2, key3, dh).Store(p + j);
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector128<float> FourProducts(float* q, float* key0, float* key1, float* key2, float* key3, int dh)
+    {
+        Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
+        int c = 0;
+        for (; c <= dh - VectorMath.Lanes; c += VectorMath.Lanes)
+        {
+            Vector512<float> x = Vector512.Load(q + c);
+            sum0 = Vector512.FusedMultiplyAdd(Vector512.Load(key0 + c), x, sum0);
+            sum1 = Vector512.FusedMultiplyAdd(Vector512.Load(key1 + c), x, sum1);
+            sum2 = Vector512.FusedMultiplyAdd(Vector512.Load(key2 + c), x, sum2);
+            sum3 = Vector512.FusedMultiplyAdd(Vector512.Load(key3 + c), x, sum3);
+        }
+
+        return c < dh ? WithTail(sum0, sum1, sum2, sum3, q + c, key0 + c, key1 + c, key2 + c, key3 + c, dh - c) : VectorMath.SumLanes(sum0, sum1, sum2, sum3);
+    }
+
+    /// <summary>The sums with the last elements, where a head is not whole vectors. A method of its own: beside its calls the compiler would keep the sums in memory for every head.</summary>
+    [MethodImpl(MethodImplOptions.NoInlining)]
+    private static Vector128<float> WithTail(
+        Vector512<float> sum0, Vector512<float> sum1, Vector512<float> sum2, Vector512<float> sum3, float* q, float* key0, float* key1, float* key2, float* key3, int count)
+    {
+        Vector512<float> x = VectorMath.Load(q, count);
+        return VectorMath.SumLanes(
+            Vector512.FusedMultiplyAdd(VectorMath.Load(key0, count), x, sum0), Vector512.FusedMultiplyAdd(VectorMath.Load(key1, count), x, sum1),
+            Vector512.FusedMultiplyAdd(VectorMath.Load(key2, count), x, sum2), Vector512.FusedMultiplyAdd(VectorMath.Load(key3, count), x, sum3));
     }
 
     /// <summary>p becomes exp(softcap(scale p) - m') with the new maximum m'; the sum goes on from sum * exp(m - m').</summary>
@@ -168,7 +181,8 @@ internal static unsafe partial class CpuAttention
             Vector512<float> score = Score(options, Vector512.Load(p + j));
             if (count - j < VectorMath.Lanes)
             {
-                score = VectorMath.Load((float*)&score, count - j, float.NegativeInfinity);
+                Vector512<float> isKey = Vector512.LessThan(Vector512<int>.Indices, Vector512.Create(count - j)).AsSingle();
+                score = Vector512.ConditionalSelect(isKey, score, Vector512.Create(float.NegativeInfinity));
             }
 
             score.Store(p + j);
@@ -233,24 +247,33 @@ internal static unsafe partial class CpuAttention
     private static void Merge(float* output, float* partial, long partialStride, int pieces, int dh)
     {
         int statistics = RoundUpToLanes(dh);
-        float max = float.NegativeInfinity;
+        float* factors = stackalloc float[MostPieces];
+        new Span<float>(factors, MostPieces).Fill(float.NegativeInfinity);
         for (int piece = 0; piece < pieces; piece++)
         {
-            float own = partial[piece * partialStride + statistics];
-            max = own > max || float.IsNaN(own) ? own : max;
+            factors[piece] = partial[piece * partialStride + statistics];
         }
 
-        float shift = max == float.NegativeInfinity ? 0 : max, sum = 0;
+        float max = VectorMath.Max(new ReadOnlySpan<float>(factors, MostPieces)), shift = max == float.NegativeInfinity ? 0 : max, sum = 0;
+        for (int piece = 0; piece < MostPieces; piece += VectorMath.Lanes)
+        {
+            VectorMath.Exp(Vector512.Load(factors + piece) - Vector512.Create(shift)).Store(factors + piece);
+        }
+
         for (int piece = 0; piece < pieces; piece++)
         {
-            float* from = partial + piece * partialStride;
-            float factor = from[statistics] == max ? 1 : VectorMath.Exp(Vector512.Create(from[statistics] - shift)).ToScalar();
-            sum = MathF.FusedMultiplyAdd(from[statistics + 1], factor, sum);
-            for (int c = 0; c < dh; c += VectorMath.Lanes)
+            sum = MathF.FusedMultiplyAdd(partial[piece * partialStride + statistics + 1], factors[piece], sum);
+        }
+
+        for (int c = 0; c < dh; c += VectorMath.Lanes)
+        {
+            Vector512<float> whole = Vector512.Load(partial + c) * Vector512.Create(factors[0]);
+            for (int piece = 1; piece < pieces; piece++)
             {
-                Vector512<float> term = Vector512.Load(from + c) * Vector512.Create(factor);
-                (piece == 0 ? term : Vector512.Load(partial + c) + term).Store(partial + c);
+                whole += Vector512.Load(partial + piece * partialStride + c) * Vector512.Create(factors[piece]);
             }
+
+            whole.Store(partial + c);
         }
 
         Divide(output, partial, sum, dh);

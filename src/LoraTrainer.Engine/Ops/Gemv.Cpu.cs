@@ -17,9 +17,6 @@ public static unsafe partial class Gemv
     private const int Lanes = VectorMath.Lanes;
     private const int ChunkBytes = Lanes * sizeof(uint);
 
-    /// <summary>Of four-bit codes with one scale.</summary>
-    private const int BlockBytes = BlockwiseFourBit.Blocksize / 2;
-
     /// <summary>Codes in a word.</summary>
     private const int FourBitElements = 8;
 
@@ -35,8 +32,11 @@ public static unsafe partial class Gemv
     /// <summary>An output layer takes milliseconds, and no thread should be done with it long before another.</summary>
     private const int MostPartsPerThread = 16;
 
-    /// <summary>So far ahead of the chains memory is asked for what they need.</summary>
-    private const int PrefetchBytes = 4096;
+    /// <summary>
+    /// So far ahead of the chains memory is asked for what they need: the lines of a group's rows one after another as they lie there, not as
+    /// the chains meet them, which memory answers faster.
+    /// </summary>
+    private const int PrefetchBytes = 6144;
 
     /// <summary>x in the order of each matrix's chunks, and what each thread needs.</summary>
     private static long WorkspaceFloats(int width, int threads, ReadOnlySpan<WeightMatrix> weights) => MostMatrices * (long)PaddedWidth(width) + threads * WorkerFloats(width, weights);
@@ -167,7 +167,7 @@ public static unsafe partial class Gemv
         public int Rows, FirstGroup;
     }
 
-    private struct Work : IParallelWork
+    private partial struct Work : IParallelWork
     {
         public Matrix First, Second, Third;
         public int Count, Columns;
@@ -245,40 +245,6 @@ public static unsafe partial class Gemv
             }
         }
 
-        /// <summary>The same for codes of four bits whose blocks begin with the rows.</summary>
-        private readonly void MultiplyFourBit(in Matrix matrix, int row, int endRow, float* scratch)
-        {
-            FourBitBlocks blocks = matrix.Stored.Blocks;
-            int blocksPerRow = Columns / BlockwiseFourBit.Blocksize;
-            float* scales = scratch, values = scales + ScaleFloats(Columns), nextValues = values + ScaleFloats(Columns);
-            if (blocks.HasNestedScales)
-            {
-                blocks.LookUpScales((long)row * blocksPerRow, Math.Min(GroupRows, endRow - row) * blocksPerRow, values);
-            }
-
-            for (; row < endRow; row += GroupRows)
-            {
-                int rows = Math.Min(GroupRows, endRow - row);
-                long block = (long)row * blocksPerRow;
-                if (blocks.HasNestedScales)
-                {
-                    // Values are looked up a group ahead: a vector's load waits until the single stores that it covers have left the store buffer.
-                    blocks.LookUpScales(block + GroupRows * blocksPerRow, Math.Min(GroupRows, endRow - row - rows) * blocksPerRow, nextValues);
-                    blocks.FinishScales(block, rows * blocksPerRow, values, scales);
-                    float* used = values;
-                    values = nextValues;
-                    nextValues = used;
-                }
-                else
-                {
-                    scales = blocks.PlainAbsmax + block;
-                }
-
-                int to1 = Math.Min(1, rows - 1) * blocksPerRow, to2 = Math.Min(2, rows - 1) * blocksPerRow, to3 = (rows - 1) * blocksPerRow;
-                Store(FourBitSums(blocks.Code, blocks.Packed + block * BlockBytes, scales, to1, to2, to3, matrix.X, blocksPerRow), matrix.Y + row, rows);
-            }
-        }
-
         private readonly void Store(Vector128<float> sums, float* y, int rows)
         {
             if (rows == GroupRows)
@@ -321,13 +287,13 @@ public static unsafe partial class Gemv
         where TWord : struct, IWord
     {
         Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
-        for (byte* end = row + bytes / ChunkBytes * ChunkBytes; row < end; row += ChunkBytes, x += Lanes * TWord.Elements)
+        byte* ahead = row + PrefetchBytes;
+        for (byte* end = row + bytes / ChunkBytes * ChunkBytes; row < end; row += ChunkBytes, x += Lanes * TWord.Elements, ahead += GroupRows * ChunkBytes)
         {
-            byte* ahead = row + PrefetchBytes;
             Prefetch.Line(ahead);
-            Prefetch.Line(ahead + to1);
-            Prefetch.Line(ahead + to2);
-            Prefetch.Line(ahead + to3);
+            Prefetch.Line(ahead + ChunkBytes);
+            Prefetch.Line(ahead + 2 * ChunkBytes);
+            Prefetch.Line(ahead + 3 * ChunkBytes);
             TWord.MultiplyAdd(
                 Vector512.Load(row).AsUInt32(), Vector512.Load(row + to1).AsUInt32(), Vector512.Load(row + to2).AsUInt32(), Vector512.Load(row + to3).AsUInt32(), x,
                 ref sum0, ref sum1, ref sum2, ref sum3);
@@ -335,6 +301,8 @@ public static unsafe partial class Gemv
 
         if (bytes % ChunkBytes != 0)
         {
+            Prefetch.Line(ahead);
+            Prefetch.Line(ahead + ChunkBytes);
             TWord.MultiplyAdd(
                 Vector512.Create(Vector256.Load(row), default).AsUInt32(), Vector512.Create(Vector256.Load(row + to1), default).AsUInt32(),
                 Vector512.Create(Vector256.Load(row + to2), default).AsUInt32(), Vector512.Create(Vector256.Load(row + to3), default).AsUInt32(), x,
@@ -342,85 +310,6 @@ public static unsafe partial class Gemv
         }
 
         return VectorMath.SumLanes(sum0, sum1, sum2, sum3);
-    }
-
-    /// <summary>The sums of four rows of codes of which three lie so many blocks behind the first. A chunk is two blocks; of half a chunk two rows make one, the second with the upper lanes.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static Vector128<float> FourBitSums(float* code, byte* row, float* scales, nint to1, nint to2, nint to3, float* x, nint count)
-    {
-        nint bytes1 = to1 * BlockBytes, bytes2 = to2 * BlockBytes, bytes3 = to3 * BlockBytes;
-        Vector512<float> table = Vector512.Load(code);
-        Vector512<float> sum0 = default, sum1 = default, sum2 = default, sum3 = default;
-        for (float* end = scales + count / 2 * 2; scales < end; scales += 2, row += ChunkBytes, x += MostChunkElements)
-        {
-            byte* ahead = row + PrefetchBytes;
-            Prefetch.Line(ahead);
-            Prefetch.Line(ahead + bytes1);
-            Prefetch.Line(ahead + bytes2);
-            Prefetch.Line(ahead + bytes3);
-            Vector512<float> chain0 = default, chain1 = default, chain2 = default, chain3 = default;
-            TwoSlots(table, row, bytes1, bytes2, bytes3, x, ref chain0, ref chain1, ref chain2, ref chain3);
-            TwoSlots(table, row + 1, bytes1, bytes2, bytes3, x + 2 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            TwoSlots(table, row + 2, bytes1, bytes2, bytes3, x + 4 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            TwoSlots(table, row + 3, bytes1, bytes2, bytes3, x + 6 * Lanes, ref chain0, ref chain1, ref chain2, ref chain3);
-            sum0 = Vector512.FusedMultiplyAdd(chain0, Pair(scales, scales + 1), sum0);
-            sum1 = Vector512.FusedMultiplyAdd(chain1, Pair(scales + to1, scales + to1 + 1), sum1);
-            sum2 = Vector512.FusedMultiplyAdd(chain2, Pair(scales + to2, scales + to2 + 1), sum2);
-            sum3 = Vector512.FusedMultiplyAdd(chain3, Pair(scales + to3, scales + to3 + 1), sum3);
-        }
-
-        if (count % 2 != 0)
-        {
-            Vector512<uint> first = Vector512.Create(Vector256.Load(row), Vector256.Load(row + bytes1)).AsUInt32(), second = Vector512.Create(Vector256.Load(row + bytes2), Vector256.Load(row + bytes3)).AsUInt32();
-            Vector512<float> chain0 = default, chain1 = default;
-            Slot(0, table, first, second, x, ref chain0, ref chain1);
-            Slot(4, table, first, second, x + Lanes, ref chain0, ref chain1);
-            Slot(8, table, first, second, x + 2 * Lanes, ref chain0, ref chain1);
-            Slot(12, table, first, second, x + 3 * Lanes, ref chain0, ref chain1);
-            Slot(16, table, first, second, x + 4 * Lanes, ref chain0, ref chain1);
-            Slot(20, table, first, second, x + 5 * Lanes, ref chain0, ref chain1);
-            Slot(24, table, first, second, x + 6 * Lanes, ref chain0, ref chain1);
-            Slot(28, table, first, second, x + 7 * Lanes, ref chain0, ref chain1);
-            chain0 *= Pair(scales, scales + to1);
-            chain1 *= Pair(scales + to2, scales + to3);
-            sum0 += Vector512.ConditionalSelect(LowerLanes, chain0, default);
-            sum1 += Vector512.ConditionalSelect(LowerLanes, default, chain0);
-            sum2 += Vector512.ConditionalSelect(LowerLanes, chain1, default);
-            sum3 += Vector512.ConditionalSelect(LowerLanes, default, chain1);
-        }
-
-        return VectorMath.SumLanes(sum0, sum1, sum2, sum3);
-    }
-
-    /// <summary>One scale in the lower eight lanes, another in the upper ones. Loads that broadcast do it: the lanes are moved by what looks up the codes already.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static Vector512<float> Pair(float* lower, float* upper) => Vector512.ConditionalSelect(LowerLanes, Vector512.Create(*lower), Vector512.Create(*upper));
-
-    private static Vector512<float> LowerLanes
-    {
-        [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => Vector512.Create(-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0).AsSingle();
-    }
-
-    /// <summary>The codes of the lowest byte of each word of four rows. Words loaded some bytes further on have their next byte there, which spares every second shift.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void TwoSlots(
-        Vector512<float> table, byte* row, nint bytes1, nint bytes2, nint bytes3, float* x, ref Vector512<float> chain0, ref Vector512<float> chain1, ref Vector512<float> chain2, ref Vector512<float> chain3)
-    {
-        Vector512<uint> word0 = Vector512.Load(row).AsUInt32(), word1 = Vector512.Load(row + bytes1).AsUInt32(), word2 = Vector512.Load(row + bytes2).AsUInt32(), word3 = Vector512.Load(row + bytes3).AsUInt32();
-        Slot(0, table, word0, word1, x, ref chain0, ref chain1);
-        Slot(0, table, word2, word3, x, ref chain2, ref chain3);
-        Slot(4, table, word0, word1, x + Lanes, ref chain0, ref chain1);
-        Slot(4, table, word2, word3, x + Lanes, ref chain2, ref chain3);
-    }
-
-    /// <summary>The codes at one place of each word of two vectors.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void Slot([ConstantExpected] byte shift, Vector512<float> table, Vector512<uint> first, Vector512<uint> second, float* x, ref Vector512<float> chain0, ref Vector512<float> chain1)
-    {
-        Vector512<float> factor = Vector512.Load(x);
-        chain0 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, first >>> shift), factor, chain0);
-        chain1 = Vector512.FusedMultiplyAdd(FourBitBlocks.Lookup(table, second >>> shift), factor, chain1);
     }
 
     /// <summary>How 16 words of a stored row become elements.</summary>

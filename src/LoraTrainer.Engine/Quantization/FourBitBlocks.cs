@@ -66,6 +66,12 @@ internal readonly unsafe struct FourBitBlocks
     /// <summary>Double quantization: the scales are codes.</summary>
     public bool HasNestedScales => absmax == null;
 
+    /// <summary>Double quantization: the codes of the scales.</summary>
+    public byte* AbsmaxCodes => absmaxCodes;
+
+    /// <summary>Double quantization: (256) values of those.</summary>
+    public float* NestedCode => nestedCode;
+
     /// <summary>The scales, without double quantization.</summary>
     public float* PlainAbsmax => absmax;
 
