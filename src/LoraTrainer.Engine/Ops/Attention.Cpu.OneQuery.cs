@@ -18,8 +18,6 @@ internal static unsafe partial class CpuAttention
     /// <summary>Keys whose products with a query go on side by side.</summary>
     private const int KeysAtOnce = 4;
 
-    private const int LineBytes = 64;
-
     /// <summary>Bytes that <see cref="ForwardOne"/> needs.</summary>
     public static long OneQueryWorkspaceBytes(int threads, int h, int dh) => Alignment + sizeof(float) * ((long)MostPieces * h * PartialFloats(dh) + (long)threads * Block);
 
@@ -98,12 +96,11 @@ internal static unsafe partial class CpuAttention
             {
                 int count = Math.Min(Block, end - key);
                 long at = key * Shape.KvStride + (long)keyHead * dh;
+                AskFor(K + at, V + at, Shape.KvStride, count, dh);
                 for (int query = 0; query < group; query++)
                 {
-                    // The rows of the block that follows, as they lie: every query of every key head asks for an equal share of them.
                     float* partial = partials + (long)query * PartialFloats(dh);
-                    long share = (long)Block * Shape.KvStride / Shape.H, ahead = ((long)key + Block) * Shape.KvStride + (firstHead + query) * share;
-                    Products(p, Q + (long)(firstHead + query) * dh, K + at, Shape.KvStride, count, dh, (byte*)(K + ahead), (byte*)(V + ahead), share * sizeof(float));
+                    Products(p, Q + (long)(firstHead + query) * dh, K + at, Shape.KvStride, count, dh);
                     float factor = Exponentials(p, count, Options, ref partial[RoundUpToLanes(dh)], ref partial[RoundUpToLanes(dh) + 1]);
                     if (factor != 1)
                     {
@@ -116,28 +113,30 @@ internal static unsafe partial class CpuAttention
         }
     }
 
-    /// <summary>p[j] = q . k[j], each a sum of 16 lanes. On the way memory is asked for what follows.</summary>
-    /// <param name="p">(Block); overwritten.</param>
-    /// <param name="q">(dh)</param>
-    /// <param name="k">(count, dh)</param>
-    /// <param name="stride">Elements from key to key.</param>
-    /// <param name="count">Keys.</param>
-    /// <param name="dh">Elements of a head.</param>
-    /// <param name="aheadK">Keys to ask for, of any head.</param>
-    /// <param name="aheadV">Values to ask for.</param>
-    /// <param name="aheadBytes">Of each.</param>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Products(float* p, float* q, float* k, long stride, int count, int dh, byte* aheadK, byte* aheadV, long aheadBytes)
+    /// <summary>All lines at once: memory then answers many of them together, and the keys' products begin while those of the values are on their way.</summary>
+    private static void AskFor(float* k, float* v, long stride, int count, int dh)
     {
-        int lines = (int)((aheadBytes + LineBytes * (Block / KeysAtOnce) - 1) / (LineBytes * (Block / KeysAtOnce)));
+        AskFor(k, stride, count, dh);
+        AskFor(v, stride, count, dh);
+    }
+
+    private static void AskFor(float* rows, long stride, int count, int dh)
+    {
+        for (int j = 0; j < count; j++, rows += stride)
+        {
+            for (int c = 0; c < dh; c += VectorMath.Lanes)
+            {
+                Prefetch.LineOfBlock(rows + c);
+            }
+        }
+    }
+
+    /// <summary>p[j] = q . k[j], each a sum of 16 lanes.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Products(float* p, float* q, float* k, long stride, int count, int dh)
+    {
         for (int j = 0; j < count; j += KeysAtOnce)
         {
-            for (int i = 0; i < lines; i++, aheadK += LineBytes, aheadV += LineBytes)
-            {
-                Prefetch.LineOfBlock(aheadK);
-                Prefetch.LineOfBlock(aheadV);
-            }
-
             float* key0 = k + j * stride, key1 = k + Math.Min(j + 1, count - 1) * stride, key2 = k + Math.Min(j + 2, count - 1) * stride, key3 = k + Math.Min(j + 3, count - 1) * stride;
             FourProducts(q, key0, key1, key2, key3, dh).Store(p + j);
         }
