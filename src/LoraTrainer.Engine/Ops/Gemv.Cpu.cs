@@ -27,7 +27,7 @@ public static unsafe partial class Gemv
     private const long LeastParallelElements = 200_000;
 
     /// <summary>A smaller part would be over before what comes next has arrived from memory.</summary>
-    private const long LeastPartElements = 80_000;
+    private const long LeastPartElements = 160_000;
 
     /// <summary>An output layer takes milliseconds, and no thread should be done with it long before another.</summary>
     private const int MostPartsPerThread = 16;
