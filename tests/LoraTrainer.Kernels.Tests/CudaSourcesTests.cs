@@ -12,10 +12,9 @@ using Xunit;
 namespace LoraTrainer.Kernels.Tests;
 
 /// <summary>
-/// What the compilers make of kernels/*.cu: NVIDIA's own compiler for every card that is served, clang, and g++. None of them needs a GPU.
+/// What the compilers make of kernels/*.cu: NVIDIA's own compiler for every card that is served, clang, and g++. None of them needs a GPU, or the stand-ins' device: these tests run beside those that do.
 /// </summary>
 [Trait("Category", "Emulator")]
-[Collection(CudaStandin.Collection)]
 public sealed partial class CudaSourcesTests
 {
     private const string Page = "docs/kernels.md";

@@ -28,7 +28,7 @@ public enum StandinCopies
 /// <summary>
 /// The CUDA driver, compiler and cuBLASLt of a machine without a GPU: three libraries that run the product's kernels on the processor
 /// (<c>tests/CudaEmulator</c>). A process has one set of CUDA libraries, so a test program either uses these or the machine's own. Tests that
-/// use them belong into one collection without parallel runs (<see cref="Collection"/>): counters and scheduling are the process's.
+/// use them belong into one collection (<see cref="Collection"/>), so that they run one after the other: counters and scheduling are the process's.
 /// </summary>
 public static unsafe class CudaStandin
 {
