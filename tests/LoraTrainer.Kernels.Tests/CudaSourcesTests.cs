@@ -33,10 +33,7 @@ public sealed partial class CudaSourcesTests
     // What the cards that are served give a block at most, those of 9.0 and 10.0.
     private const int LargestSharedBytesPerBlock = 227 << 10;
 
-    // The compiler's own cache asks the driver of the process, and the stand-in knows nothing of it.
-    private const string NoCache = "--no-cache";
-
-    private static readonly string[] ReportOptions = ["--ptxas-options=-v", NoCache];
+    private static readonly string[] ReportOptions = ["--ptxas-options=-v"];
 
     private static readonly Lazy<Nvrtc> Compiler = new(() =>
     {
@@ -288,7 +285,7 @@ public sealed partial class CudaSourcesTests
 
     private static string Ptx(Unit unit)
     {
-        byte[] text = Compiler.Value.Compile(unit.File, KernelSources.Embedded.Read(unit.File), KernelSources.Embedded.Headers, [.. new KernelTarget("compute_80", NvrtcOutput.Ptx).Options(unit.Define), NoCache], NvrtcOutput.Ptx, out _);
+        byte[] text = Compiler.Value.Compile(unit.File, KernelSources.Embedded.Read(unit.File), KernelSources.Embedded.Headers, new KernelTarget("compute_80", NvrtcOutput.Ptx).Options(unit.Define), NvrtcOutput.Ptx, out _);
         return Encoding.UTF8.GetString(text);
     }
 

@@ -177,7 +177,7 @@ bool translate_options(program& p, int count, const char* const* options, words&
         } else if (!is_one_of(o.name, {"-std", "--std", "-I", "--include-path", "-lineinfo", "--generate-line-info", "-G", "--device-debug", "-w", "--disable-warnings",
                                        "-Xptxas", "--ptxas-options", "-maxrregcount", "--maxrregcount", "-default-device", "--device-as-default-execution-space",
                                        "-ftz", "--ftz", "-prec-sqrt", "--prec-sqrt", "-prec-div", "--prec-div", "-use_fast_math", "--use_fast_math",
-                                       "-restrict", "--restrict", "-dopt", "--dopt", "-opt-info", "-extra-device-vectorization", "--extra-device-vectorization",
+                                       "-restrict", "--restrict", "-dopt", "--dopt", "-opt-info", "-no-cache", "--no-cache", "-extra-device-vectorization", "--extra-device-vectorization",
                                        "-diag-suppress", "--diag-suppress", "-diag-error", "--diag-error", "-err-no", "--display-error-number", "-no-err-no"})) {
             p.log = "nvrtc: error: unrecognized option " + o.name + " found\n";
             return false;

@@ -27,6 +27,10 @@ internal sealed unsafe partial class Nvrtc
     // nvrtcResult of nvrtc.h.
     private const int Success = 0;
 
+    // Since 12.9 the compiler keeps what it compiled, and asks the process's driver library about it. We keep that ourselves (KernelCache), and need no driver.
+    private const string NoCache = "--no-cache";
+    private static readonly Version FirstWithCache = new(12, 9);
+
     private readonly delegate* unmanaged<int*, int*, int> version;
     private readonly delegate* unmanaged<nint*, byte*, byte*, int, byte**, byte**, int> createProgram;
     private readonly delegate* unmanaged<nint, int, byte**, int> compileProgram;
@@ -109,7 +113,8 @@ internal sealed unsafe partial class Nvrtc
     /// <exception cref="KernelCompilationException">The compiler's messages with file:line.</exception>
     public byte[] Compile(string name, string source, IReadOnlyList<(string Name, string Text)> headers, IReadOnlyList<string> options, NvrtcOutput output, out string messages)
     {
-        using var strings = new NativeStrings(2 + 2 * headers.Count + options.Count);
+        string[] given = Version >= FirstWithCache ? [.. options, NoCache] : [.. options];
+        using var strings = new NativeStrings(2 + 2 * headers.Count + given.Length);
         byte** headerTexts = stackalloc byte*[headers.Count];
         byte** headerNames = stackalloc byte*[headers.Count];
         for (int i = 0; i < headers.Count; i++)
@@ -118,21 +123,21 @@ internal sealed unsafe partial class Nvrtc
             headerTexts[i] = strings.Add(headers[i].Text);
         }
 
-        byte** optionTexts = stackalloc byte*[options.Count];
-        for (int i = 0; i < options.Count; i++)
+        byte** optionTexts = stackalloc byte*[given.Length];
+        for (int i = 0; i < given.Length; i++)
         {
-            optionTexts[i] = strings.Add(options[i]);
+            optionTexts[i] = strings.Add(given[i]);
         }
 
         nint program = 0;
         Check(createProgram(&program, strings.Add(source), strings.Add(name), headers.Count, headerTexts, headerNames), "nvrtcCreateProgram");
         try
         {
-            int status = compileProgram(program, options.Count, optionTexts);
+            int status = compileProgram(program, given.Length, optionTexts);
             messages = ReadLog(program);
             if (status != Success)
             {
-                throw new KernelCompilationException($"The kernels in {name} do not compile ({Describe(status)}, NVRTC {Version}, {string.Join(' ', options)}):\n{messages}");
+                throw new KernelCompilationException($"The kernels in {name} do not compile ({Describe(status)}, NVRTC {Version}, {string.Join(' ', given)}):\n{messages}");
             }
 
             return output == NvrtcOutput.Cubin ? Read(program, cubinSize, cubin, "nvrtcGetCUBIN") : Read(program, ptxSize, ptx, "nvrtcGetPTX");
