@@ -60,6 +60,29 @@ public sealed class RunFolder
     /// <summary>True where the folder already holds this run. The place of its checkpoints may hold it too.</summary>
     public bool HoldsRun => File.Exists(Path.Combine(config.OutputDir, CheckpointFiles.ConfigName));
 
+    /// <summary>True where the folder holds what a run writes when it ends.</summary>
+    public bool HoldsResult => File.Exists(SummaryFile);
+
+    /// <summary>The summary of the run that has ended.</summary>
+    public string SummaryFile => Path.Combine(config.OutputDir, SummaryName);
+
+    /// <summary>True where all of it is there: summary, model, the tokenizer's files, and the second model where the best and the last one are two.</summary>
+    internal bool HoldsWholeResult()
+    {
+        if (!HoldsResult)
+        {
+            return false;
+        }
+
+        using JsonDocument summary = JsonDocument.Parse(File.ReadAllBytes(SummaryFile));
+        bool hasTwo = summary.RootElement.TryGetProperty("evaluation", out JsonElement evaluation) && evaluation.ValueKind == JsonValueKind.Object
+            && evaluation.TryGetProperty("best", out JsonElement best) && best.ValueKind == JsonValueKind.Object;
+        string[] model = config.Adapter.Kind == AdapterKind.None ? ["config.json", ModelFolder.SingleFileName] : [AdapterConfig.FileName, PeftAdapterFolder.WeightsFileName];
+        string[] names = [.. model, .. TokenizerFiles.Where(name => File.Exists(Path.Combine(config.BaseFolder, name)))];
+        string[] folders = hasTwo ? ["", config.Evaluation.LoadBest ? LastName : BestName] : [""];
+        return folders.All(folder => names.All(name => File.Exists(Path.Combine(config.OutputDir, folder, name))));
+    }
+
     /// <summary>True where the folder or the place of its checkpoints holds this run.</summary>
     public async Task<bool> HoldsRunAnywhereAsync(CancellationToken cancellation = default)
     {
@@ -171,6 +194,15 @@ public sealed class RunFolder
                 Directory.Delete(folder);
             }
         }
+    }
+
+    /// <summary>The file with the config of the run that wrote a model: in the model's folder, or above it where that is <see cref="BestName"/> or <see cref="LastName"/>. Null: none did.</summary>
+    /// <param name="model">A folder.</param>
+    public static string? ConfigFileOf(string model)
+    {
+        string full = Path.TrimEndingDirectorySeparator(Path.GetFullPath(model));
+        string[] folders = Path.GetFileName(full) is BestName or LastName ? [model, Path.GetDirectoryName(full)!] : [model];
+        return folders.Select(folder => Path.Combine(folder, CheckpointFiles.ConfigName)).FirstOrDefault(File.Exists);
     }
 
     /// <summary>The config of the run that <paramref name="place"/> names: an output_dir, or the run's place among the checkpoints.</summary>
@@ -343,7 +375,7 @@ public sealed class RunFolder
             summary.Write(json);
         }
 
-        AtomicFile.WriteAllBytes(Path.Combine(config.OutputDir, SummaryName), buffer.ToArray());
+        AtomicFile.WriteAllBytes(SummaryFile, buffer.ToArray());
     }
 
     /// <summary>Staging folders and files that were being written: all of processes that died, since the folder is locked.</summary>

@@ -204,6 +204,12 @@ internal sealed partial class Session
     {
         if (await Checkpoints.FindNewestIntactAsync(Observer.OnWarning, Stop).ConfigureAwait(false) is not { } newest)
         {
+            if (Folder.HoldsResult)
+            {
+                throw new TrainingSetupException(
+                    $"{Config.OutputDir} holds the result of this run, and no intact checkpoint of it is left in {Folder.CheckpointRoot}: going on would train it anew, over that result. Use the result as it is, or train again in another output_dir.");
+            }
+
             Observer.OnNotice("There is no intact checkpoint of this run: it starts at step 0.");
             TakeStartingAdapter();
             return;

@@ -156,9 +156,16 @@ public sealed class TrainingRun
         CancellationToken stop = control.Stop;
         byte[]? stored = await checkpoints.ReadConfigAsync(stop).ConfigureAwait(false);
         IReadOnlyList<string> differences = folder.Check(stored, resume, force);
-        if (resume && !evenIfStopped && await RunLease.ReadAsync(store, config.RunName, stop).ConfigureAwait(false) is { State: LeaseState.Stopped })
+        LeaseState? left = resume ? (await RunLease.ReadAsync(store, config.RunName, stop).ConfigureAwait(false))?.State : null;
+        if (left == LeaseState.Stopped && !evenIfStopped)
         {
             return LeftAlone();
+        }
+
+        if (left == LeaseState.Finished && differences.Count == 0 && folder.HoldsWholeResult())
+        {
+            observer.OnNotice($"The run {config.RunName} is finished, and its result is in {config.OutputDir}: there is nothing left to do.");
+            return RunEnding.Finished;
         }
 
         // Before anything is taken or counted: a start that is refused is no attempt.

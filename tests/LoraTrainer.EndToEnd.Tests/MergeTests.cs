@@ -27,6 +27,30 @@ public sealed class MergeTests
         Assert.Equal(Text(await folder.SucceedsAsync(["generate", "out", .. prompt])), Text(await folder.SucceedsAsync(["generate", "merged", .. prompt])));
     }
 
+    /// <summary>best/ and last/ hold a model of the run above them: how its base was kept, how its messages were written and what was held out is said there.</summary>
+    [Fact]
+    public async Task BestAndLast_OfARun_AreReadAsTheRunItselfIs()
+    {
+        using var folder = new TinyFolder(changes: ("adapter", "qlora"));
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4", "--set", "val_set_size=4", "--set", "eval_steps=2", "--set", "load_best_model_at_end=true");
+        string other = Directory.Exists(folder.PathOf("out/last")) ? "out/last" : "out/best";
+        Directory.CreateDirectory(folder.PathOf(other));
+        foreach (string name in new[] { "adapter_config.json", "adapter_model.safetensors" })
+        {
+            File.Copy(folder.PathOf("out/" + name), folder.PathOf(other + "/" + name), overwrite: true);
+        }
+
+        await folder.SucceedsAsync("merge", "out", "a");
+        Ending merge = await folder.SucceedsAsync("merge", other, "b");
+        Assert.Contains("its linear layers rounded to nf4-dq as in training", merge.Error, StringComparison.Ordinal);
+        Assert.Equal(TinyFolder.Hash(folder.PathOf("a/model.safetensors")), TinyFolder.Hash(folder.PathOf("b/model.safetensors")));
+
+        string[] rest = ["--prompt", "abc", "--max-new-tokens", "12", "--json"];
+        Assert.Equal(Text(await folder.SucceedsAsync(["generate", "out", .. rest])), Text(await folder.SucceedsAsync(["generate", other, .. rest])));
+        Ending whole = await folder.SucceedsAsync("evaluate", "out", "--json"), part = await folder.SucceedsAsync("evaluate", other, "--json");
+        Assert.Equal(whole.Output.Replace("\"out\"", "\"\"", StringComparison.Ordinal), part.Output.Replace($"\"{other}\"", "\"\"", StringComparison.Ordinal));
+    }
+
     [Fact]
     public async Task Merge_OfACheckpointAndOfAnAdapterFolder()
     {

@@ -179,6 +179,26 @@ public sealed class ResumeTests : IDisposable
         Assert.Equal(before, after);
     }
 
+    /// <summary>A finished run is left as it is: not trained again where its checkpoints were removed, and where nothing is missing not evaluated again either.</summary>
+    [Fact]
+    public async Task Resume_OfAFinishedRun_ChangesNothing()
+    {
+        await EndsAsExpectedAsync(Train);
+        Dictionary<string, string> before = TinyFolder.Snapshot(run.Out);
+        Ending again = await run.RunAsync([.. Resume, "--json"]);
+        Assert.True(again.ExitCode == 0, again.ToString());
+        Assert.Contains("is finished, and its result is in out: there is nothing left to do.", again.Error, StringComparison.Ordinal);
+        Assert.Equal(File.ReadAllText(run.PathOf("out/summary.json")).Trim(), again.Output.Trim());
+        Assert.Equal(before, TinyFolder.Snapshot(run.Out));
+
+        Directory.Delete(run.PathOf("out/checkpoints"), recursive: true);
+        before = TinyFolder.Snapshot(run.Out);
+        Ending without = await run.RunAsync(Resume);
+        Assert.True(without.ExitCode == 2, without.ToString());
+        Assert.Contains("out holds the result of this run, and no intact checkpoint of it is left in ", without.Error, StringComparison.Ordinal);
+        Assert.All(before, file => Assert.Equal(file.Value, TinyFolder.Snapshot(run.Out)[file.Key]));
+    }
+
     [Theory]
     [InlineData("micro_batch_size=4", "gradient_accumulation_steps=2", false)]
     [InlineData("micro_batch_size=1", "gradient_accumulation_steps=8", false)]

@@ -5,7 +5,6 @@ using System.Text;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training;
-using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
@@ -95,8 +94,8 @@ internal static class ChatVerb
 
     private static ChatFormat FormatOf(string path, TextModelSource source)
     {
-        string? run = new[] { path, source.AdapterFolder }.FirstOrDefault(folder => folder is not null && File.Exists(Path.Combine(folder, CheckpointFiles.ConfigName)));
-        return run is null ? ChatFormat.OfModel(FoldersOf(path, source)) : ChatFormat.OfRun(ConfigurationLoader.LoadFile(Path.Combine(run, CheckpointFiles.ConfigName), []).Require(), FoldersOf(path, source));
+        string? config = RunFolder.ConfigFileOf(path) ?? (source.AdapterFolder is { } adapter ? RunFolder.ConfigFileOf(adapter) : null);
+        return config is null ? ChatFormat.OfModel(FoldersOf(path, source)) : ChatFormat.OfRun(ConfigurationLoader.LoadFile(config, []).Require(), FoldersOf(path, source));
     }
 
     /// <summary>Where a chat template is looked for: what was trained before what it was trained on.</summary>

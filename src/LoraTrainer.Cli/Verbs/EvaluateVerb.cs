@@ -7,7 +7,6 @@ using LoraTrainer.Models;
 using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Training;
-using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Loop;
@@ -135,9 +134,8 @@ internal static class EvaluateVerb
 
     private static Subject SubjectOf(string path, string? adapter, bool fourBit, bool needsData, VerbContext context)
     {
-        string resolved = Path.Combine(path, CheckpointFiles.ConfigName);
-        bool isRun = File.Exists(resolved);
-        if (!isRun && !File.Exists(path))
+        string? resolved = RunFolder.ConfigFileOf(path);
+        if (resolved is null && !File.Exists(path))
         {
             if (context.Settings.Count > 0)
             {
@@ -150,10 +148,10 @@ internal static class EvaluateVerb
             return new Subject(source, config with { BaseModel = source.BaseFolder, Data = config.Data with { SequenceLen = Math.Min(positions, 8192) } });
         }
 
-        ConfigurationResult loaded = ConfigurationLoader.LoadFile(isRun ? resolved : path, context.Settings);
+        ConfigurationResult loaded = ConfigurationLoader.LoadFile(resolved ?? path, context.Settings);
         context.Terminal.Remarks(loaded);
         TrainingConfig run = FetchedSources.Fetch(loaded.Require(), SourceNeeds.Weights | (needsData ? SourceNeeds.Data : SourceNeeds.None), context.Terminal.Note, CancellationToken.None);
-        string result = isRun ? path : run.OutputDir;
+        string result = resolved is not null ? path : run.OutputDir;
         if (adapter is null && run.Adapter.Kind == AdapterKind.None)
         {
             bool isWritten = File.Exists(Path.Combine(result, "config.json"));

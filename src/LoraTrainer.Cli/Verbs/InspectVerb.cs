@@ -383,8 +383,7 @@ internal static class InspectVerb
 
     private static ExitCode Row(VerbContext context, string path, int number, bool heldOut)
     {
-        string resolved = Path.Combine(path, CheckpointFiles.ConfigName);
-        ConfigurationResult loaded = ConfigurationLoader.LoadFile(File.Exists(resolved) ? resolved : path, context.Settings);
+        ConfigurationResult loaded = ConfigurationLoader.LoadFile(RunFolder.ConfigFileOf(path) ?? path, context.Settings);
         TrainingConfig config = FetchedSources.Fetch(loaded.Require(), SourceNeeds.Description | SourceNeeds.Data, context.Terminal.Note, context.Signals.Listen("The download stops."));
         Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         InspectedRow row = InspectedRow.Read(config, tokenizer, number, heldOut);

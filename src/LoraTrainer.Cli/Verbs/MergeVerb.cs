@@ -7,7 +7,6 @@ using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
 using LoraTrainer.Training;
-using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Evaluation;
 using LoraTrainer.Training.Export;
@@ -136,8 +135,7 @@ internal static class MergeVerb
             throw new TrainingSetupException($"{adapter}: there is no such folder. Give the output_dir of a run, a checkpoint, or a folder with {AdapterConfig.FileName} and {PeftAdapterFolder.WeightsFileName}.");
         }
 
-        string file = Path.Combine(adapter, CheckpointFiles.ConfigName);
-        TrainingConfig? run = File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require() : null;
+        TrainingConfig? run = RunFolder.ConfigFileOf(adapter) is { } file ? ConfigurationLoader.LoadFile(file, []).Require() : null;
         bool isAdapter = File.Exists(Path.Combine(adapter, AdapterConfig.FileName));
         if (run is not null && !isAdapter)
         {

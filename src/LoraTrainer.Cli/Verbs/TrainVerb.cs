@@ -99,7 +99,13 @@ internal static class TrainVerb
             Remember(context, config, speed);
         }
 
-        RunSummary summary = run.Summary!;
+        if (run.Summary is not { } summary)
+        {
+            // It was finished before, and says again what it said then.
+            context.Terminal.Json(json => json.WriteRawValue(File.ReadAllBytes(new RunFolder(config).SummaryFile)));
+            return ExitCode.Done;
+        }
+
         context.Terminal.Say(Words(summary, config));
         context.Terminal.Json(summary.Write);
         if (run.IsFirstEnd && config.OnFinish.Command is { } command)

@@ -5,7 +5,6 @@ using LoraTrainer.Models.Adapters;
 using LoraTrainer.Models.Architectures;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
-using LoraTrainer.Training.Checkpoints;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
@@ -59,8 +58,8 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
         }
 
         bool isAdapter = File.Exists(Path.Combine(path, AdapterConfig.FileName));
-        bool isRun = File.Exists(Path.Combine(path, CheckpointFiles.ConfigName));
-        if (!isAdapter && isRun && !File.Exists(Path.Combine(path, "config.json")))
+        string? runConfig = RunFolder.ConfigFileOf(path);
+        if (!isAdapter && runConfig is not null && !File.Exists(Path.Combine(path, "config.json")))
         {
             throw new TrainingSetupException($"{path} is a run that has not written its result yet. Finish it with: lora-trainer resume {path}");
         }
@@ -70,9 +69,9 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
             return new TextModelSource(path, adapter, asked);
         }
 
-        if (isRun)
+        if (runConfig is not null)
         {
-            TrainingConfig config = RunFolder.ConfigOf(path, []);
+            TrainingConfig config = RunFolder.ConfigOf(Path.GetDirectoryName(runConfig)!, []);
             config = FetchedSources.Fetch(config, SourceNeeds.Weights, notice, cancellation);
             if (!Directory.Exists(config.BaseFolder))
             {
