@@ -145,6 +145,28 @@ public sealed record AttemptSnapshot
     /// <summary>Null while it runs, and where nobody has noticed yet that it does not.</summary>
     public AttemptEnd? Ended { get; init; }
 
+    /// <summary>
+    /// The attempt with the steps that it did after it was last heard of: where the one that follows went on later than that, a checkpoint had them. Their
+    /// tokens and samples are as many for a step as its own, or the next one's where it told of none.
+    /// </summary>
+    /// <param name="next">Of the attempt that did the next steps that are known.</param>
+    /// <param name="isFirst">Of the run: what nobody else can have done it did.</param>
+    internal AttemptSnapshot UpTo(AttemptProgress next, bool isFirst)
+    {
+        int own = Progress.LastStep - Progress.FirstStep, more = next.FirstStep - Progress.LastStep;
+        if (more <= 0 || own <= 0 && !isFirst)
+        {
+            return this;
+        }
+
+        AttemptProgress measured = own > 0 ? Progress : next;
+        decimal perStep = (decimal)more / (measured.LastStep - measured.FirstStep);
+        return this with
+        {
+            Progress = Progress with { LastStep = next.FirstStep, SavedStep = next.FirstStep, Tokens = Progress.Tokens + (long)(measured.Tokens * perStep), Samples = Progress.Samples + (long)(measured.Samples * perStep) },
+        };
+    }
+
     /// <summary>Whether its hours are those of its last heartbeat, with at most one interval missing.</summary>
     public bool Estimated { get; init; }
 

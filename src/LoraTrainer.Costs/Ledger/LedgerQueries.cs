@@ -59,14 +59,18 @@ internal static class LedgerQueries
             run.RunId);
 
         var costs = new AttemptCost[attempts.Count];
-        int? restart = null;
+        int? restart = null, next = null;
         for (int index = attempts.Count - 1; index >= 0; index--)
         {
-            AttemptProgress progress = attempts[index].Progress;
-            costs[index] = AttemptCost.Of(attempts[index], restart);
-            if (progress.LastStep > progress.FirstStep)
+            // All of the attempts in between must be known: else what is missing here may be theirs.
+            AttemptSnapshot attempt = next is { } follower && attempts[follower].Start.Epoch - attempts[index].Start.Epoch == follower - index
+                ? attempts[index].UpTo(attempts[follower].Progress, isFirst: index == 0)
+                : attempts[index];
+            costs[index] = AttemptCost.Of(attempt, restart);
+            if (attempt.Progress.LastStep > attempt.Progress.FirstStep)
             {
-                restart = Math.Min(restart ?? int.MaxValue, progress.FirstStep);
+                restart = Math.Min(restart ?? int.MaxValue, attempt.Progress.FirstStep);
+                next = index;
             }
         }
 

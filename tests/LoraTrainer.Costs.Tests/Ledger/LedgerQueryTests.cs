@@ -97,6 +97,7 @@ public sealed class LedgerQueryTests
 
     /// <summary>It was killed between a checkpoint and the heartbeat that would have told of it. Where the next one starts is what counts.</summary>
     [Theory]
+    [InlineData(36, 0)]
     [InlineData(30, 0)]
     [InlineData(25, 5)]
     [InlineData(0, 30)]
@@ -114,6 +115,24 @@ public sealed class LedgerQueryTests
         Assert.Equal([lost, 0, 0], run.Attempts.Select(attempt => attempt.LostSteps));
         Assert.Equal(restart + 1, run.Total.Steps);
         Assert.Equal([AttemptEnd.Killed, AttemptEnd.Killed, null], run.Attempts.Select(attempt => attempt.Attempt.Ended));
+    }
+
+    /// <summary>Steps after the last heartbeat of a killed attempt are in the run where a checkpoint had them; not where an attempt in between is unknown here.</summary>
+    [Theory]
+    [InlineData(0, 0, 2, 20, 2000)]
+    [InlineData(10, 700, 2, 20, 1640)]
+    [InlineData(10, 700, 3, 18, 1500)]
+    public void StepsAfterTheLastHeartbeat_AreCounted(int seen, long tokens, int epoch, int steps, long total)
+    {
+        using var test = new TestLedger();
+        using RunLedger ledger = test.Open();
+        new TestAttempt(ledger, Start(epoch: 1)).Heartbeat(Progress(100, 0, seen, null, tokens));
+        new TestAttempt(ledger, Start(epoch: epoch)).End(AttemptEnd.Finished, Progress(100, 12, 20, 20, 800));
+        ledger.CloseDead(_ => false);
+
+        CostSummary sum = ledger.Summary("r1")!.Total;
+
+        Assert.Equal((steps, total), (sum.Steps, sum.Tokens));
     }
 
     [Fact]
