@@ -67,6 +67,10 @@ public sealed class MergeTests
         Dictionary<string, string> before = TinyFolder.Snapshot(folder.PathOf("b"));
         await folder.RefusesAsync("b is not empty", "merge", "base", "out", "b");
         Assert.Equal(before, TinyFolder.Snapshot(folder.PathOf("b")));
+        CopyOfBase(folder, "another");
+        Assert.Contains("The adapter was trained on base and goes onto another here. If that is another model", (await folder.SucceedsAsync("merge", "another", "out", "onto")).Error, StringComparison.Ordinal);
+        Assert.Contains("goes onto another here", (await folder.SucceedsAsync("generate", "another", "--adapter", "out", "--prompt", "abc", "--max-new-tokens", "1")).Error, StringComparison.Ordinal);
+        Assert.DoesNotContain("goes onto", adapter.Error, StringComparison.Ordinal);
         TinyRun.WriteBase(folder.PathOf("wider"), shape: TinyRun.Shape with { HiddenSize = 96 });
         await folder.RefusesAsync("was made for another model", "merge", "wider", "out", "c");
         await folder.RefusesAsync("Did you mean float16?", "merge", "base", "out", "c", "--dtype", "flaot16");
@@ -75,6 +79,15 @@ public sealed class MergeTests
         await folder.RefusesAsync("there is no such folder", "merge", "base", "gone", "c");
         await folder.RefusesAsync("Give the base before the adapter", "merge", WithoutBase(folder), "c");
         Assert.False(Directory.Exists(folder.PathOf("c")));
+    }
+
+    private static void CopyOfBase(TinyFolder folder, string name)
+    {
+        Directory.CreateDirectory(folder.PathOf(name));
+        foreach (string file in Directory.EnumerateFiles(folder.PathOf("base")))
+        {
+            File.Copy(file, folder.PathOf($"{name}/{Path.GetFileName(file)}"));
+        }
     }
 
     [Fact]

@@ -64,6 +64,16 @@ public sealed record AdapterConfig
 
     public string? BaseModelNameOrPath { get; init; }
 
+    /// <summary>A sentence where a folder does not look like the base that the adapter was trained on; null: it does, or the adapter names none. The shapes of two models may be alike.</summary>
+    /// <param name="baseFolder">What the adapter is to go onto.</param>
+    public string? DoubtAbout(string baseFolder)
+    {
+        string name = Path.GetFileName(Path.TrimEndingDirectorySeparator(BaseModelNameOrPath ?? ""));
+        return name.Trim('.').Length == 0 || Path.GetFullPath(baseFolder).Contains(name, StringComparison.OrdinalIgnoreCase)
+            ? null
+            : $"The adapter was trained on {BaseModelNameOrPath} and goes onto {baseFolder} here. If that is another model, the result means nothing, although the shapes fit.";
+    }
+
     public string? Revision { get; init; }
 
     public string? TaskType { get; init; } = "CAUSAL_LM";

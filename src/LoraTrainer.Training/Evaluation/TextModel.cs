@@ -129,6 +129,11 @@ public sealed class LoadedModel : IDisposable
 
         using ModelFolder weights = ModelFolder.Open(source.BaseFolder);
         using PeftAdapterFolder? adapter = source.AdapterFolder is null ? null : PeftAdapterFolder.Open(source.AdapterFolder);
+        if (adapter?.Config.DoubtAbout(source.BaseFolder) is { } doubt)
+        {
+            notice(doubt);
+        }
+
         ModelConfig config = shape.WithVocabulary(adapter?.VocabularyRows ?? 0);
         using MeasureDevice measured = selection.Measure();
         measure(Build(config, weights, adapter, source, measured, null).Model);

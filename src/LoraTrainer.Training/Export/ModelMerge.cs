@@ -129,7 +129,13 @@ public sealed class ModelMerge : IDisposable
             ModelFolder folder = Opened(ModelFolder.Open(baseFolder));
             PeftAdapterFolder adapter = Opened(PeftAdapterFolder.Open(adapterFolder));
             PeftAdapterFolder? start = options.StartAdapter is null ? null : Opened(PeftAdapterFolder.Open(options.StartAdapter));
-            return new ModelMerge(shape, folder, adapter, start, options);
+            var merge = new ModelMerge(shape, folder, adapter, start, options);
+            if (adapter.Config.DoubtAbout(baseFolder) is { } doubt)
+            {
+                merge.notices.Add(doubt);
+            }
+
+            return merge;
         }
         catch
         {
