@@ -73,7 +73,7 @@ public sealed class InitTests
     }
 
     [Theory]
-    [InlineData("{\"mesage\":\"a\",\"record\":\"b\"}", "note: rows.jsonl:1 (row 1): the fields mesage, record do not tell what a row is.", "Next: set type in it.")]
+    [InlineData("{\"mesage\":\"a\",\"record\":\"b\"}", "note: rows.jsonl:1 (row 1): the fields mesage, record do not tell what a row is.", "Next: set type in made.yaml, which train needs: it says alpaca, and the rows have the fields mesage, record (docs/data.md). lora-trainer audit made.yaml then says")]
     [InlineData("{oops", "note: rows.jsonl:1 (row 1): not a JSON object on one line", "Next: put rows.jsonl right: none of its first rows can be read.")]
     public async Task Init_OfRowsThatAreNotUnderstood_SaysWhatIsToBeDone_AndStaysWithinThePositions(string row, string note, string next)
     {

@@ -85,7 +85,7 @@ public sealed partial record ConfigurationDraft
         Line("", null);
         AddMethod(Line);
         Line("", null);
-        string? obstacle = AddData(Line, notice);
+        string? obstacle = AddData(Line, name, notice);
         Line("", null);
         Line("micro_batch_size: 1", "rows at a time: more is faster, and takes memory");
         Line("gradient_accumulation_steps: 8", "times micro_batch_size = rows of a step; costs no memory");
@@ -142,9 +142,9 @@ public sealed partial record ConfigurationDraft
     private TrainingConfig Reading => new() { BaseModel = BaseModel, Data = new DataOptions { Datasets = [new DatasetOptions { Path = Data }], SequenceLen = int.MaxValue } };
 
     /// <returns>Why the rows cannot be trained on as it is written; null: they can, or are not here.</returns>
-    private string? AddData(Action<string, string?> line, Action<string> notice)
+    private string? AddData(Action<string, string?> line, string name, Action<string> notice)
     {
-        (DatasetFormat? format, string? obstacle) = Look(notice);
+        (DatasetFormat? format, string? obstacle) = Look(name, notice);
         line("datasets:", null);
         line($"  - path: {Quoted(Data)}", "relative to where the program is started");
         switch (format)
@@ -188,7 +188,7 @@ public sealed partial record ConfigurationDraft
 
     /// <summary>What the rows are, as training would take them.</summary>
     /// <returns>Their format; without one, why they cannot be trained on, or null where they are not here.</returns>
-    private (DatasetFormat? Format, string? Obstacle) Look(Action<string> notice)
+    private (DatasetFormat? Format, string? Obstacle) Look(string name, Action<string> notice)
     {
         if (!IsDataHere(Data))
         {
@@ -220,7 +220,7 @@ public sealed partial record ConfigurationDraft
         catch (DatasetException exception)
         {
             notice($"{exception.Message} Until then it says alpaca.");
-            return (null, "set type in it. train needs it to know what the rows are: it says alpaca, and they are not.");
+            return (null, $"set type in {name}, which train needs: it says alpaca, and the rows have the fields {rows[usable].FieldNames} (docs/data.md).");
         }
     }
 
