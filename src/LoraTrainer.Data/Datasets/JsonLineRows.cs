@@ -46,12 +46,13 @@ internal static class JsonLineRows
         }
         catch (JsonException exception)
         {
-            if (isSpread |= GoesOn(text.Span))
+            if (GoesOn(text.Span))
             {
+                isSpread = true;
                 return places.Faulty(line, row, "not a JSON object on one line: a JSON Lines file has one whole object a line, and here an object goes over several or is cut off. Write each on one line, or all as one list, [...]");
             }
 
-            return places.Faulty(line, row, $"not a JSON object on one line: {JsonProblem.Reason(exception, isOneLine: true)}");
+            return places.Faulty(line, row, isSpread ? "not a JSON object on one line, but as it seems a part of one that begins on a line above" : $"not a JSON object on one line: {JsonProblem.Reason(exception, isOneLine: true)}");
         }
     }
 
