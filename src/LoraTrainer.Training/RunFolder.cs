@@ -139,9 +139,9 @@ public sealed class RunFolder
     /// <exception cref="TrainingSetupException">The folder cannot be written, or another process works on the run and is not waited for.</exception>
     internal async Task<RunLock> ClaimAsync(Action<string>? onWaiting, CancellationToken cancellation)
     {
-        if (File.Exists(config.OutputDir))
+        if (FileInTheWay(config.OutputDir) is { } inTheWay)
         {
-            throw new TrainingSetupException($"output_dir {config.OutputDir} is a file. Choose another name for the folder.");
+            throw new TrainingSetupException(inTheWay);
         }
 
         try
@@ -160,20 +160,23 @@ public sealed class RunFolder
         {
             string reason = exception is PathTooLongException ? "the path is too long"
                 : exception.HResult == ReadOnly ? "the file system is read-only"
-                : FileAbove(config.OutputDir) is { } file ? $"{file} is a file"
                 : "the file system takes no folder there";
             throw new TrainingSetupException($"output_dir {config.OutputDir} cannot be made: {reason}. Choose another folder.", exception);
         }
+    }
 
-        static string? FileAbove(string? path)
+    /// <summary>Why there can be no folder of this name, a sentence: a file has the name, or that of a folder above it. Null: no file is in the way.</summary>
+    public static string? FileInTheWay(string outputDir)
+    {
+        string? path = outputDir;
+        while (!string.IsNullOrEmpty(path) && !Path.Exists(path))
         {
-            while (!string.IsNullOrEmpty(path) && !Path.Exists(path))
-            {
-                path = Path.GetDirectoryName(path);
-            }
-
-            return File.Exists(path) ? path : null;
+            path = Path.GetDirectoryName(path);
         }
+
+        return !File.Exists(path) ? null
+            : path == outputDir ? $"output_dir {outputDir} is a file. Choose another name for the folder."
+            : $"output_dir {outputDir} cannot be made: {path} is a file. Choose another folder.";
     }
 
     /// <summary>The config as it is written here and beside the checkpoints.</summary>

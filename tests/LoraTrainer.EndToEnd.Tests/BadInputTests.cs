@@ -43,6 +43,7 @@ public sealed class BadInputTests
         ["name of a hub"] = new(_ => { }, "HuggingFaceTB/SmolLM2-135M is not in the cache ", "--set", "base_model=HuggingFaceTB/SmolLM2-135M"),
         ["base that is a file"] = new(_ => { }, "base/model.safetensors: this is a file. A model is a folder", "--set", "base_model=base/model.safetensors"),
         ["no config.json"] = new(folder => File.Delete(folder.PathOf("base/config.json")), "base/config.json: there is no such file"),
+        ["config.json that is cut off"] = new(folder => File.WriteAllText(folder.PathOf("base/config.json"), "{"), "base/config.json:1: this is not the JSON it should be: it ends before its last object or list is closed"),
         ["damaged config.json"] = new(folder => Cut(folder.PathOf("base/config.json"), 3), "config.json:"),
         ["damaged tokenizer"] = new(folder => Cut(folder.PathOf("base/tokenizer.json"), 100), "tokenizer.json"),
         ["tokenizer larger than the embeddings"] = new(

@@ -10,7 +10,7 @@ public sealed class CliTests : IDisposable
 
     public CliTests()
     {
-        Directory.CreateDirectory(folder.File("models/tiny"));
+        TinyRun.WriteBase(folder.File("models/tiny"));
         File.WriteAllText(folder.File("train.jsonl"), "{}\n");
         File.WriteAllText(folder.File("good.yaml"), "base_model: models/tiny\nadapter: lora\nlora_rank: 8\ndatasets:\n  - {path: train.jsonl, type: alpaca}\n");
         File.WriteAllText(folder.File("bad.yaml"), "base_model: models/tiny\nadapter: lora\nlora_r: 0\nlerning_rate: 1\ndatasets:\n  - {path: train.jsonl, type: alpaca}\n");
@@ -156,6 +156,39 @@ public sealed class CliTests : IDisposable
 
         Assert.Equal(2, run.ExitCode);
         Assert.Contains("error: max_steps must be a whole number (0 or more), got x (--set max_steps).\n", run.Error, StringComparison.Ordinal);
+    }
+
+    /// <summary>What train would end at before its first step, in the sentences of train.</summary>
+    [Theory]
+    [InlineData("models/config.json: there is no such file", "", "base_model=models")]
+    [InlineData("lora_target_modules: 'qproj' matches no module of the model. Did you mean q_proj?", "", "lora_target_modules=[qproj]")]
+    [InlineData("lora_rank_pattern: 'down_prj' matches no module of the model. Did you mean down_proj?", "", "lora_rank_pattern.down_prj=4")]
+    [InlineData("lora_alpha_pattern: 'down_prj' matches no module of the model. Did you mean down_proj?", "", "lora_alpha_pattern.down_prj=4")]
+    [InlineData("The rank must be 1..", "got 200", "lora_r=200")]
+    [InlineData("output_dir train.jsonl is a file. Choose another name for the folder.", "", "output_dir=train.jsonl")]
+    [InlineData("output_dir train.jsonl/x cannot be made: train.jsonl is a file.", "", "output_dir=train.jsonl/x")]
+    public async Task Validate_WhatARunWouldEndAt_IsAnError(string sentence, string more, string setting)
+    {
+        Ending run = await RunAsync("validate", "good.yaml", "--set", setting);
+
+        Assert.Equal((2, ""), (run.ExitCode, run.Output));
+        Assert.Contains(sentence, run.Error, StringComparison.Ordinal);
+        Assert.Contains(more, run.Error, StringComparison.Ordinal);
+        Assert.EndsWith(" problems.\n", run.Error.Replace("1 problem.", "1 problems.", StringComparison.Ordinal), StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task Validate_WithoutTheBase_SaysSo()
+    {
+        Ending run = await RunAsync("validate", "good.yaml", "--set", "base_model=no such model");
+
+        Assert.Equal(0, run.ExitCode);
+        Assert.StartsWith("good.yaml is right as far as can be seen without the base: LoRA of rank 8", run.Output, StringComparison.Ordinal);
+
+        File.Delete(folder.File("models/tiny/model.safetensors"));
+        Ending shape = await RunAsync("validate", "good.yaml");
+        Assert.StartsWith("good.yaml is right as far as can be seen without the base's weights: ", shape.Output, StringComparison.Ordinal);
+        Assert.Contains("warning: base_model: there are no weights in models/tiny yet.", shape.Error, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -32,6 +32,10 @@ public sealed class InitTests
     [InlineData("{\"prompt\":\"a\",\"response\":\"b\"}", "field_instruction: prompt")]
     [InlineData("{\"text\":\"a\"}", "type: completion")]
     [InlineData("{\"instruction\":\"a\",\"output\":\"b\"}", "type: alpaca")]
+    [InlineData("{\"instruction\":\"a\",\"context\":\"c\",\"response\":\"b\"}", "# without type: alpaca's prompt of instruction, context and response")]
+    [InlineData("{\"segments\":[{\"label\":false,\"text\":\"a\"},{\"label\":true,\"text\":\"b</s>\"}]}", "type: input_output")]
+    [InlineData("{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":\"b\"}]}", "chat_template: chatml ")]
+    [InlineData("{\"conversations\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}]}", "type: chat_template")]
     public async Task Init_TakesTheFormatFromTheRows_AndItTrains(string row, string line)
     {
         using var folder = new TinyFolder();
@@ -40,6 +44,46 @@ public sealed class InitTests
         Assert.Contains(line, File.ReadAllText(folder.PathOf("made.yaml")), StringComparison.Ordinal);
         await folder.SucceedsAsync("train", "made.yaml", "--set", "max_steps=1", "--set", "device=cpu", "--set", "evaluate_before=false", "--set", "evaluate_after=false");
         Assert.True(File.Exists(folder.PathOf("outputs/made/adapter_model.safetensors")));
+    }
+
+    [Fact]
+    public async Task Init_OfMessages_GoesThroughTheTemplateOfTheBase()
+    {
+        using var folder = new TinyFolder();
+        File.WriteAllText(folder.PathOf("base/chat_template.jinja"), "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token }}{% endfor %}");
+        File.WriteAllLines(folder.PathOf("rows.jsonl"), Enumerable.Repeat("""{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}""", 20));
+        await folder.SucceedsAsync("init", "made.yaml", "--base-model", "base", "--data", "rows.jsonl", "--adapter", "lora");
+        string[] lines = File.ReadAllLines(folder.PathOf("made.yaml"));
+        Assert.Contains(lines, line => line.StartsWith("chat_template: tokenizer_default ", StringComparison.Ordinal));
+        Assert.Contains(lines, line => line.EndsWith("# the longest of the first 20 rows has 8 tokens", StringComparison.Ordinal));
+    }
+
+    [Theory]
+    [InlineData("rows")]
+    [InlineData("rows/*.jsonl")]
+    public async Task Init_OfAFolderOrAPattern_LooksAtItsRows(string path)
+    {
+        using var folder = new TinyFolder();
+        Directory.CreateDirectory(folder.PathOf("rows"));
+        File.WriteAllLines(folder.PathOf("rows/some.jsonl"), Enumerable.Repeat("""{"prompt":"a","response":"b"}""", 20));
+        Ending init = await folder.SucceedsAsync("init", "made.yaml", "--base-model", "base", "--data", path, "--adapter", "lora");
+        Assert.Equal("", init.Error);
+        Assert.Contains("field_instruction: prompt", File.ReadAllText(folder.PathOf("made.yaml")), StringComparison.Ordinal);
+        await folder.SucceedsAsync("audit", "made.yaml", "--set", "val_set_size=0");
+    }
+
+    [Theory]
+    [InlineData("{\"mesage\":\"a\",\"record\":\"b\"}", "note: rows.jsonl:1 (row 1): the fields mesage, record do not tell what a row is.", "Next: set type in made.yaml, which train needs: it says alpaca, and the rows have the fields mesage, record (docs/data.md). lora-trainer audit made.yaml then says")]
+    [InlineData("{oops", "note: rows.jsonl:1 (row 1): not a JSON object on one line", "Next: put rows.jsonl right: none of its first rows can be read.")]
+    public async Task Init_OfRowsThatAreNotUnderstood_SaysWhatIsToBeDone_AndStaysWithinThePositions(string row, string note, string next)
+    {
+        using var folder = new TinyFolder();
+        File.WriteAllLines(folder.PathOf("rows.jsonl"), Enumerable.Repeat(row, 20));
+        Ending init = await folder.SucceedsAsync("init", "made.yaml", "--base-model", "base", "--data", "rows.jsonl", "--adapter", "lora");
+        Assert.Contains(note, init.Error, StringComparison.Ordinal);
+        Assert.Contains(next, init.Output, StringComparison.Ordinal);
+        Assert.DoesNotContain("lora-trainer train", init.Output, StringComparison.Ordinal);
+        Assert.Contains($"sequence_len: {TinyRun.Shape.MaxPositionEmbeddings} ", File.ReadAllText(folder.PathOf("made.yaml")), StringComparison.Ordinal);
     }
 
     [Fact]

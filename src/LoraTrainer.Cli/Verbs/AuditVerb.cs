@@ -96,6 +96,11 @@ internal static class AuditVerb
         CultureInfo culture = CultureInfo.InvariantCulture;
         var sheet = new FactSheet();
         sheet.Line("rows", string.Create(culture, $"{report.Rows:#,0}: {report.Kept:#,0} kept, {report.Dropped:#,0} left out, {report.Truncated:#,0} of those kept are cut"));
+        if (report.HeldOut > 0)
+        {
+            sheet.Line("held out", string.Create(culture, $"{report.HeldOut:#,0} rows besides these"));
+        }
+
         sheet.Line("tokens", string.Create(culture, $"{report.Tokens:#,0}, of which {report.SupervisedTokens:#,0} ({Share(report.SupervisedTokens, report.Tokens)}) are learned"));
         LengthPercentiles lengths = report.Lengths;
         sheet.Line("tokens a row", string.Create(culture, $"{lengths.Shortest:#,0} to {lengths.Longest:#,0}; half have at most {lengths.P50:#,0}, 90 % {lengths.P90:#,0}, 99 % {lengths.P99:#,0}"));
@@ -115,6 +120,7 @@ internal static class AuditVerb
             json.WriteString("file", finding.Source.File);
             json.WriteNumber("line", finding.Source.Line);
             json.WriteNumber("row", finding.Source.Row);
+            json.WriteBoolean("held_out", finding.IsHeldOut);
             json.WriteNumber("tokens", finding.Tokens);
             json.WriteString("detail", finding.Detail);
             json.WriteEndObject();

@@ -23,7 +23,7 @@ internal static class InitVerb
     {
         Argument<string> output = new("OUT") { Description = "The file to write.", DefaultValueFactory = _ => "my.yaml" };
         Option<string?> baseModel = new("--base-model") { Description = "The model to start from, a folder.", HelpName = "FOLDER" };
-        Option<string?> data = new("--data") { Description = "The rows to train on.", HelpName = "FILE" };
+        Option<string?> data = new("--data") { Description = "The rows to train on: a file, a folder, or a pattern in quotes.", HelpName = "PATH" };
         Option<string?> adapter = new("--adapter") { Description = "What is trained.", HelpName = string.Join('|', ConfigurationDraft.Methods.Select(method => method.Word)) };
         Option<string?> outputDir = new("--output-dir") { Description = "Where the result goes. Without it: outputs/ and the file's name.", HelpName = "FOLDER" };
         Option<string?> device = new("--device") { Description = "Where to compute. Without it the key is left out, and the machine decides.", HelpName = "auto|cpu|cuda" };
@@ -47,7 +47,7 @@ internal static class InitVerb
             var draft = new ConfigurationDraft
             {
                 BaseModel = answers.Ask(given.GetValue(baseModel), "Base model, a folder", null, baseModel.Name, folder => Directory.Exists(folder) || FetchedSources.IsHubName(folder) ? null : $"{folder} is not here."),
-                Data = answers.Ask(given.GetValue(data), "Training data, a file", null, data.Name, file => File.Exists(file) ? null : $"{file} is not here."),
+                Data = answers.Ask(given.GetValue(data), "Training data, a file or a folder", null, data.Name, rows => IsData(rows) ? null : $"{rows} is not here."),
                 Method = Method(answers, given.GetValue(adapter), adapter.Name),
                 OutputDir = answers.Ask(given.GetValue(outputDir), "Output folder", usualOutput, outputDir.Name, _ => null),
                 Device = given.GetValue(device) is { } word ? DeviceWords.Parse(word, device.Name) : null,
@@ -58,18 +58,20 @@ internal static class InitVerb
 
     private static ExitCode Run(Terminal terminal, string path, ConfigurationDraft draft)
     {
-        string yaml = draft.ToYaml(path, terminal.Note);
+        (string yaml, string? obstacle) = draft.Write(path, terminal.Note);
         ConfigurationResult result = ConfigurationLoader.LoadText(yaml, path, []);
         TrainingConfig config = result.Require();
         AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
-        foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, File.Exists(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
+        foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, IsData(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
         {
             terminal.Warn($"{missing} is not here. Relative paths start at {Directory.GetCurrentDirectory()}.");
         }
 
         terminal.Remarks(result);
         terminal.Say($"{path} is written: {ValidateVerb.Summary(config)}");
-        terminal.Say($"Next: read it; lora-trainer plan {path} says what it will need, lora-trainer train {path} runs it.");
+        terminal.Say(obstacle is null
+            ? $"Next: read it; lora-trainer plan {path} says what it will need, lora-trainer train {path} runs it."
+            : $"Next: {obstacle} lora-trainer audit {path} then says whether the rows can be trained on.");
         terminal.Json(json =>
         {
             json.WriteStartObject();
@@ -81,6 +83,9 @@ internal static class InitVerb
         });
         return ExitCode.Done;
     }
+
+    /// <summary>Whether a run would find rows by this text, here or elsewhere.</summary>
+    private static bool IsData(string path) => FetchedSources.IsElsewhere(new DatasetOptions { Path = path }) || ConfigurationDraft.IsDataHere(path);
 
     private static DraftMethod Method(Questions answers, string? given, string option)
     {

@@ -3,13 +3,14 @@ using System.Text.Json;
 using LoraTrainer.Engine.Devices;
 using LoraTrainer.Models.Formats;
 using LoraTrainer.Storage;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
 
 namespace LoraTrainer.Cli.Verbs;
 
-/// <summary>Says whether a configuration is right and how it is understood. Opens no device and reads no data.</summary>
+/// <summary>Says whether a configuration is right, by itself and for its base where that is here, and how it is understood. Opens no device, reads no weights and no data.</summary>
 internal static class ValidateVerb
 {
     private const string Examples = """
@@ -17,6 +18,8 @@ internal static class ValidateVerb
           lora-trainer validate my.yaml
           lora-trainer validate my.yaml --show > resolved.yaml   every key, defaults included
           lora-trainer validate my.yaml --set learning_rate=1e-4 --set datasets.0.path=my.jsonl
+
+        Where the base is here, what a run would refuse of it is found too: its config.json, its tokenizer, the modules that are named.
 
         Exit code: 0 the configuration is right, 2 it is not.
         """;
@@ -35,7 +38,8 @@ internal static class ValidateVerb
         ConfigurationResult result = ConfigurationLoader.LoadFile(path, context.Settings);
         string[] missing = result.Config is null ? [] : [.. MissingHere(result.Config)];
         string[] idle = result.Config is { Device.Choice: DeviceChoice.Cpu } onCpu ? [.. TrainedModel.WithoutEffect(onCpu, DevicePlatform.Cpu)] : [];
-        bool valid = result.Errors.Count == 0;
+        string[] refused = result.Config is null ? [] : [.. RefusedHere(result.Config)];
+        bool valid = result.Errors.Count + refused.Length == 0;
 
         terminal.Remarks(result);
         foreach (string sentence in idle)
@@ -53,6 +57,11 @@ internal static class ValidateVerb
             terminal.Error(error.Message);
         }
 
+        foreach (string sentence in refused)
+        {
+            terminal.Error(sentence);
+        }
+
         if (show && result.Config is { } shown)
         {
             terminal.Result(shown.ToYaml());
@@ -60,14 +69,14 @@ internal static class ValidateVerb
 
         if (!valid)
         {
-            terminal.Error($"{path}: {(result.Errors.Count == 1 ? "1 problem" : $"{result.Errors.Count} problems")}.", prefix: false);
+            terminal.Error($"{path}: {(result.Errors.Count + refused.Length == 1 ? "1 problem" : $"{result.Errors.Count + refused.Length} problems")}.", prefix: false);
         }
         else if (!show)
         {
-            terminal.Say($"{path} is right: {Summary(result.Config!)}");
+            terminal.Say($"{path} is right{Unseen(result.Config!)}: {Summary(result.Config!)}");
         }
 
-        terminal.Json(json => WriteJson(json, path, result, missing, idle));
+        terminal.Json(json => WriteJson(json, path, result, refused, missing, idle));
         return valid ? ExitCode.Done : ExitCode.WrongInput;
     }
 
@@ -100,6 +109,23 @@ internal static class ValidateVerb
         return $"{what}{quantization}, {length}, {sequences} of up to {config.Data.SequenceLen} tokens a step.";
     }
 
+    /// <summary>What the verdict is without, where that is not here.</summary>
+    private static string Unseen(TrainingConfig config) => !Directory.Exists(config.BaseModel) ? " as far as can be seen without the base" : !ModelFolder.HasWeights(config.BaseModel) ? " as far as can be seen without the base's weights" : "";
+
+    /// <summary>What a run would end at before its first step, seen in the base and the output folder of this machine.</summary>
+    private static IEnumerable<string> RefusedHere(TrainingConfig config)
+    {
+        if (RunFolder.FileInTheWay(config.OutputDir) is { } inTheWay)
+        {
+            yield return inTheWay;
+        }
+
+        foreach (string problem in Directory.Exists(config.BaseModel) ? BaseCheck.Problems(config) : [])
+        {
+            yield return problem;
+        }
+    }
+
     private static IEnumerable<string> MissingHere(TrainingConfig config)
     {
         foreach ((string list, EquatableList<DatasetOptions> datasets) in new[] { ("datasets", config.Data.Datasets), ("test_datasets", config.Data.TestDatasets) })
@@ -126,14 +152,18 @@ internal static class ValidateVerb
         {
             yield return $"base_model: {ModelFolder.NoSuchFolder(config.BaseModel)}";
         }
+        else if (Directory.Exists(config.BaseModel) && !ModelFolder.HasWeights(config.BaseModel))
+        {
+            yield return $"base_model: there are no weights in {config.BaseModel} yet. plan does without them, train does not.";
+        }
     }
 
-    private static void WriteJson(Utf8JsonWriter json, string path, ConfigurationResult result, string[] missing, string[] idle)
+    private static void WriteJson(Utf8JsonWriter json, string path, ConfigurationResult result, string[] refused, string[] missing, string[] idle)
     {
         json.WriteStartObject();
-        json.WriteBoolean("valid", result.Errors.Count == 0);
+        json.WriteBoolean("valid", result.Errors.Count + refused.Length == 0);
         json.WriteString("file", path);
-        WriteIssues("errors", result.Errors, "error", []);
+        WriteIssues("errors", result.Errors, "wrong", refused);
         WriteIssues("warnings", result.Warnings, "warning", missing);
         WriteIssues("notices", result.Notices, "notice", idle);
         if (result.Config is { } config)

@@ -30,7 +30,7 @@ public readonly record struct LengthPercentiles(int Shortest, int P50, int P90, 
 /// <summary>What a data set holds, and what is dubious in it, as counted by <see cref="DatasetAudit"/>.</summary>
 public sealed record AuditReport
 {
-    /// <summary>Rows read.</summary>
+    /// <summary>Rows read to train on.</summary>
     public required int Rows { get; init; }
 
     public required int Kept { get; init; }
@@ -43,6 +43,9 @@ public sealed record AuditReport
     public required long Tokens { get; init; }
 
     public required long SupervisedTokens { get; init; }
+
+    /// <summary>Rows besides these that are only evaluated.</summary>
+    public required int HeldOut { get; init; }
 
     public required LengthPercentiles Lengths { get; init; }
 
@@ -61,6 +64,7 @@ public sealed record AuditReport
         json.WriteNumber("truncated", Truncated);
         json.WriteNumber("tokens", Tokens);
         json.WriteNumber("supervised_tokens", SupervisedTokens);
+        json.WriteNumber("held_out", HeldOut);
         json.WriteStartObject("lengths");
         json.WriteNumber("min", Lengths.Shortest);
         json.WriteNumber("p50", Lengths.P50);
@@ -103,6 +107,7 @@ public sealed record AuditReport
             Truncated = Number("truncated"),
             Tokens = json.GetProperty("tokens").GetInt64(),
             SupervisedTokens = json.GetProperty("supervised_tokens").GetInt64(),
+            HeldOut = Number("held_out"),
             Lengths = new LengthPercentiles(
                 lengths.GetProperty("min").GetInt32(), lengths.GetProperty("p50").GetInt32(), lengths.GetProperty("p90").GetInt32(), lengths.GetProperty("p99").GetInt32(), lengths.GetProperty("max").GetInt32()),
             Findings = [.. json.GetProperty("findings").EnumerateArray().Select(finding => new AuditFinding(

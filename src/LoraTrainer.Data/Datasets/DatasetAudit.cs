@@ -68,12 +68,12 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         heldOut++;
         if (row.Finding is { } finding && finding.Kind is RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn)
         {
-            findings.Add(row.Finding.Value);
+            findings.Add(finding with { IsHeldOut = true });
         }
 
         if (row.IsKept && seen.Contains(Fingerprint(row.Row)))
         {
-            findings.Add(new RowFinding(RowFindingKind.HeldOutIsTrained, row.Source, row.Row.Tokens.Length));
+            findings.Add(new RowFinding(RowFindingKind.HeldOutIsTrained, row.Source, row.Row.Tokens.Length) { IsHeldOut = true });
         }
     }
 
@@ -106,6 +106,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
             Truncated = truncated,
             Tokens = tokens,
             SupervisedTokens = supervised,
+            HeldOut = heldOut,
             Lengths = new LengthPercentiles(At(0), At(0.5), At(0.9), At(0.99), At(1)),
             Findings = [.. notes.Concat(findings.Groups.Select(Describe)).OrderByDescending(finding => finding.Severity)],
         };
@@ -120,8 +121,11 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         }
     }
 
-    private string Reasons() => string.Join(", ", findings.Groups.Where(group => group.First[0].IsDropped).GroupBy(group => group.Kind).Select(kind =>
-        $"{Count(kind.Sum(group => group.Count))} {Words(kind.Key)}")) + $"; the first is {Place(findings.Groups.SelectMany(group => group.First).First(finding => finding.IsDropped))}";
+    private string Reasons()
+    {
+        RowFindingGroup[] dropped = [.. findings.Groups.Where(group => !group.IsHeldOut && group.First[0].IsDropped)];
+        return string.Join(", ", dropped.GroupBy(group => group.Kind).Select(kind => $"{Count(kind.Sum(group => group.Count))} {Words(kind.Key)}")) + $"; the first is {Place(dropped[0].First[0])}";
+    }
 
     private AuditFinding Describe(RowFindingGroup group)
     {
@@ -133,11 +137,19 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
             RowFindingKind.ExtremelyLong => AuditSeverity.Notice,
             _ => AuditSeverity.Warning,
         };
-        string end = group.Count > PlacesInASentence ? ", ..." : ".";
-        string places = string.Join(", ", group.First.Take(PlacesInASentence).Select(Place));
-        int of = group.Kind == RowFindingKind.HeldOutIsTrained ? heldOut : rows;
-        string message = $"{Count(group.Count)} of {Count(of)} rows {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}: {places}{end}{Advice(group.Kind)}";
+        string of = group.IsHeldOut ? $"{Count(heldOut)} held-out rows" : $"{Count(rows)} rows";
+        string message = $"{Count(group.Count)} of {of} {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}:{Places(group)}{Advice(group.Kind)}";
         return new AuditFinding(severity, CodeOf(group.Kind), message, group.File, group.Count, [.. group.First.Select(finding => finding.Source.Row)]);
+    }
+
+    /// <summary>The first few: on one line, or on one each where each has its own reason.</summary>
+    private static string Places(RowFindingGroup group)
+    {
+        string[] places = [.. group.First.Take(PlacesInASentence).Select(Place)];
+        bool isMore = group.Count > PlacesInASentence;
+        return places.Length > 1 && group.First[0].Detail is not null
+            ? string.Concat(places.Select(place => "\n  " + place)) + (isMore ? "\n  ..." : "")
+            : $" {string.Join(", ", places)}{(isMore ? ", ..." : ".")}";
     }
 
     /// <summary>The word for scripts.</summary>

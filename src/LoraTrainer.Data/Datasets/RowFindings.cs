@@ -50,22 +50,28 @@ public enum RowFindingKind
 /// <param name="Detail">More about it, where the kind does not say all; null otherwise.</param>
 public readonly record struct RowFinding(RowFindingKind Kind, RowSource Source, int Tokens, string? Detail = null)
 {
+    /// <summary>Whether the row is one that is only evaluated.</summary>
+    public bool IsHeldOut { get; init; }
+
     /// <summary>Whether the row is not used.</summary>
     public bool IsDropped => Kind is RowFindingKind.Faulty or RowFindingKind.TooLong or RowFindingKind.Empty or RowFindingKind.NothingToLearn or RowFindingKind.CutToNothing;
 }
 
-/// <summary>Findings of one kind in one file: how many, and the first few.</summary>
+/// <summary>Findings of one kind in one file, either of rows that are trained on or of those that are held out: how many, and the first few.</summary>
 public sealed class RowFindingGroup
 {
-    internal RowFindingGroup(RowFindingKind kind, string file)
+    internal RowFindingGroup(RowFindingKind kind, string file, bool isHeldOut)
     {
         Kind = kind;
         File = file;
+        IsHeldOut = isHeldOut;
     }
 
     public RowFindingKind Kind { get; }
 
     public string File { get; }
+
+    public bool IsHeldOut { get; }
 
     public int Count { get; private set; }
 
@@ -84,14 +90,14 @@ public sealed class RowFindingGroup
     }
 }
 
-/// <summary>What was found, counted by kind and file. Data sets can have millions of bad rows, so only the first of each are kept; a listener sees all.</summary>
+/// <summary>What was found, counted by kind and file, held-out rows apart. Data sets can have millions of bad rows, so only the first of each are kept; a listener sees all.</summary>
 /// <param name="listener">Is told each one; null: nobody.</param>
 public sealed class RowFindings(Action<RowFinding>? listener = null)
 {
     /// <summary>Findings of one kind in one file that are kept.</summary>
     public const int Kept = 20;
 
-    private readonly Dictionary<(RowFindingKind Kind, string File), RowFindingGroup> groups = [];
+    private readonly Dictionary<(RowFindingKind Kind, string File, bool IsHeldOut), RowFindingGroup> groups = [];
 
     /// <summary>By kind, then in the order in which the files were read.</summary>
     public IReadOnlyList<RowFindingGroup> Groups => [.. groups.Values.OrderBy(group => group.Kind)];
@@ -100,10 +106,10 @@ public sealed class RowFindings(Action<RowFinding>? listener = null)
 
     public void Add(in RowFinding finding)
     {
-        (RowFindingKind Kind, string File) key = (finding.Kind, finding.Source.File ?? "");
+        (RowFindingKind Kind, string File, bool IsHeldOut) key = (finding.Kind, finding.Source.File ?? "", finding.IsHeldOut);
         if (!groups.TryGetValue(key, out RowFindingGroup? group))
         {
-            groups.Add(key, group = new RowFindingGroup(key.Kind, key.File));
+            groups.Add(key, group = new RowFindingGroup(key.Kind, key.File, key.IsHeldOut));
         }
 
         group.Add(finding);

@@ -5,6 +5,7 @@ using System.Text.RegularExpressions;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Models.Architectures;
+using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Training.Config;
 
@@ -19,6 +20,11 @@ public enum DraftMethod
     Full,
 }
 
+/// <summary>A configuration as it is to be written.</summary>
+/// <param name="Yaml">The file.</param>
+/// <param name="Obstacle">What has to be done to it before it can train, a sentence; null: nothing.</param>
+public sealed record DraftedFile(string Yaml, string? Obstacle);
+
 /// <summary>
 /// A first configuration for a base and a data file, with comments that say what each line does. What can be seen of the two, such as the fields of the rows and the
 /// length of the longest, is looked at; what is not here is left for later.
@@ -31,7 +37,7 @@ public sealed partial record ConfigurationDraft
 
     public required string BaseModel { get; init; }
 
-    /// <summary>The file with the rows.</summary>
+    /// <summary>Where the rows are: a file, a folder, a pattern, or what the run fetches.</summary>
     public required string Data { get; init; }
 
     public required DraftMethod Method { get; init; }
@@ -50,10 +56,23 @@ public sealed partial record ConfigurationDraft
         ("full", DraftMethod.Full, "every parameter: the most memory by far"),
     ];
 
+    /// <summary>Whether there is something on this machine that a data set's path of this text names.</summary>
+    public static bool IsDataHere(string path)
+    {
+        try
+        {
+            return Path.Exists(path) || DataFiles.Of(path).Count > 0;
+        }
+        catch (DatasetException)
+        {
+            return false;
+        }
+    }
+
     /// <summary>The file.</summary>
     /// <param name="name">What it will be called, for the command in its first line.</param>
-    /// <param name="notice">Is told what could not be looked at.</param>
-    public string ToYaml(string name, Action<string> notice)
+    /// <param name="notice">Is told what could not be looked at, and what is not understood.</param>
+    public DraftedFile Write(string name, Action<string> notice)
     {
         var text = new StringBuilder();
         Line($"# lora-trainer train {Quoted(name)}", null);
@@ -66,7 +85,7 @@ public sealed partial record ConfigurationDraft
         Line("", null);
         AddMethod(Line);
         Line("", null);
-        AddData(Line, notice);
+        string? obstacle = AddData(Line, name, notice);
         Line("", null);
         Line("micro_batch_size: 1", "rows at a time: more is faster, and takes memory");
         Line("gradient_accumulation_steps: 8", "times micro_batch_size = rows of a step; costs no memory");
@@ -85,7 +104,7 @@ public sealed partial record ConfigurationDraft
 
         Line("", null);
         Line("# cost: {rate: 1.29, currency: USD, budget: 25}  # price of an hour; stops before more is spent", null);
-        return text.ToString();
+        return new DraftedFile(text.ToString(), obstacle);
 
         void Line(string line, string? comment)
         {
@@ -119,10 +138,13 @@ public sealed partial record ConfigurationDraft
         }
     }
 
-    private void AddData(Action<string, string?> line, Action<string> notice)
+    /// <summary>The rows as a run would read them, none too long.</summary>
+    private TrainingConfig Reading => new() { BaseModel = BaseModel, Data = new DataOptions { Datasets = [new DatasetOptions { Path = Data }], SequenceLen = int.MaxValue } };
+
+    /// <returns>Why the rows cannot be trained on as it is written; null: they can, or are not here.</returns>
+    private string? AddData(Action<string, string?> line, string name, Action<string> notice)
     {
-        List<SourceRow> rows = Rows(notice);
-        DatasetFormat? format = rows.Count > 0 ? Recognized(rows[0], notice) : null;
+        (DatasetFormat? format, string? obstacle) = Look(name, notice);
         line("datasets:", null);
         line($"  - path: {Quoted(Data)}", "relative to where the program is started");
         switch (format)
@@ -137,56 +159,100 @@ public sealed partial record ConfigurationDraft
                 line($"      field_output: {Quoted(pair.CompletionField)}", "the answer that is learned");
                 line("      format: \"{instruction}\"", "the prompt; text may stand around the field");
                 break;
+            case ConversationFormat:
+                line("    type: chat_template", "rows of messages; the assistant's are learned");
+                break;
+            case DatasetFormat.InputOutput:
+                line("    type: input_output", "rows of segments; each says whether it is learned");
+                break;
+            case DatasetFormat.Alpaca { InputField: not "input" } alpaca:
+                line($"    # without type: alpaca's prompt of instruction, {alpaca.InputField} and {alpaca.OutputField}", null);
+                break;
             default:
-                line("    type: alpaca", "rows of instruction, input (may be empty) and output");
+                line("    type: alpaca", obstacle is null ? "rows of instruction, input (may be empty) and output" : "to be set: the rows are not understood (docs/data.md)");
                 break;
         }
 
-        line("val_set_size: 0.05", "held out: measured before and after, never trained on");
-        (int length, string why) = Length(rows, format);
-        line($"sequence_len: {length.ToString(CultureInfo.InvariantCulture)}", why);
-        line("sample_packing: true", "several rows fill one sequence, none sees another: faster");
-    }
-
-    private List<SourceRow> Rows(Action<string> notice)
-    {
-        if (File.Exists(Data))
+        if (format is ConversationFormat && Directory.Exists(BaseModel))
         {
-            return [.. RowReader.Read(Data).Where(row => row.Fault is null).Take(RowsRead)];
+            string? fallback = ChatTemplates.Of(Reading, new ConversationOptions()).Fallback;
+            line($"chat_template: {fallback ?? ChatTemplates.OfModel}", fallback is null ? "the model's own" : "the model has none; what runs it later must use this one");
         }
 
-        notice($"{Data} is not here: its rows are taken for alpaca's (instruction, input, output). Change type if they are others.");
-        return [];
+        line("val_set_size: 0.05", "held out: measured before and after, never trained on");
+        (int length, string why) = Length(format);
+        line($"sequence_len: {length.ToString(CultureInfo.InvariantCulture)}", why);
+        line("sample_packing: true", "several rows fill one sequence, none sees another: faster");
+        return obstacle;
     }
 
-    private static DatasetFormat? Recognized(SourceRow row, Action<string> notice)
+    /// <summary>What the rows are, as training would take them.</summary>
+    /// <returns>Their format; without one, why they cannot be trained on, or null where they are not here.</returns>
+    private (DatasetFormat? Format, string? Obstacle) Look(string name, Action<string> notice)
     {
+        if (!IsDataHere(Data))
+        {
+            notice($"{Data} is not here: its rows are taken for alpaca's (instruction, input, output). Change type if they are others.");
+            return (null, null);
+        }
+
+        SourceRow[] rows;
         try
         {
-            return DatasetFormat.Recognize(row);
+            rows = [.. ConfiguredData.SourceRows(Reading, Reading.Data.Datasets[0]).Take(RowsRead)];
+        }
+        catch (Exception exception) when (exception is DatasetException or TrainingSetupException)
+        {
+            notice(exception.Message.EndsWith('.') ? exception.Message : exception.Message + ".");
+            return (null, $"put {Data} right: it cannot be read as data.");
+        }
+
+        if (Array.FindIndex(rows, row => row.Fault is null) is var usable && usable < 0)
+        {
+            notice(rows.Length > 0 ? $"{rows[0].Source}: {rows[0].Fault}." : $"{Data} has no rows.");
+            return (null, $"put {Data} right: none of its first rows can be read.");
+        }
+
+        try
+        {
+            return (DatasetFormat.Recognize(rows[usable]), null);
         }
         catch (DatasetException exception)
         {
             notice($"{exception.Message} Until then it says alpaca.");
-            return null;
+            return (null, $"set type in {name}, which train needs: it says alpaca, and the rows have the fields {rows[usable].FieldNames} (docs/data.md).");
         }
     }
 
-    /// <summary>Room for the longest row that was looked at, or a usual length.</summary>
-    private (int Length, string Why) Length(List<SourceRow> rows, DatasetFormat? format)
+    /// <summary>Room for the longest row that was looked at, or a usual length; never more than the base has positions.</summary>
+    private (int Length, string Why) Length(DatasetFormat? format)
     {
-        const string usual = "longer rows are left out; memory grows with it";
-        if (rows.Count == 0 || format is null || !Tokenizer.IsIn(BaseModel) || !File.Exists(Path.Combine(BaseModel, "config.json")))
+        int positions = File.Exists(Path.Combine(BaseModel, "config.json")) ? ModelConfig.Parse(BaseModel).MaxPositionEmbeddings : int.MaxValue;
+        (int rows, int longest) = format is null || positions == int.MaxValue || !Tokenizer.IsIn(BaseModel) ? (0, 0) : Longest();
+        return longest == 0
+            ? (Math.Min(positions, LongestGuess), "longer rows are left out; memory grows with it")
+            : (Math.Min(positions, Math.Max(4 * LengthStep, (longest + LengthStep - 1) / LengthStep * LengthStep)), string.Create(CultureInfo.InvariantCulture, $"the longest of the first {rows} rows has {longest} tokens"));
+    }
+
+    /// <summary>Of the first rows that can be used: how many they are, and the tokens of the longest.</summary>
+    private (int Rows, int Longest) Longest()
+    {
+        Tokenizer tokenizer = Tokenizer.Load(BaseModel);
+        if (tokenizer.EosId is null)
         {
-            return (LongestGuess, usual);
+            return (0, 0);
         }
 
-        Tokenizer tokenizer = Tokenizer.Load(BaseModel);
-        int positions = ModelConfig.Parse(BaseModel).MaxPositionEmbeddings;
-        int longest = tokenizer.EosId is null ? 0 : rows.Max(row => new RowEncoder(tokenizer, new TokenizationOptions { SequenceLength = int.MaxValue }).EncodeWhole(format.Convert(row)).Tokens.Length);
-        int length = Math.Min(positions, Math.Max(4 * LengthStep, (longest + LengthStep - 1) / LengthStep * LengthStep));
-        return longest == 0 ? (Math.Min(positions, LongestGuess), usual)
-            : (length, string.Create(CultureInfo.InvariantCulture, $"the longest of the first {rows.Count} rows has {longest} tokens"));
+        int rows = 0, longest = 0;
+        foreach ((DatasetRow row, RowEncoder encoder) in new ConfiguredData(Reading, tokenizer, 1, _ => { }).AllRows(ofHeldOut: false).Take(RowsRead))
+        {
+            // What cannot be used is left out of a run too, and what has no length.
+            EncodedRow encoded = encoder.Encode(row);
+            rows += encoded.IsKept ? 1 : 0;
+            longest = Math.Max(longest, encoded.IsKept ? encoded.Row.Tokens.Length : 0);
+        }
+
+        return (rows, longest);
     }
 
     /// <summary>A text as YAML takes it: as it is where nothing in it means anything else.</summary>

@@ -130,13 +130,16 @@ public sealed class TrainedModel
     /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
     private static void RefuseUnknownNames(string key, IEnumerable<string> names, IReadOnlyList<ModelModule> modules, IReadOnlyList<string> known)
     {
-        if (TargetModules.UnknownNames(names, modules) is not [var unknown, ..])
+        if (TargetModules.UnknownNames(names, modules) is [var unknown, ..])
         {
-            return;
+            throw NoSuchModule(key, unknown, known);
         }
+    }
 
-        string meant = Suggestions.Nearest(unknown, known) is { } near ? $" Did you mean {near}?" : "";
-        throw new TrainingSetupException($"{key}: '{unknown}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
+    private static TrainingSetupException NoSuchModule(string key, string name, IReadOnlyList<string> known)
+    {
+        string meant = Suggestions.Nearest(name, known) is { } near ? $" Did you mean {near}?" : "";
+        return new TrainingSetupException($"{key}: '{name}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
     }
 
     private static LoraPlusRates? RatesOf(TrainingConfig config) => config.Adapter.LoraPlusRatio is { } ratio
@@ -156,7 +159,7 @@ public sealed class TrainedModel
     {
         if (patterns.FirstOrDefault(pattern => !TargetModules.MatchesAny(pattern, key, modules)) is { } unmatched)
         {
-            throw new TrainingSetupException($"{key}: '{unmatched}' matches no module of the model. Its modules are: {string.Join(", ", TargetModules.LeafNames(modules))}.");
+            throw NoSuchModule(key, unmatched, TargetModules.LeafNames(modules));
         }
     }
 

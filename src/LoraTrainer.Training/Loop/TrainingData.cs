@@ -40,12 +40,7 @@ public sealed class TrainingData : IDisposable
     /// <exception cref="DatasetException">A file is not as expected, the audit found errors, or nothing is left to train on.</exception>
     public static TrainingData Load(TrainingConfig config, Tokenizer tokenizer, int vocabularySize, int threads, string folder, ITrainingObserver observer, CancellationToken cancellation)
     {
-        if (tokenizer.VocabularySize > vocabularySize)
-        {
-            throw new TrainingSetupException(
-                $"{tokenizer.SourcePath}: the tokenizer has {tokenizer.VocabularySize} tokens, the model only {vocabularySize} embeddings. They do not belong together; take both from the same place.");
-        }
-
+        _ = Vocabulary.Fitting(tokenizer, vocabularySize);
         var source = new ConfiguredData(config, tokenizer, threads, observer.OnNotice);
         TokenizedDataset train = source.Tokenize(
             folder, count => observer.OnProgress(new TrainingProgress { Phase = TrainingPhase.Tokenizing, Message = string.Create(CultureInfo.InvariantCulture, $"{count:#,0} rows") }), cancellation);

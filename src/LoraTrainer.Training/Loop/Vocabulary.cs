@@ -27,4 +27,11 @@ internal static class Vocabulary
         int rows = tokenizer?.VocabularySize ?? shape.VocabSize + config.Data.Tokens.Count;
         return shape.WithVocabulary(config.Data.ResizesTo32x ? (rows + RowMultiple - 1) / RowMultiple * RowMultiple : rows);
     }
+
+    /// <summary>The tokenizer, where the model has an embedding for each of its tokens.</summary>
+    /// <exception cref="TrainingSetupException">It has not.</exception>
+    public static Tokenizer Fitting(Tokenizer tokenizer, int embeddings) => tokenizer.VocabularySize <= embeddings
+        ? tokenizer
+        : throw new TrainingSetupException(
+            $"{tokenizer.SourcePath}: the tokenizer has {tokenizer.VocabularySize} tokens, the model only {embeddings} embeddings. They do not belong together; take both from the same place.");
 }

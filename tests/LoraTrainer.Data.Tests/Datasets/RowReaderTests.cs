@@ -22,12 +22,13 @@ public class RowReaderTests
 
     [Theory]
     [InlineData("{\"t\":\"a\"}\n{\"t\":\n", "data.jsonl:2 (row 2): not a JSON object on one line:")]
+    [InlineData("{\"t\":\"a\n", "data.jsonl:1 (row 1): not a JSON object on one line: a JSON Lines file has one whole object a line, and here an object goes over several or is cut off.")]
     [InlineData("{\"t\":\"a\"} x\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
     [InlineData("{\"t\":\"a\"}\n\n17\n", "data.jsonl:3 (row 2): expected an object with named fields, found a number")]
     [InlineData("{\n\"t\":\"a\"}\n", "data.jsonl:1 (row 1): not a JSON object on one line:")]
     [InlineData("[{\"t\":\"a\"}\n,\n3]", "data.jsonl:3 (row 2): expected an object with named fields, found a number")]
     [InlineData("[{\"t\":\"a\"}] x", "data.jsonl:1 (row 2): not a JSON array of objects:")]
-    [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects:")]
+    [InlineData("[{\"t\":\"a\"}", "data.jsonl:1 (row 2): not a JSON array of objects: it ends before its last object or list is closed, at byte ")]
     [InlineData("[{\"t\":\"a\"},]", "data.jsonl:1 (row 2): not a JSON array of objects:")]
     public void Read_Damaged_SaysWhere(string content, string start)
         => Assert.StartsWith(start, Failure(Encoding.UTF8.GetBytes(content)), StringComparison.Ordinal);
@@ -61,6 +62,7 @@ public class RowReaderTests
     /// <summary>Faulty rows are told with their places, and the reading goes on.</summary>
     [Theory]
     [InlineData("{\"t\":\"a\"}\n{oops\n17\n{\"t\":\"b\"}\n", "a b", "2 (row 2): not a JSON object on one line|3 (row 3): expected an object with named fields, found a number")]
+    [InlineData("{\n\"t\":\"a\"\n}\n{\"t\":\"b\"}\n{oops\n", "b", "1 (row 1): not a JSON object on one line: a JSON Lines|2 (row 2): not a JSON object on one line, but as it seems a part of one that begins on a line above|3 (row 3): not a JSON object on one line, but as it seems a part|5 (row 5): not a JSON object on one line: 'o'")]
     [InlineData("[{\"t\":\"a\"},\n5,\n{\"t\":\"b\"}]", "a b", "2 (row 2): expected an object with named fields, found a number")]
     public void Read_WithFaults_GoesOn(string content, string texts, string starts)
     {

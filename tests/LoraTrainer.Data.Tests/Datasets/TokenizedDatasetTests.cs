@@ -133,7 +133,30 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
         audit.AddHeldOut(encoder.Encode(Answered(2, "a", "c")));
         audit.AddHeldOut(encoder.Encode(Answered(3, "a", "b")));
         AuditFinding finding = Assert.Single(audit.Finish().Findings);
-        Assert.Equal("1 of 2 rows is evaluated, but trained on as well: data.jsonl:3 (row 3). What is measured on them says nothing: take them out of one of the two.", finding.Message);
+        Assert.Equal("1 of 2 held-out rows is evaluated, but trained on as well: data.jsonl:3 (row 3). What is measured on them says nothing: take them out of one of the two.", finding.Message);
+    }
+
+    /// <summary>Held-out rows are none of those that are counted as read to train on, and each row that has its own reason has its own line.</summary>
+    [Fact]
+    public void Audit_OfRowsThatCannotBeUsed_CountsHeldOutRowsApart()
+    {
+        var encoder = new RowEncoder(Load("llama3_style"), Options);
+        var audit = new DatasetAudit(Options);
+        for (int row = 1; row <= 4; row++)
+        {
+            audit.Add(encoder.Encode(new DatasetRow.Faulty(At(row), "no field 'a'; the row has: b, c")));
+        }
+
+        audit.AddHeldOut(encoder.Encode(new DatasetRow.Faulty(At(5), "no field 'a'; the row has: b, c")));
+        AuditReport report = audit.Finish();
+        Assert.Equal((4, 0, 4, 1), (report.Rows, report.Kept, report.Dropped, report.HeldOut));
+        Assert.Equal(
+            [
+                "No row is left of 4: 4 not usable and left out; the first is data.jsonl:1 (row 1), no field 'a'; the row has: b, c.",
+                "4 of 4 rows are not usable and left out:\n  data.jsonl:1 (row 1), no field 'a'; the row has: b, c\n  data.jsonl:2 (row 2), no field 'a'; the row has: b, c\n  data.jsonl:3 (row 3), no field 'a'; the row has: b, c\n  ...",
+                "1 of 1 held-out rows is not usable and left out: data.jsonl:5 (row 5), no field 'a'; the row has: b, c.",
+            ],
+            report.Findings.Select(finding => finding.Message));
     }
 
     [Fact]
