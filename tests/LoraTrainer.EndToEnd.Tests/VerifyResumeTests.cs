@@ -102,7 +102,7 @@ public sealed class VerifyResumeTests : IDisposable
     [InlineData("error: --steps must be 1 or more, got 0.", "--steps", "0")]
     [InlineData("lora_r must be", "--set", "lora_r=0")]
     [InlineData("nowhere.jsonl", "--set", "datasets.0.path=nowhere.jsonl")]
-    [InlineData("Cannot parse argument 'many'", "--kills", "many")]
+    [InlineData("error: --kills must be a whole number, got 'many'.", "--kills", "many")]
     public async Task WrongInput_IsSaid(string sentence, params string[] arguments)
     {
         Ending end = await RunAsync(["tiny.yaml", .. arguments]);

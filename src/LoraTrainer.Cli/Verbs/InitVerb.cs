@@ -86,7 +86,7 @@ internal static class InitVerb
     {
         string about = string.Join(Environment.NewLine, ConfigurationDraft.Methods.Select(method => $"  {method.Word,-6} {method.About}"));
         string word = answers.Ask(given, $"What is trained?{Environment.NewLine}{about}{Environment.NewLine}Method", "qlora", option, choice => Find(choice) is null ? $"'{choice}' is none of them." : null);
-        return Find(word) ?? throw new TrainingSetupException($"{option} must be one of {string.Join(", ", ConfigurationDraft.Methods.Select(method => method.Word))}, got '{word}'.{(Suggestions.Nearest(word, ConfigurationDraft.Methods.Select(method => method.Word)) is { } near ? $" Did you mean {near}?" : "")}");
+        return Find(word) ?? throw new TrainingSetupException(WrongCommandLine.NoSuchWord(option, word, [.. ConfigurationDraft.Methods.Select(method => method.Word)]));
     }
 
     private static DraftMethod? Find(string word)

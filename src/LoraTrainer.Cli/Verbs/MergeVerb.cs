@@ -194,8 +194,7 @@ internal static class MergeVerb
             }
         }
 
-        string meant = Suggestions.Nearest(given, words.Select(item => item.Word)) is { } near ? $" Did you mean {near}?" : "";
-        throw new TrainingSetupException($"{option} must be one of {string.Join(", ", words.Select(item => item.Word))}, got '{given}'.{meant}");
+        throw new TrainingSetupException(WrongCommandLine.NoSuchWord(option, given, [.. words.Select(item => item.Word)]));
     }
 
     /// <summary>Bytes of a size with a unit; GB is 10^9 as in Hugging Face's libraries, GiB 2^30.</summary>

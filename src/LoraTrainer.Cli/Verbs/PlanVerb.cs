@@ -50,8 +50,8 @@ internal static class PlanVerb
 
     public static Verb Create()
     {
-        Model.AcceptOnlyFromAmong(XiaModel);
-        Sort.AcceptOnlyFromAmong("cheapest", "fastest");
+        Model.OneOf(XiaModel);
+        Sort.OneOf("cheapest", "fastest");
         return new Verb("plan", "Tell memory, time and money of a run before it starts.", Examples)
         {
             Configuration, CommandLine.Set, GpuName, Provider, Budget, MaxHours, Sort, All, Compare, Calibration, Model, Fit, Figure,
