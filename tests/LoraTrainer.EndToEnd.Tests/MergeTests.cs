@@ -45,6 +45,7 @@ public sealed class MergeTests
         Assert.Equal(before, TinyFolder.Snapshot(folder.PathOf("b")));
         TinyRun.WriteBase(folder.PathOf("wider"), shape: TinyRun.Shape with { HiddenSize = 96 });
         await folder.RefusesAsync("was made for another model", "merge", "wider", "out", "c");
+        await folder.RefusesAsync("OUT tiny.yaml/x cannot be made: tiny.yaml is a file. Choose another folder.", "merge", "base", "out", "tiny.yaml/x");
         await folder.RefusesAsync("Did you mean float16?", "merge", "base", "out", "c", "--dtype", "flaot16");
         await folder.RefusesAsync("--quantization must be one of none, nf4", "merge", "base", "out", "c", "--quantization", "4bit");
         await folder.RefusesAsync("Typical: 5GB.", "merge", "base", "out", "c", "--shard-size", "5");

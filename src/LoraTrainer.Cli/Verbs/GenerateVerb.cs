@@ -103,7 +103,7 @@ internal static class GenerateVerb
         }
 
         return prompt is not null ? prompt.Replace("\\n", "\n", StringComparison.Ordinal)
-            : file is not null ? File.ReadAllText(file)
+            : file is not null ? PathTrouble.ReadText("--prompt-file", file)
             : Console.In.ReadToEnd();
     }
 

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Text;
 using LoraTrainer.Storage;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
@@ -61,7 +62,11 @@ internal static class InitVerb
         string yaml = draft.ToYaml(path, terminal.Note);
         ConfigurationResult result = ConfigurationLoader.LoadText(yaml, path, []);
         TrainingConfig config = result.Require();
-        AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
+        PathTrouble.Write("OUT", path, () =>
+        {
+            AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
+            return true;
+        });
         foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, File.Exists(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
         {
             terminal.Warn($"{missing} is not here. Relative paths start at {Directory.GetCurrentDirectory()}.");

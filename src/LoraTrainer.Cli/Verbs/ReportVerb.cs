@@ -171,9 +171,10 @@ internal static class ReportVerb
     private static void WritePage(string path, CostReport report, string? about, DateTimeOffset now)
     {
         string draft = $"{path}.{Guid.NewGuid():N}.tmp";
+        FileStream begun = PathTrouble.Write("--html", path, () => new FileStream(draft, FileMode.CreateNew, FileAccess.Write));
         try
         {
-            using (var writer = new StreamWriter(draft, append: false, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false)))
+            using (var writer = new StreamWriter(begun, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false)))
             {
                 HtmlReport.Write(writer, report, about is null ? "What runs cost" : $"What {about} cost", Measurements, now);
             }

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Security.Cryptography;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -51,7 +52,12 @@ internal static class VerifyResumeVerb
         }
 
         CancellationToken stop = context.Signals.Listen("The trial ends.");
-        string folder = keep is null ? Directory.CreateTempSubdirectory("lora-trainer-verify-").FullName : Directory.CreateDirectory(keep).FullName;
+        if (keep is not null)
+        {
+            PathTrouble.MakeFolder("--keep", keep);
+        }
+
+        string folder = keep is null ? Directory.CreateTempSubdirectory("lora-trainer-verify-").FullName : Path.GetFullPath(keep);
         try
         {
             context.Terminal.Say($"Moments chosen by --seed {seed}; training in {folder}.");

@@ -79,7 +79,7 @@ public sealed class ConfiguredData
         string? kept = null;
         if (config.Data.PreparedFolder is { } prepared)
         {
-            Directory.CreateDirectory(prepared);
+            PathTrouble.MakeFolder("dataset_prepared_path", prepared);
             kept = PreparedData.PathOf(config, prepared, cancellation);
             if (File.Exists(kept))
             {
