@@ -75,7 +75,7 @@ internal static class ChatVerb
             ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name, FoldersOf(path, source)) : FormatOf(path, source);
             if (limit <= options.MaxNewTokens)
             {
-                throw new TrainingSetupException($"A conversation of {limit} tokens has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
+                throw new TrainingSetupException($"A conversation of {Quantities.Count(limit, "token")} has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
             }
 
             if (arguments.GetValue(system) is { Length: > 0 } && !chosen.TakesSystem)
@@ -170,7 +170,7 @@ internal static class ChatVerb
             {
                 (string text, int tokens) = conversation.Say(
                     message, system, options, terminal.Stream,
-                    forgotten => terminal.Note(string.Create(CultureInfo.InvariantCulture, $"The conversation is full ({conversation.LimitTokens} tokens): its {(forgotten == 1 ? "oldest turn is" : $"{forgotten} oldest turns are")} forgotten.")), giveUp.Token);
+                    forgotten => terminal.Note(string.Create(CultureInfo.InvariantCulture, $"The conversation is full ({Quantities.Count(conversation.LimitTokens, "token")}): its {(forgotten == 1 ? "oldest turn is" : $"{forgotten} oldest turns are")} forgotten.")), giveUp.Token);
                 turns.Add((message, text, tokens, hasAdapter));
                 terminal.Stream(Environment.NewLine);
                 if (giveUp.IsCancellationRequested)
@@ -179,7 +179,7 @@ internal static class ChatVerb
                 }
                 else if (tokens == options.MaxNewTokens)
                 {
-                    terminal.Note($"The answer ends here, after {tokens} tokens (--max-new-tokens).");
+                    terminal.Note($"The answer ends here, after {Quantities.Count(tokens, "token")} (--max-new-tokens).");
                 }
             }
             catch (TrainingSetupException refusal)

@@ -68,7 +68,7 @@ internal static class GenerateVerb
         int positions = model.Model.Config.MaxPositionEmbeddings;
         if (tokens.Length + options.MaxNewTokens > positions)
         {
-            context.Terminal.Warn($"The prompt has {tokens.Length} tokens and up to {options.MaxNewTokens} more follow; the model was made for {positions} (max_position_embeddings). What lies beyond is likely to be poor.");
+            context.Terminal.Warn($"The prompt has {Quantities.Count(tokens.Length, "token")} and up to {options.MaxNewTokens} more follow; the model was made for {positions} (max_position_embeddings). What lies beyond is likely to be poor.");
         }
 
         CancellationToken stop = context.Signals.Listen("What is generated so far is kept.");

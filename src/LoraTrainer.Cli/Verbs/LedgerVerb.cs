@@ -179,13 +179,13 @@ internal static class LedgerVerb
         List<string> lines = [$"ledger:    {ledger.Path}", $"integrity: {(damage.Length == 0 ? "sound" : string.Join("; ", damage))}"];
         if (isReadable)
         {
-            lines.Add($"holds:     {ReportText.Whole(runs.Length)} runs, {ReportText.Whole(runs.Sum(run => run.Attempts.Count))} attempts");
+            lines.Add($"holds:     {Quantities.Count(runs.Length, "run")}, {Quantities.Count(runs.Sum(run => run.Attempts.Count), "attempt")}");
         }
 
         lines.Add(waiting.Count == 0 ? "journal:   nothing waits" : $"journal:   {string.Join(", ", waiting)} (of a process that still runs, or not readable; merged as soon as it can be)");
         if (isReadable)
         {
-            lines.Add(open.Length == 0 ? "open:      no attempt" : $"open:      {ReportText.Whole(open.Length)} attempts without an end");
+            lines.Add(open.Length == 0 ? "open:      no attempt" : $"open:      {Quantities.Count(open.Length, "attempt")} without an end");
             lines.AddRange(open.Select(attempt => $"           {ReportText.Plain(attempt.Attempt.Start.Run.Name)}, attempt {attempt.Attempt.Start.Epoch.ToString(CultureInfo.InvariantCulture)} on {ReportText.Plain(attempt.Attempt.Start.Holder.Host)}, last seen {ReportText.Moment(attempt.Attempt.LastSeen)} UTC{(LedgerRecorder.IsGone(attempt.Attempt.Start.Holder) ? "; its process is gone, the next report closes it" : "")}"));
         }
 

@@ -168,7 +168,7 @@ internal static class PlanVerb
         {
             ("device", $"{Word(plan.Device.Platform)} ({plan.Device.Reason ?? "as the configuration says"})"),
             ("parameters", string.Create(culture, $"{memory.Parameters:#,0}{(config.Adapter.Kind == AdapterKind.None ? ", all of them trained" : $", frozen; {memory.TrainableParameters:#,0} more are trained")}")),
-            ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
+            ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {Quantities.Count(plan.MicroBatchTokens, "token")}"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {MemoryAdvice.Name(item.Key)}", Quantities.Bytes(item.Value))));
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;

@@ -136,7 +136,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         string end = group.Count > PlacesInASentence ? ", ..." : ".";
         string places = string.Join(", ", group.First.Take(PlacesInASentence).Select(Place));
         int of = group.Kind == RowFindingKind.HeldOutIsTrained ? heldOut : rows;
-        string message = $"{Count(group.Count)} of {Count(of)} rows {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}: {places}{end}{Advice(group.Kind)}";
+        string message = $"{Count(group.Count)} of {Count(of)} {(of == 1 ? "row" : "rows")} {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}: {places}{end}{Advice(group.Kind)}";
         return new AuditFinding(severity, CodeOf(group.Kind), message, group.File, group.Count, [.. group.First.Select(finding => finding.Source.Row)]);
     }
 
@@ -186,7 +186,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     };
 
     private static string Place(RowFinding finding) => finding.Detail is { } detail ? $"{finding.Source}, {detail}"
-        : finding.Kind is RowFindingKind.TooLong or RowFindingKind.Truncated or RowFindingKind.CutToNothing or RowFindingKind.ExtremelyLong ? $"{finding.Source} with {Count(finding.Tokens)} tokens" : finding.Source.ToString();
+        : finding.Kind is RowFindingKind.TooLong or RowFindingKind.Truncated or RowFindingKind.CutToNothing or RowFindingKind.ExtremelyLong ? $"{finding.Source} with {Count(finding.Tokens)} {(finding.Tokens == 1 ? "token" : "tokens")}" : finding.Source.ToString();
 
     private static string Count(int number) => number.ToString("#,0", CultureInfo.InvariantCulture);
 

@@ -1,3 +1,4 @@
+using LoraTrainer.Costs.Reports;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
@@ -64,7 +65,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
         int tooLong = usable.Length - unusable - encoded.Length;
         if (tooLong > 0)
         {
-            notice($"{tooLong} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
+            notice($"{tooLong} of {ReportText.Count(rows.Count, "row")} {(tooLong == 1 ? "is" : "are")} longer than sequence_len {config.Data.SequenceLen} and left out.");
         }
 
         return encoded.Length > 0
