@@ -34,6 +34,9 @@ public sealed class MergeTests
         await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
         string checkpoint = folder.CheckpointFolders()[^1];
         await folder.SucceedsAsync("merge", checkpoint, "a");
+        string[] generate = ["--prompt", "abc", "--max-new-tokens", "8", "--json"];
+        Assert.Equal(Text(await folder.SucceedsAsync(["generate", "out", .. generate])), Text(await folder.SucceedsAsync(["generate", checkpoint, .. generate])));
+        await folder.SucceedsAsync("inspect", checkpoint);
         File.Delete(folder.PathOf("out/config.resolved.yaml"));
         Ending adapter = await folder.SucceedsAsync("merge", "base", "out", "b");
         Assert.Contains("out does not say how its base was kept in training: taken as not quantized", adapter.Error, StringComparison.Ordinal);

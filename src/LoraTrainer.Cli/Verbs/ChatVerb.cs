@@ -80,7 +80,7 @@ internal static class ChatVerb
 
             if (arguments.GetValue(system) is { Length: > 0 } && !chosen.TakesSystem)
             {
-                throw new TrainingSetupException($"The format ({chosen.Name}) has no place for a system text. Leave {system.Name} out, or put it into the message.");
+                throw new TrainingSetupException($"{NoSystemIn(chosen)} Leave {system.Name} out, or put the text into the message.");
             }
 
             DeviceSelection selection = DeviceSelection.ForRun(DeviceWords.Parse(arguments.GetRequiredValue(device), device.Name), arguments.GetValue(threads), $"{device.Name} ");
@@ -92,6 +92,8 @@ internal static class ChatVerb
             return Task.FromResult(new Talk(given.Terminal, loaded, chosen, options, new Conversation(loaded, chosen, limit), arguments.GetValue(singleTurn), arguments.GetRequiredValue(system)).Run());
         });
     }
+
+    private static string NoSystemIn(ChatFormat format) => $"There is no place for a system text, since messages become prompts {format.Name}.";
 
     private static ChatFormat FormatOf(string path, TextModelSource source)
     {
@@ -203,7 +205,7 @@ internal static class ChatVerb
                     terminal.Note("Everything that was said is forgotten.");
                     break;
                 case "/system" when !format.TakesSystem:
-                    terminal.Error($"The format ({format.Name}) has no place for a system text. Put it into the message.");
+                    terminal.Error($"{NoSystemIn(format)} Put it into the message.");
                     break;
                 case "/system":
                     system = rest;
