@@ -41,7 +41,7 @@ internal static class ChatVerb
 
     public static Verb Create()
     {
-        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, or an adapter folder." };
+        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, one of its checkpoints, or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
         Option<string?> format = new("--format") { Description = "How a message becomes a prompt. Without it: as in the run's training, else by the model's chat template, else plain.", HelpName = string.Join('|', ChatFormat.Words) };
         Option<string> system = new("--system") { Description = "The system text.", DefaultValueFactory = _ => "" };

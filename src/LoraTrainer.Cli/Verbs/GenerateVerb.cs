@@ -24,7 +24,7 @@ internal static class GenerateVerb
 
     public static Verb Create()
     {
-        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, or an adapter folder." };
+        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, one of its checkpoints, or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
         Option<string?> prompt = new("--prompt", "-p") { Description = "The text to continue." };
         Option<string?> promptFile = new("--prompt-file") { Description = "A file with the text to continue; without both, standard input is read." };
