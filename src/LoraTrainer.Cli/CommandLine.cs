@@ -164,7 +164,7 @@ internal static class CommandLine
         {
             foreach (ParseError error in parsed.Errors)
             {
-                yield return error.Message;
+                yield return WrongCommandLine.Sentence(error);
             }
         }
     }

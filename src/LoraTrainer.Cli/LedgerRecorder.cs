@@ -2,6 +2,7 @@ using System.Globalization;
 using LoraTrainer.Costs.Ledger;
 using LoraTrainer.Storage;
 using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -27,16 +28,17 @@ internal sealed class LedgerRecorder : IDisposable
     {
         this.config = config;
         this.warn = warn;
-        ledger = Open(path ?? config.Cost.Ledger, warn);
+        ledger = Open(path ?? config.Cost.Ledger, warn, isOfRun: true);
     }
 
     /// <summary>The ledger at a path; null: the usual one.</summary>
-    public static RunLedger Open(string? path, Action<string> warn) => RunLedger.Open(path, new LedgerOptions { RemoteFileSystemOf = MountedFileSystem.RemoteTypeOf, Warn = warn });
+    public static RunLedger Open(string? path, Action<string> warn, bool isOfRun = false) =>
+        RunLedger.Open(path, new LedgerOptions { RemoteFileSystemOf = MountedFileSystem.RemoteTypeOf, Warn = warn, IsOfRun = isOfRun });
 
     /// <summary>A ledger that is looked at: one that is named must be there.</summary>
     public static RunLedger OpenExisting(string? path, Action<string> warn) => path is null || File.Exists(path)
         ? Open(path, warn)
-        : throw new FileNotFoundException($"{path}: there is no such ledger. Without --ledger the usual one is read.");
+        : throw new FileNotFoundException($"{PathTrouble.NotThere(path, "ledger")} Without --ledger the usual one is read.");
 
     /// <summary>True where the process that held an attempt has certainly ended.</summary>
     public static bool IsGone(AttemptHolder holder) => new LeaseHolder(holder.Host, holder.BootId, holder.ProcessId, holder.ProcessStart).IsProvablyDead;

@@ -67,13 +67,11 @@ internal static class PlanPage
         ModelCheck check = speed.Check;
         return check switch
         {
-            { Worst: { } worst, Median: { } median } => string.Create(culture, $"fitted to {Runs(check.Rows)} of {check.Configurations} configurations on this device; fitted without each of these, it missed it by {worst * 100:0} % at worst and {median * 100:0} % in the middle"),
-            { Rows: > 0 } => string.Create(culture, $"scaled to {Runs(check.Rows)} of one configuration on this device; not checked on another one (taken to be off by up to {speed.Error * 100:0} %)"),
+            { Worst: { } worst, Median: { } median } => string.Create(culture, $"fitted to {Quantities.Count(check.Rows, "measured run")} of {check.Configurations} configurations on this device; fitted without each of these, it missed it by {worst * 100:0} % at worst and {median * 100:0} % in the middle"),
+            { Rows: > 0 } => string.Create(culture, $"scaled to {Quantities.Count(check.Rows, "measured run")} of one configuration on this device; not checked on another one (taken to be off by up to {speed.Error * 100:0} %)"),
             _ => string.Create(culture, $"from what other devices of its kind showed; nothing was measured on this one (taken to be off by up to {speed.Error * 100:0} %). Each finished train measures it"),
         };
     }
-
-    private static string Runs(int count) => string.Create(CultureInfo.InvariantCulture, $"{count} measured run{(count == 1 ? "" : "s")}");
 
     /// <summary>The offers as a table, with everything that must be known to read it.</summary>
     public static string Words(OfferTable table, OfferFilter filter, bool all, DateOnly today)

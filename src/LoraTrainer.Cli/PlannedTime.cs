@@ -30,7 +30,7 @@ internal static class PlannedTime
         string model = facts.TryGetValue("model name", out string? name)
             ? $"{name} (family {facts.GetValueOrDefault("cpu family", "?")} model {facts.GetValueOrDefault("model", "?")} stepping {facts.GetValueOrDefault("stepping", "?")})"
             : System.Runtime.InteropServices.RuntimeInformation.ProcessArchitecture.ToString();
-        return string.Create(CultureInfo.InvariantCulture, $"{model}, {threads} thread{(threads == 1 ? "" : "s")}, {CpuDevice.InstructionSet}");
+        return string.Create(CultureInfo.InvariantCulture, $"{model}, {Quantities.Count(threads, "thread")}, {CpuDevice.InstructionSet}");
     }
 
     /// <summary>The yardstick of a processor.</summary>

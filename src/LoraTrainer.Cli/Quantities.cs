@@ -1,4 +1,5 @@
 using System.Globalization;
+using LoraTrainer.Costs.Reports;
 
 namespace LoraTrainer.Cli;
 
@@ -15,6 +16,9 @@ internal static class Quantities
     /// <summary>Hours, minutes and seconds.</summary>
     public static string Time(TimeSpan time) =>
         string.Create(CultureInfo.InvariantCulture, $"{(long)time.TotalHours}:{time.Minutes:00}:{time.Seconds:00}");
+
+    /// <summary>A number with what it counts: 1 step, 1,200 steps.</summary>
+    public static string Count(long number, string one) => ReportText.Count(number, one);
 
     public static string Money(decimal amount, string? currency) => string.Create(CultureInfo.InvariantCulture, $"{amount:0.00##} {currency}").TrimEnd();
 }

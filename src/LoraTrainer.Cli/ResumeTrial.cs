@@ -73,7 +73,7 @@ internal sealed class ResumeTrial(TrainingConfig config, string folder, int kill
         {
             if (round > 1)
             {
-                say($"The run came to its end after {done.Count} of {kills} kills: it is trained once more.");
+                say($"The run came to its end after {done.Count} of {Quantities.Count(kills, "kill")}: it is trained once more.");
                 Directory.Delete(other.OutputDir, recursive: true);
             }
 

@@ -21,7 +21,7 @@ internal static class RowPage
         int[] tokens = row.Encoded.Tokens;
         bool[] supervised = row.Encoded.IsSupervised;
         var text = new StringBuilder();
-        text.AppendLine(CultureInfo.InvariantCulture, $"{row.Source}: {tokens.Length} tokens, {row.Encoded.TargetCount} of them supervised");
+        text.AppendLine(CultureInfo.InvariantCulture, $"{row.Source}: {Quantities.Count(tokens.Length, "token")}, {row.Encoded.TargetCount} of them supervised");
         if (row.Fate is not null)
         {
             text.AppendLine(row.Fate);

@@ -1,3 +1,5 @@
+using LoraTrainer.Training;
+
 namespace LoraTrainer.Cli;
 
 /// <summary>Data files of the user that come before those of the program.</summary>
@@ -12,7 +14,7 @@ internal static class UserFiles
     {
         if ((given ?? Environment.GetEnvironmentVariable(variable)) is { Length: > 0 } named)
         {
-            return File.Exists(named) ? named : throw new FileNotFoundException($"{named}: there is no such file of {what}.");
+            return File.Exists(named) ? named : throw new FileNotFoundException(PathTrouble.NotThere(named, $"file of {what}"));
         }
 
         string usual = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.ApplicationData), "lora-trainer", name);

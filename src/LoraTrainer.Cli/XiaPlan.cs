@@ -174,7 +174,7 @@ internal static class XiaPlan
 
     private static (ThroughputFit?, CapacityFit?) FitTo(string file, Dictionary<string, decimal> figures)
     {
-        XiaMeasurements rows = XiaMeasurements.Parse(file, File.Exists(file) ? File.ReadAllText(file) : throw new FileNotFoundException($"{file}: there is no such file of measured rows. Its columns are: {string.Join(", ", XiaMeasurements.Columns)}."));
+        XiaMeasurements rows = XiaMeasurements.Parse(file, File.Exists(file) ? File.ReadAllText(file) : throw new FileNotFoundException($"{PathTrouble.NotThere(file, "file of measured rows")} Its columns are: {string.Join(", ", XiaMeasurements.Columns)}."));
         try
         {
             return (rows.Throughput.Count > 0 ? XiaModel.Fit(rows.Throughput, (double)figures["c3"]) : null, rows.Capacity.Count > 0 ? XiaModel.FitCapacity(rows.Capacity, (double)figures["c1"]) : null);

@@ -36,10 +36,6 @@ public sealed class RunFolder
     private const string CheckpointsName = "checkpoints";
     private const string StagingPrefix = ".staging-";
 
-    // ENOTDIR, EROFS.
-    private const int NotAFolder = 20;
-    private const int ReadOnly = 30;
-
     /// <summary>Files that belong to a tokenizer; those that the base has are copied beside the adapter.</summary>
     private static readonly string[] TokenizerFiles =
         ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json", "vocab.json", "merges.txt", ChatTemplate.FileName, "generation_config.json"];
@@ -152,16 +148,9 @@ public sealed class RunFolder
             RemoveLeftovers();
             return claimed;
         }
-        catch (UnauthorizedAccessException exception)
+        catch (Exception exception) when (PathTrouble.OfFolder("output_dir", config.OutputDir, exception) is { } trouble)
         {
-            throw new TrainingSetupException($"output_dir {config.OutputDir} cannot be written by this user ({exception.Message}). Choose another folder, or change its owner.", exception);
-        }
-        catch (IOException exception) when (exception is FileNotFoundException or DirectoryNotFoundException or PathTooLongException || exception.HResult is NotAFolder or ReadOnly)
-        {
-            string reason = exception is PathTooLongException ? "the path is too long"
-                : exception.HResult == ReadOnly ? "the file system is read-only"
-                : "the file system takes no folder there";
-            throw new TrainingSetupException($"output_dir {config.OutputDir} cannot be made: {reason}. Choose another folder.", exception);
+            throw trouble;
         }
     }
 

@@ -180,9 +180,16 @@ public sealed class TrainingRun
             abilities = await RequireAbilitiesAsync(store, stop).ConfigureAwait(false);
             lease = await AcquireAsync(store, checkpoints, abilities, waits: resume, stop).ConfigureAwait(false);
         }
-        catch when (!folder.HoldsRun)
+        catch (Exception exception) when (!folder.HoldsRun)
         {
             folder.Withdraw();
+
+            // The lease is the first thing that is written there.
+            if (PathTrouble.OfFolder(config.Checkpoint.Uri is null ? "The folder" : "checkpoint.uri", folder.CheckpointRoot, exception) is { } trouble)
+            {
+                throw trouble;
+            }
+
             throw;
         }
 

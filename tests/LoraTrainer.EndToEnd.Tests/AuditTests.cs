@@ -51,7 +51,7 @@ public sealed class AuditTests
         File.WriteAllLines(folder.PathOf("train.jsonl"), ["""{"segments":[{"label":false,"text":"ab"},{"label":true,"text":"cd"}]}"""]);
         Ending ending = await folder.RunAsync(["train", "tiny.yaml", "--set", "datasets.0.type=input_output", "--set", "val_set_size=0"]);
         Assert.Equal(2, ending.ExitCode);
-        Assert.Contains("1 of 1 rows is not ending in a learned end token: train.jsonl:1 (row 1).", ending.Error, StringComparison.Ordinal);
+        Assert.Contains("1 of 1 row is not ending in a learned end token: train.jsonl:1 (row 1).", ending.Error, StringComparison.Ordinal);
         Assert.False(File.Exists(folder.PathOf("out/adapter_model.safetensors")));
     }
 

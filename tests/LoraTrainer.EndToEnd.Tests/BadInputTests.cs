@@ -67,6 +67,10 @@ public sealed class BadInputTests
         ["output that holds an adapter"] = new(folder => Occupy(folder, "adapter_model.safetensors"), "already holds adapter_model.safetensors"),
         ["output that is a file"] = new(folder => File.WriteAllText(folder.Out, "x"), "output_dir out is a file. Choose another name for the folder."),
         ["output where no folder can be"] = new(_ => { }, "output_dir /proc/x cannot be made: the file system takes no folder there. Choose another folder.", "--set", "output_dir=/proc/x"),
+        ["checkpoints where no folder can be"] = new(_ => { }, "checkpoint.uri /proc/x cannot be made: the file system takes no folder there. Choose another folder.", "--set", "checkpoint.uri=/proc/x"),
+        ["checkpoints below a file"] = new(_ => { }, "checkpoint.uri tiny.yaml/x cannot be made: tiny.yaml is a file. Choose another folder.", "--set", "checkpoint.uri=tiny.yaml/x"),
+        ["prepared data where no folder can be"] = new(_ => { }, "dataset_prepared_path /proc/x cannot be made: the file system takes no folder there. Choose another folder.", "--set", "dataset_prepared_path=/proc/x"),
+        ["prepared data in a file"] = new(_ => { }, "dataset_prepared_path tiny.yaml is a file. Choose another name for the folder.", "--set", "dataset_prepared_path=tiny.yaml"),
         ["output below a file"] = new(_ => { }, "output_dir tiny.yaml/x cannot be made: tiny.yaml is a file. Choose another folder.", "--set", "output_dir=tiny.yaml/x"),
     };
 
@@ -90,6 +94,33 @@ public sealed class BadInputTests
         AssertOneSentence(run, 2, bad.Sentence);
         Assert.Equal(before, TinyFolder.Snapshot(folder.Path));
         Assert.True(hadOutput || !Directory.Exists(folder.Out), $"{name}: an output folder was left behind");
+    }
+
+    /// <summary>Files and folders are called as they were written, with the option that names them; never by a temporary name.</summary>
+    [Theory]
+    [InlineData(2, "--prompt-file nosuch cannot be read: there is no such file. A relative path starts at the current directory.", "generate", "base", "--prompt-file", "nosuch")]
+    [InlineData(2, "--prompt-file base cannot be read: it is a folder. Give a file.", "generate", "base", "--prompt-file", "base")]
+    [InlineData(2, "--html /nosuch/x.html cannot be written: there is no folder /nosuch. Choose another place.", "report", "--html", "/nosuch/x.html")]
+    [InlineData(2, "--html tiny.yaml/x cannot be written: tiny.yaml is a file. Choose another place.", "report", "--html", "tiny.yaml/x")]
+    [InlineData(2, "--list /nosuch/x cannot be written: there is no folder /nosuch. Choose another place.", "audit", "tiny.yaml", "--list", "/nosuch/x")]
+    [InlineData(2, "--list base cannot be written: it is a folder. Choose another place.", "audit", "tiny.yaml", "--list", "base")]
+    [InlineData(2, "OUT /proc/x.yaml cannot be written: the file system takes no file there. Choose another place.", "init", "/proc/x.yaml", "--base-model", "base", "--data", "train.jsonl")]
+    [InlineData(2, "OUT /proc/x cannot be made: the file system takes no folder there. Choose another folder.", "random-model", "base/config.json", "/proc/x")]
+    [InlineData(2, "--keep /proc/x cannot be made: the file system takes no folder there. Choose another folder.", "verify-resume", "tiny.yaml", "--keep", "/proc/x")]
+    [InlineData(2, "base is a folder; a ledger is expected. Without --ledger the usual one is read.", "report", "--ledger", "base")]
+    [InlineData(2, "base is a folder; a file of prices is expected.", "prices", "--file", "base")]
+    [InlineData(1, "tiny.yaml is not a ledger: it is no SQLite file. Move it away or name another ledger.", "report", "--ledger", "tiny.yaml")]
+    [InlineData(1, "tiny.yaml is not a ledger: it is no SQLite file. Move it away or name another ledger.", "ledger", "add", "--project", "x", "--category", "labor", "--amount", "3 USD", "--ledger", "tiny.yaml")]
+    public async Task PlaceThatCannotBeUsed_IsNamedAsItWasWritten(int exitCode, string sentence, params string[] arguments)
+    {
+        using var folder = new TinyFolder();
+        Dictionary<string, string> before = TinyFolder.Snapshot(folder.Path);
+
+        Ending run = await folder.RunAsync(arguments, environment: new Dictionary<string, string> { ["LT_LEDGER"] = folder.PathOf("usual/ledger.db") });
+
+        AssertOneSentence(run, exitCode, sentence);
+        Assert.DoesNotContain("The run goes on", run.Error, StringComparison.Ordinal);
+        Assert.Equal(before, TinyFolder.Snapshot(folder.Path).Where(file => !file.Key.StartsWith("usual", StringComparison.Ordinal)).ToDictionary());
     }
 
     /// <summary>What concerns the base is said in the same words by all that read a config.</summary>

@@ -45,8 +45,9 @@ public sealed class ChatTests
     }
 
     [Theory]
+    [InlineData("A conversation of 1 token has no room", "chat", "base", "--context", "1")]
     [InlineData("has no room for answers", "chat", "base", "--context", "100", "--max-new-tokens", "100")]
-    [InlineData("has no place for a system text", "chat", "base", "--system", "x")]
+    [InlineData("There is no place for a system text, since messages become prompts in the format plain (the text as it is). Leave --system out, or put the text into the message.", "chat", "base", "--system", "x")]
     [InlineData("--format must be one of plain, alpaca, template", "chat", "base", "--format", "chatml")]
     [InlineData("there is no such folder", "chat", "nowhere")]
     public async Task WrongInput_IsASentence(string sentence, params string[] arguments)

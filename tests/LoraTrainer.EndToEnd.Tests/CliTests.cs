@@ -71,6 +71,33 @@ public sealed class CliTests : IDisposable
         Assert.StartsWith(message + "\n", run.Error, StringComparison.Ordinal);
     }
 
+    [Theory]
+    [InlineData("error: --max-new-tokens must be a whole number, got 'abc'.", "generate", "out", "--max-new-tokens", "abc")]
+    [InlineData("error: --limit must be a whole number, got '99999999999'. The largest is 2147483647.", "evaluate", "out", "--limit", "99999999999")]
+    [InlineData("error: --seed must be a whole number of 0 or more, got 'x'.", "evaluate", "out", "--seed", "x")]
+    [InlineData("error: --seed must be a whole number of 0 or more, got '-4'.", "random-model", "config.json", "new", "--seed", "-4")]
+    [InlineData("error: --temperature must be a number, got 'warm'.", "chat", "out", "--temperature", "warm")]
+    [InlineData("error: --timeout must be a number, got 'soon'.", "save", "out", "--timeout", "soon")]
+    [InlineData("error: --row must be a whole number, got '1.5'.", "inspect", "good.yaml", "--row", "1.5")]
+    [InlineData("error: --limit is given 2 times. Keep one.", "evaluate", "out", "--limit", "3", "--limit", "4")]
+    [InlineData("error: --limit is given without a value. It takes a whole number.", "evaluate", "out", "--limit")]
+    [InlineData("error: --set is given without a value. It is written --set key=value.", "validate", "good.yaml", "--set")]
+    [InlineData("error: --sort must be one of cheapest, fastest, got 'foo'.", "plan", "good.yaml", "--sort", "foo")]
+    [InlineData("error: --model must be one of xia, got 'foo'.", "plan", "--model", "foo")]
+    [InlineData("error: --pricing must be one of on_demand, spot, reserved, owned, got 'spott'. Did you mean spot?", "prices", "--pricing", "spott")]
+    [InlineData("error: --category must be one of gpu, storage, egress, labor, data, inference, other, got 'labr'. Did you mean labor?", "ledger", "add", "--project", "x", "--category", "labr")]
+    [InlineData("error: --category must be given. It takes one of data, egress, gpu, inference, labor, other, storage.", "ledger", "add", "--project", "x")]
+    [InlineData("error: train needs CONFIG: the configuration, a YAML file.", "train")]
+    [InlineData("error: random-model needs OUT: the folder to make; must not exist, or be empty.", "random-model", "config.json")]
+    [InlineData("error: merge needs [BASE] ADAPTER OUT, got out alone: the base (or none: the one that the adapter names), the adapter, and the folder to make, which must not exist or be empty.", "merge", "out")]
+    public async Task WrongCommandLine_NamesTheOptionOrArgumentAndWhatItTakes(string message, params string[] arguments)
+    {
+        Ending run = await RunAsync(arguments);
+
+        Assert.Equal((2, ""), (run.ExitCode, run.Output));
+        Assert.StartsWith(message + "\nlora-trainer ", run.Error, StringComparison.Ordinal);
+    }
+
     /// <summary>A setting that would change nothing must not pass in silence.</summary>
     [Theory]
     [InlineData("generate", "models/tiny", "--prompt", "x")]

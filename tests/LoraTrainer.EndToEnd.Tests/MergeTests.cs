@@ -58,6 +58,9 @@ public sealed class MergeTests
         await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=4");
         string checkpoint = folder.CheckpointFolders()[^1];
         await folder.SucceedsAsync("merge", checkpoint, "a");
+        string[] generate = ["--prompt", "abc", "--max-new-tokens", "8", "--json"];
+        Assert.Equal(Text(await folder.SucceedsAsync(["generate", "out", .. generate])), Text(await folder.SucceedsAsync(["generate", checkpoint, .. generate])));
+        await folder.SucceedsAsync("inspect", checkpoint);
         File.Delete(folder.PathOf("out/config.resolved.yaml"));
         Ending adapter = await folder.SucceedsAsync("merge", "base", "out", "b");
         Assert.Contains("out does not say how its base was kept in training: taken as not quantized", adapter.Error, StringComparison.Ordinal);
@@ -73,6 +76,7 @@ public sealed class MergeTests
         Assert.DoesNotContain("goes onto", adapter.Error, StringComparison.Ordinal);
         TinyRun.WriteBase(folder.PathOf("wider"), shape: TinyRun.Shape with { HiddenSize = 96 });
         await folder.RefusesAsync("was made for another model", "merge", "wider", "out", "c");
+        await folder.RefusesAsync("OUT tiny.yaml/x cannot be made: tiny.yaml is a file. Choose another folder.", "merge", "base", "out", "tiny.yaml/x");
         await folder.RefusesAsync("Did you mean float16?", "merge", "base", "out", "c", "--dtype", "flaot16");
         await folder.RefusesAsync("--quantization must be one of none, nf4", "merge", "base", "out", "c", "--quantization", "4bit");
         await folder.RefusesAsync("Typical: 5GB.", "merge", "base", "out", "c", "--shard-size", "5");

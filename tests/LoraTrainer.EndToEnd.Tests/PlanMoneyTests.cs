@@ -42,6 +42,16 @@ public sealed class PlanMoneyTests
         Assert.True(plan.RootElement.GetProperty("device").GetProperty("fits").GetBoolean());
     }
 
+    [Theory]
+    [InlineData("--gpu must be a GPU or a part of its name, got 'H10O'. Did you mean H100? Known are A10, ", "--gpu", "H10O")]
+    [InlineData("--gpu must be a GPU or a part of its name, got 'nosuchgpu'. Known are A10, ", "--gpu", "nosuchgpu")]
+    [InlineData("--provider must be a provider, got 'rumpod'. Did you mean runpod? Known are ", "--provider", "rumpod")]
+    public async Task NameThatNoPriceHas_IsRefused(string sentence, string option, string name)
+    {
+        using var folder = new TinyFolder();
+        await folder.RefusesAsync(sentence, "plan", "tiny.yaml", option, name);
+    }
+
     /// <summary>Whatever is looked at beside it, the plan of the config itself stays what it is.</summary>
     [Fact]
     public async Task OwnPlan_DoesNotDependOnTheOffers()
@@ -49,7 +59,7 @@ public sealed class PlanMoneyTests
         using var folder = new TinyFolder();
         string[] members = ["device", "parameters", "trainable_parameters", "memory", "flops_per_token", "tokens", "steps"];
         using JsonDocument all = await JsonAsync(folder, "plan", "tiny.yaml");
-        using JsonDocument none = await JsonAsync(folder, "plan", "tiny.yaml", "--gpu", "no such GPU");
+        using JsonDocument none = await JsonAsync(folder, "plan", "tiny.yaml", "--max-hours", "0.0000001");
         using JsonDocument few = await JsonAsync(folder, "plan", "tiny.yaml", "--gpu", "H100", "--provider", "runpod", "--sort", "fastest", "--max-hours", "1");
 
         Assert.Equal(0, none.RootElement.GetProperty("offers").GetArrayLength());

@@ -102,7 +102,7 @@ public sealed class VerifyResumeTests : IDisposable
     [InlineData("error: --steps must be 1 or more, got 0.", "--steps", "0")]
     [InlineData("lora_r must be", "--set", "lora_r=0")]
     [InlineData("nowhere.jsonl", "--set", "datasets.0.path=nowhere.jsonl")]
-    [InlineData("Cannot parse argument 'many'", "--kills", "many")]
+    [InlineData("error: --kills must be a whole number, got 'many'.", "--kills", "many")]
     public async Task WrongInput_IsSaid(string sentence, params string[] arguments)
     {
         Ending end = await RunAsync(["tiny.yaml", .. arguments]);
@@ -126,7 +126,7 @@ public sealed class VerifyResumeTests : IDisposable
         using StringWriter output = new(), error = new();
         ExitCode code = VerifyResumeVerb.Tell(new Terminal(output, error), new TrialResult(4, 4, ["SIGKILL 1.0 ms into loading"], [], TimeSpan.FromSeconds(5)), kills: 3, seed: 1, keep: null);
         Assert.Equal(ExitCode.Failed, code);
-        Assert.Equal("error: Only 1 of 3 kills hit a running process (4 steps, 1 kills, 0:00:05); what was compared is identical. More steps leave more room: --steps 50.\n", error.ToString());
+        Assert.Equal("error: Only 1 of 3 kills hit a running process (4 steps, 1 kill, 0:00:05); what was compared is identical. More steps leave more room: --steps 50.\n", error.ToString());
     }
 
     /// <summary>Everything that counts is seen where it changes; times and places are not.</summary>

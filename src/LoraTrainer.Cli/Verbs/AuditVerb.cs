@@ -49,7 +49,7 @@ internal static class AuditVerb
         TrainingConfig config = FetchedSources.Fetch(result.Require(), SourceNeeds.Description | SourceNeeds.Data, terminal.Note, stop);
         Tokenizer tokenizer = InspectedRow.TokenizerOf(config);
         long start = Stopwatch.GetTimestamp();
-        using StreamWriter? all = list is null ? null : new StreamWriter(new FileStream(list, FileMode.CreateNew, FileAccess.Write));
+        using StreamWriter? all = list is null ? null : new StreamWriter(PathTrouble.Write("--list", list, () => new FileStream(list, FileMode.CreateNew, FileAccess.Write)));
         var progress = new ProgressLine(terminal, "reading");
         var data = new ConfiguredData(config, tokenizer, DeviceSelection.ForPlan(DeviceChoice.Cpu, config.Device.Threads).Threads, terminal.Note);
         AuditReport report = data.Audit(all is null ? null : finding => WriteLine(all, finding), rows => progress.Tell(string.Create(CultureInfo.InvariantCulture, $"{rows:#,0} rows")), stop);

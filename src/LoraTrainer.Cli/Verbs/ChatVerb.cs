@@ -40,7 +40,7 @@ internal static class ChatVerb
 
     public static Verb Create()
     {
-        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, or an adapter folder." };
+        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, one of its checkpoints, or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
         Option<string?> format = new("--format") { Description = "How a message becomes a prompt. Without it: as in the run's training, else by the model's chat template, else plain.", HelpName = string.Join('|', ChatFormat.Words) };
         Option<string> system = new("--system") { Description = "The system text.", DefaultValueFactory = _ => "" };
@@ -74,12 +74,12 @@ internal static class ChatVerb
             ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name, FoldersOf(path, source)) : FormatOf(path, source);
             if (limit <= options.MaxNewTokens)
             {
-                throw new TrainingSetupException($"A conversation of {limit} tokens has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
+                throw new TrainingSetupException($"A conversation of {Quantities.Count(limit, "token")} has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
             }
 
             if (arguments.GetValue(system) is { Length: > 0 } && !chosen.TakesSystem)
             {
-                throw new TrainingSetupException($"The format ({chosen.Name}) has no place for a system text. Leave {system.Name} out, or put it into the message.");
+                throw new TrainingSetupException($"{NoSystemIn(chosen)} Leave {system.Name} out, or put the text into the message.");
             }
 
             DeviceSelection selection = DeviceSelection.ForRun(DeviceWords.Parse(arguments.GetRequiredValue(device), device.Name), arguments.GetValue(threads), $"{device.Name} ");
@@ -91,6 +91,8 @@ internal static class ChatVerb
             return Task.FromResult(new Talk(given.Terminal, loaded, chosen, options, new Conversation(loaded, chosen, limit), arguments.GetValue(singleTurn), arguments.GetRequiredValue(system)).Run());
         });
     }
+
+    private static string NoSystemIn(ChatFormat format) => $"There is no place for a system text, since messages become prompts {format.Name}.";
 
     private static ChatFormat FormatOf(string path, TextModelSource source)
     {
@@ -169,7 +171,7 @@ internal static class ChatVerb
             {
                 (string text, int tokens) = conversation.Say(
                     message, system, options, terminal.Stream,
-                    forgotten => terminal.Note(string.Create(CultureInfo.InvariantCulture, $"The conversation is full ({conversation.LimitTokens} tokens): its {(forgotten == 1 ? "oldest turn is" : $"{forgotten} oldest turns are")} forgotten.")), giveUp.Token);
+                    forgotten => terminal.Note(string.Create(CultureInfo.InvariantCulture, $"The conversation is full ({Quantities.Count(conversation.LimitTokens, "token")}): its {(forgotten == 1 ? "oldest turn is" : $"{forgotten} oldest turns are")} forgotten.")), giveUp.Token);
                 turns.Add((message, text, tokens, hasAdapter));
                 terminal.Stream(Environment.NewLine);
                 if (giveUp.IsCancellationRequested)
@@ -178,7 +180,7 @@ internal static class ChatVerb
                 }
                 else if (tokens == options.MaxNewTokens)
                 {
-                    terminal.Note($"The answer ends here, after {tokens} tokens (--max-new-tokens).");
+                    terminal.Note($"The answer ends here, after {Quantities.Count(tokens, "token")} (--max-new-tokens).");
                 }
             }
             catch (TrainingSetupException refusal)
@@ -202,7 +204,7 @@ internal static class ChatVerb
                     terminal.Note("Everything that was said is forgotten.");
                     break;
                 case "/system" when !format.TakesSystem:
-                    terminal.Error($"The format ({format.Name}) has no place for a system text. Put it into the message.");
+                    terminal.Error($"{NoSystemIn(format)} Put it into the message.");
                     break;
                 case "/system":
                     system = rest;

@@ -76,7 +76,7 @@ internal static class DoctorVerb
         {
             yield return ("system", System);
             yield return ("runtime", Runtime);
-            yield return ("processor", $"{Processor}, {Cores} {(Cores == 1 ? "core" : "cores")} for this process");
+            yield return ("processor", $"{Processor}, {Quantities.Count(Cores, "core")} for this process");
             yield return ("instructions", $"{(Instructions.Count == 0 ? "none of those used here" : string.Join(", ", Instructions))} (vectors of {VectorWidth})");
             yield return ("memory", AvailableMemoryBytes is { } available ? $"{Quantities.Bytes(TotalMemoryBytes)}, {Quantities.Bytes(available)} available" : Quantities.Bytes(TotalMemoryBytes));
             foreach (Disk disk in Disks)

@@ -109,7 +109,7 @@ internal static class EvaluateVerb
         Column? alone = adapterOnly && model.Adapters is not null ? null : Measure(model.Adapters is null ? "model" : "base", active: false);
         Column? adapted = model.Adapters is null ? null : Measure("adapter", active: true);
         Column[] columns = [.. new[] { alone, adapted }.OfType<Column>()];
-        string heading = $"{data.Rows.Count} rows of {string.Join(", ", data.Files)}";
+        string heading = $"{Quantities.Count(data.Rows.Count, "row")} of {string.Join(", ", data.Files)}";
         terminal.Result($"{heading}{Environment.NewLine}{Environment.NewLine}{Table(columns)}{Labels(columns[^1])}{Samples(columns, terminal.Width)}");
         terminal.Json(json => WriteJson(json, source, data, labels, columns));
         return ExitCode.Done;

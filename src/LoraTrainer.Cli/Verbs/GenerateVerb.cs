@@ -24,7 +24,7 @@ internal static class GenerateVerb
 
     public static Verb Create()
     {
-        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, or an adapter folder." };
+        Argument<string> model = new("MODEL") { Description = "A model folder, the output_dir of a run, one of its checkpoints, or an adapter folder." };
         Option<string?> adapter = new("--adapter") { Description = "A PEFT adapter folder for the model." };
         Option<string?> prompt = new("--prompt", "-p") { Description = "The text to continue." };
         Option<string?> promptFile = new("--prompt-file") { Description = "A file with the text to continue; without both, standard input is read." };
@@ -68,7 +68,7 @@ internal static class GenerateVerb
         int positions = model.Model.Config.MaxPositionEmbeddings;
         if (tokens.Length + options.MaxNewTokens > positions)
         {
-            context.Terminal.Warn($"The prompt has {tokens.Length} tokens and up to {options.MaxNewTokens} more follow; the model was made for {positions} (max_position_embeddings). What lies beyond is likely to be poor.");
+            context.Terminal.Warn($"The prompt has {Quantities.Count(tokens.Length, "token")} and up to {options.MaxNewTokens} more follow; the model was made for {positions} (max_position_embeddings). What lies beyond is likely to be poor.");
         }
 
         CancellationToken stop = context.Signals.Listen("What is generated so far is kept.");
@@ -103,7 +103,7 @@ internal static class GenerateVerb
         }
 
         return prompt is not null ? prompt.Replace("\\n", "\n", StringComparison.Ordinal)
-            : file is not null ? File.ReadAllText(file)
+            : file is not null ? PathTrouble.ReadText("--prompt-file", file)
             : Console.In.ReadToEnd();
     }
 

@@ -1,6 +1,7 @@
 using System.CommandLine;
 using System.Text;
 using LoraTrainer.Storage;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 using LoraTrainer.Training.Sources;
@@ -61,7 +62,11 @@ internal static class InitVerb
         (string yaml, string? obstacle) = draft.Write(path, terminal.Note);
         ConfigurationResult result = ConfigurationLoader.LoadText(yaml, path, []);
         TrainingConfig config = result.Require();
-        AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
+        PathTrouble.Write("OUT", path, () =>
+        {
+            AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
+            return true;
+        });
         foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, IsData(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
         {
             terminal.Warn($"{missing} is not here. Relative paths start at {Directory.GetCurrentDirectory()}.");
@@ -91,7 +96,7 @@ internal static class InitVerb
     {
         string about = string.Join(Environment.NewLine, ConfigurationDraft.Methods.Select(method => $"  {method.Word,-6} {method.About}"));
         string word = answers.Ask(given, $"What is trained?{Environment.NewLine}{about}{Environment.NewLine}Method", "qlora", option, choice => Find(choice) is null ? $"'{choice}' is none of them." : null);
-        return Find(word) ?? throw new TrainingSetupException($"{option} must be one of {string.Join(", ", ConfigurationDraft.Methods.Select(method => method.Word))}, got '{word}'.{(Suggestions.Nearest(word, ConfigurationDraft.Methods.Select(method => method.Word)) is { } near ? $" Did you mean {near}?" : "")}");
+        return Find(word) ?? throw new TrainingSetupException(WrongCommandLine.NoSuchWord(option, word, [.. ConfigurationDraft.Methods.Select(method => method.Word)]));
     }
 
     private static DraftMethod? Find(string word)

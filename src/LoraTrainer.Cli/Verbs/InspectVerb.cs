@@ -308,7 +308,7 @@ internal static class InspectVerb
         sheet.Line("tokenizer", Tokenizing(path, config));
         using ModelFolder folder = ModelFolder.Open(path);
         ModelTensorLayout layout = config.CheckTensors(folder);
-        sheet.Line("weights", string.Create(CultureInfo.InvariantCulture, $"{Quantities.Bytes(folder.TotalBytes)} in {(folder.Files.Count == 1 ? "1 file" : $"{folder.Files.Count} files")}; they fit config.json"));
+        sheet.Line("weights", string.Create(CultureInfo.InvariantCulture, $"{Quantities.Bytes(folder.TotalBytes)} in {Quantities.Count(folder.Files.Count, "file")}; they fit config.json"));
         sheet.Field("bytes", json => json.WriteNumberValue(folder.TotalBytes));
         AddTensors(sheet, [.. folder.Files.SelectMany(file => file.Entries)], all);
         foreach (string notice in layout.Notices.Concat(config.Notices))

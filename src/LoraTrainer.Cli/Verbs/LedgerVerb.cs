@@ -63,7 +63,7 @@ internal static class LedgerVerb
         Option<string> run = new("--run") { Description = "The run that it belongs to: its name, or the beginning of its id.", HelpName = "RUN" };
         Option<string> project = new("--project") { Description = "Or the project, where it is a cost of no single run." };
         Option<string> category = new("--category") { Description = "What it is for.", Required = true };
-        category.AcceptOnlyFromAmong([.. Enum.GetValues<CostCategory>().Select(Word)]);
+        category.OneOf([.. Enum.GetValues<CostCategory>().Select(Word)]);
         Option<string> amount = new("--amount") { Description = "How much, as \"12.50 USD\".", HelpName = "AMOUNT" };
         Option<string> gigabytes = new("--gigabytes") { Description = "Instead of --amount: a size, with --price.", HelpName = "NUMBER" };
         Option<string> price = new("--price") { Description = "Of a gigabyte, as \"0.09 USD\"; for storage, of a gigabyte for a month.", HelpName = "AMOUNT" };
@@ -127,7 +127,7 @@ internal static class LedgerVerb
         Option<string> rate = new("--rate") { Description = "Price of an hour, as 2.50; 0 for a machine that costs nothing.", Required = true, HelpName = "NUMBER" };
         Option<string> currency = new("--currency") { Description = "Its currency, as USD.", Required = true };
         Option<string> per = new("--per") { Description = "Whether each GPU costs so much, or the machine with all of them.", DefaultValueFactory = _ => "gpu" };
-        per.AcceptOnlyFromAmong("gpu", "machine");
+        per.OneOf("gpu", "machine");
         Option<bool> replace = new("--replace") { Description = "Also where a rate is known already." };
         return new Verb("set-rate", "Price hours that have no rate.", SetRateExamples) { run, project, provider, host, gpu, rate, currency, per, replace, CommandLine.Ledger }.WithWork(context =>
         {
@@ -179,13 +179,13 @@ internal static class LedgerVerb
         List<string> lines = [$"ledger:    {ledger.Path}", $"integrity: {(damage.Length == 0 ? "sound" : string.Join("; ", damage))}"];
         if (isReadable)
         {
-            lines.Add($"holds:     {ReportText.Whole(runs.Length)} runs, {ReportText.Whole(runs.Sum(run => run.Attempts.Count))} attempts");
+            lines.Add($"holds:     {Quantities.Count(runs.Length, "run")}, {Quantities.Count(runs.Sum(run => run.Attempts.Count), "attempt")}");
         }
 
         lines.Add(waiting.Count == 0 ? "journal:   nothing waits" : $"journal:   {string.Join(", ", waiting)} (of a process that still runs, or not readable; merged as soon as it can be)");
         if (isReadable)
         {
-            lines.Add(open.Length == 0 ? "open:      no attempt" : $"open:      {ReportText.Whole(open.Length)} attempts without an end");
+            lines.Add(open.Length == 0 ? "open:      no attempt" : $"open:      {Quantities.Count(open.Length, "attempt")} without an end");
             lines.AddRange(open.Select(attempt => $"           {ReportText.Plain(attempt.Attempt.Start.Run.Name)}, attempt {attempt.Attempt.Start.Epoch.ToString(CultureInfo.InvariantCulture)} on {ReportText.Plain(attempt.Attempt.Start.Holder.Host)}, last seen {ReportText.Moment(attempt.Attempt.LastSeen)} UTC{(LedgerRecorder.IsGone(attempt.Attempt.Start.Holder) ? "; its process is gone, the next report closes it" : "")}"));
         }
 

@@ -98,8 +98,8 @@ internal static class MergeVerb
         IReadOnlyList<string> files = merge.Write(output, progress.Tell, staged => check = verification is null ? null : Verify(terminal, source, staged, options, verification), stop);
         terminal.Say(string.Create(
             CultureInfo.InvariantCulture,
-            $"{output}: {merge.ParameterCount:#,0} parameters in {WordOf(options.DType)}, {merge.OutputBytes / 1e9:0.0##} GB in {(files.Count == 1 ? "1 file" : $"{files.Count} files")}, after {Quantities.Time(Stopwatch.GetElapsedTime(started))}."));
-        terminal.Say($"{merge.UpdatedModules} matrices have the adapter's update{(merge.ReplacedModules > 0 ? $", {merge.ReplacedModules} were trained whole and replaced" : "")}; the others are the base's.");
+            $"{output}: {merge.ParameterCount:#,0} parameters in {WordOf(options.DType)}, {merge.OutputBytes / 1e9:0.0##} GB in {Quantities.Count(files.Count, "file")}, after {Quantities.Time(Stopwatch.GetElapsedTime(started))}."));
+        terminal.Say($"{(merge.UpdatedModules == 1 ? "1 matrix has" : $"{merge.UpdatedModules} matrices have")} the adapter's update{(merge.ReplacedModules > 0 ? $", {merge.ReplacedModules} {(merge.ReplacedModules == 1 ? "was" : "were")} trained whole and replaced" : "")}; the others are the base's.");
         terminal.Json(json => WriteJson(json, merge, baseFolder, adapter, output, files, options, check));
         return ExitCode.Done;
     }
@@ -192,8 +192,7 @@ internal static class MergeVerb
             }
         }
 
-        string meant = Suggestions.Nearest(given, words.Select(item => item.Word)) is { } near ? $" Did you mean {near}?" : "";
-        throw new TrainingSetupException($"{option} must be one of {string.Join(", ", words.Select(item => item.Word))}, got '{given}'.{meant}");
+        throw new TrainingSetupException(WrongCommandLine.NoSuchWord(option, given, [.. words.Select(item => item.Word)]));
     }
 
     /// <summary>Bytes of a size with a unit; GB is 10^9 as in Hugging Face's libraries, GiB 2^30.</summary>

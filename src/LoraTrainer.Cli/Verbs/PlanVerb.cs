@@ -50,8 +50,8 @@ internal static class PlanVerb
 
     public static Verb Create()
     {
-        Model.AcceptOnlyFromAmong(XiaModel);
-        Sort.AcceptOnlyFromAmong("cheapest", "fastest");
+        Model.OneOf(XiaModel);
+        Sort.OneOf("cheapest", "fastest");
         return new Verb("plan", "Tell memory, time and money of a run before it starts.", Examples)
         {
             Configuration, CommandLine.Set, GpuName, Provider, Budget, MaxHours, Sort, All, Compare, Calibration, Model, Fit, Figure,
@@ -91,6 +91,8 @@ internal static class PlanVerb
         OfferFilter filter = FilterOf(context.Arguments, config);
         PriceTable prices = PriceTable.Load(UserFiles.Prices(null));
         GpuTable gpus = GpuTable.Load(UserFiles.Gpus(null));
+        RequireKnown(GpuName, filter.Gpu, [.. prices.Prices.Select(price => price.Gpu), .. gpus.Gpus.Select(gpu => gpu.Name)], isPart: true);
+        RequireKnown(Provider, filter.Provider, [.. prices.Prices.Select(price => price.Provider)], isPart: false);
         using RunInputs inputs = RunInputs.Read(config, new PlanObserver(terminal), context.Signals.Listen("Planning stops."));
         RunPlan plan = RunPlan.Of(inputs);
         foreach (string notice in inputs.Notices.Concat(TrainedModel.WithoutEffect(config, plan.Device.Platform)))
@@ -139,6 +141,20 @@ internal static class PlanVerb
         FastestFirst = arguments.GetValue(Sort) == "fastest",
     };
 
+    /// <summary>A name that no price and no GPU has would pass for an offer that is too dear.</summary>
+    private static void RequireKnown(Option<string> option, string? given, IReadOnlyList<string> names, bool isPart)
+    {
+        if (given is null || names.Any(name => isPart ? name.Contains(given, StringComparison.OrdinalIgnoreCase) : string.Equals(name, given, StringComparison.OrdinalIgnoreCase)))
+        {
+            return;
+        }
+
+        // Of H100-SXM and H100-PCIe both, H100 is what a slip was meant to be.
+        string[] known = [.. names.Distinct(StringComparer.OrdinalIgnoreCase).Order(StringComparer.OrdinalIgnoreCase)];
+        string meant = Suggestions.Nearest(given, isPart ? known.Concat(known.Select(name => name.Split('-')[0])) : known) is { } near ? $" Did you mean {near}?" : "";
+        throw new TrainingSetupException($"{option.Name} must be {(isPart ? "a GPU or a part of its name" : "a provider")}, got '{given}'.{meant} Known are {string.Join(", ", known)}.");
+    }
+
     private static decimal? Number(ParseResult arguments, Option<string> option, string expected) => arguments.GetValue(option) is not { } text ? null
         : decimal.TryParse(text, NumberStyles.AllowDecimalPoint, CultureInfo.InvariantCulture, out decimal number) && number > 0 ? number
         : throw new TrainingSetupException($"{option.Name} must be above 0, got '{text}'. Expected {expected}.");
@@ -152,7 +168,7 @@ internal static class PlanVerb
         {
             ("device", $"{Word(plan.Device.Platform)} ({plan.Device.Reason ?? "as the configuration says"})"),
             ("parameters", string.Create(culture, $"{memory.Parameters:#,0}{(config.Adapter.Kind == AdapterKind.None ? ", all of them trained" : $", frozen; {memory.TrainableParameters:#,0} more are trained")}")),
-            ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {plan.MicroBatchTokens.ToString("#,0", culture)} tokens"),
+            ("memory", $"{Quantities.Bytes(memory.ArenaBytes)} for micro-batches of {Quantities.Count(plan.MicroBatchTokens, "token")}"),
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {MemoryAdvice.Name(item.Key)}", Quantities.Bytes(item.Value))));
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;

@@ -24,7 +24,7 @@ internal static class PricesVerb
         Option<string> gpu = new("--gpu") { Description = "Only GPUs whose name contains this." };
         Option<string> provider = new("--provider") { Description = "Only this provider." };
         Option<string> pricing = new("--pricing") { Description = "Only on_demand, spot, reserved or owned." };
-        pricing.AcceptOnlyFromAmong("on_demand", "spot", "reserved", "owned");
+        pricing.OneOf("on_demand", "spot", "reserved", "owned");
         Option<string> file = new("--file") { Description = "Your own prices, a CSV file." };
         return new Verb("prices", "List GPU prices with their sources and dates.", Examples) { gpu, provider, pricing, file }.WithWork(context =>
         {

@@ -41,7 +41,7 @@ internal static class RandomModelVerb
             throw new TrainingSetupException($"{tokenizer} has no tokenizer.json or tokenizer.model. Give a folder that has one, or leave --tokenizer out.");
         }
 
-        Directory.CreateDirectory(output);
+        PathTrouble.MakeFolder("OUT", output);
         RandomModel.Write(config, output, seed, fraction => context.Terminal.Say($"{fraction * 100:0} % written"));
         if (tokenizer is not null)
         {

@@ -171,9 +171,10 @@ internal static class ReportVerb
     private static void WritePage(string path, CostReport report, string? about, DateTimeOffset now)
     {
         string draft = $"{path}.{Guid.NewGuid():N}.tmp";
+        FileStream begun = PathTrouble.Write("--html", path, () => new FileStream(draft, FileMode.CreateNew, FileAccess.Write));
         try
         {
-            using (var writer = new StreamWriter(draft, append: false, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false)))
+            using (var writer = new StreamWriter(begun, new UTF8Encoding(encoderShouldEmitUTF8Identifier: false)))
             {
                 HtmlReport.Write(writer, report, about is null ? "What runs cost" : $"What {about} cost", Measurements, now);
             }
@@ -281,7 +282,7 @@ internal static class ReportVerb
             $"{ReportText.Plain(NameOf(run.Run))}  ({run.Run.RunId[..Math.Min(8, run.Run.RunId.Length)]}, {ReportText.Plain(run.Run.Model)})",
             $"cost      {ReportText.Amounts(total.Cost, total.UnpricedHours, digits)} for {ReportText.Duration(total.Hours)}, {ReportText.Duration(total.BilledHours)} billed",
             $"lost      {(total.LostHours > 0 ? $"{ReportText.Duration(total.LostHours)}{(total.LostCost.Count > 0 ? ", " + ReportText.Amounts(total.LostCost, 0, digits) : "")}, computed again after interruptions" : "nothing")}",
-            $"done      {ReportText.Whole(total.Steps)} steps, {ReportText.Whole(total.Tokens)} tokens",
+            $"done      {Quantities.Count(total.Steps, "step")}, {Quantities.Count(total.Tokens, "token")}",
         ];
         if (total.CostPerThousandSteps.Count > 0)
         {

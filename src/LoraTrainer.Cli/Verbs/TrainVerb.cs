@@ -178,7 +178,7 @@ internal static class TrainVerb
         CultureInfo culture = CultureInfo.InvariantCulture;
         var lines = new List<string>
         {
-            string.Create(culture, $"{summary.Steps} steps, {summary.Tokens:#,0} tokens, {summary.TokensPerSecond:#,0} tokens/s, {Quantities.Time(TimeSpan.FromSeconds(summary.TotalSeconds))} in all, peak memory {Quantities.Bytes(summary.PeakBytes)}"),
+            string.Create(culture, $"{Quantities.Count(summary.Steps, "step")}, {Quantities.Count(summary.Tokens, "token")}, {summary.TokensPerSecond:#,0} tokens/s, {Quantities.Time(TimeSpan.FromSeconds(summary.TotalSeconds))} in all, peak memory {Quantities.Bytes(summary.PeakBytes)}"),
         };
         if (summary is { FirstLoss: { } first, LastLoss: { } last })
         {
@@ -214,6 +214,6 @@ internal static class TrainVerb
     {
         null => "not evaluated",
         { ExactMatch: { } match } result => string.Create(CultureInfo.InvariantCulture, $"exact match {match * 100:0.0} % of {result.Rows}, loss {result.Loss:0.0000}"),
-        { } result => string.Create(CultureInfo.InvariantCulture, $"loss {result.Loss:0.0000} on {result.Rows} rows"),
+        { } result => string.Create(CultureInfo.InvariantCulture, $"loss {result.Loss:0.0000} on {Quantities.Count(result.Rows, "row")}"),
     };
 }

@@ -69,7 +69,7 @@ internal static class ValidateVerb
 
         if (!valid)
         {
-            terminal.Error($"{path}: {(result.Errors.Count + refused.Length == 1 ? "1 problem" : $"{result.Errors.Count + refused.Length} problems")}.", prefix: false);
+            terminal.Error($"{path}: {Quantities.Count(result.Errors.Count + refused.Length, "problem")}.", prefix: false);
         }
         else if (!show)
         {
@@ -104,8 +104,8 @@ internal static class ValidateVerb
             { LoadIn8Bit: true } => ", over a base in 8 bits",
             _ => "",
         };
-        string length = config.Batch.MaxSteps > 0 ? $"{config.Batch.MaxSteps} steps" : config.Batch.NumEpochs == 1 ? "1 epoch" : $"{config.Batch.NumEpochs:0.###} epochs";
-        string sequences = config.Batch.GlobalBatchSize == 1 ? "1 sequence" : $"{config.Batch.GlobalBatchSize} sequences";
+        string length = config.Batch.MaxSteps > 0 ? Quantities.Count(config.Batch.MaxSteps, "step") : config.Batch.NumEpochs == 1 ? "1 epoch" : $"{config.Batch.NumEpochs:0.###} epochs";
+        string sequences = Quantities.Count(config.Batch.GlobalBatchSize, "sequence");
         return $"{what}{quantization}, {length}, {sequences} of up to {config.Data.SequenceLen} tokens a step.";
     }
 

@@ -1,5 +1,6 @@
 using System.CommandLine;
 using System.Security.Cryptography;
+using LoraTrainer.Training;
 using LoraTrainer.Training.Config;
 using LoraTrainer.Training.Loop;
 
@@ -51,7 +52,12 @@ internal static class VerifyResumeVerb
         }
 
         CancellationToken stop = context.Signals.Listen("The trial ends.");
-        string folder = keep is null ? Directory.CreateTempSubdirectory("lora-trainer-verify-").FullName : Directory.CreateDirectory(keep).FullName;
+        if (keep is not null)
+        {
+            PathTrouble.MakeFolder("--keep", keep);
+        }
+
+        string folder = keep is null ? Directory.CreateTempSubdirectory("lora-trainer-verify-").FullName : Path.GetFullPath(keep);
         try
         {
             context.Terminal.Say($"Moments chosen by --seed {seed}; training in {folder}.");
@@ -81,14 +87,14 @@ internal static class VerifyResumeVerb
             terminal.Error(difference, prefix: false);
         }
 
-        string ran = $"{result.Steps}{(result.TotalSteps > result.Steps ? $" of {result.TotalSteps}" : "")} steps, {result.Kills.Count} kills, {Quantities.Time(result.Elapsed)}";
+        string ran = $"{(result.TotalSteps > result.Steps ? $"{result.Steps} of " : "")}{Quantities.Count(Math.Max(result.Steps, result.TotalSteps), "step")}, {Quantities.Count(result.Kills.Count, "kill")}, {Quantities.Time(result.Elapsed)}";
         if (!isIdentical)
         {
             terminal.Error($"NOT identical: the run that was killed and resumed ended otherwise than the one that was not ({ran}).{(keep is null ? $" To look at both: --seed {seed} --steps {result.Steps} --keep FOLDER." : "")}");
         }
         else if (!isEnough)
         {
-            terminal.Error($"Only {result.Kills.Count} of {kills} kills hit a running process ({ran}); what was compared is identical. More steps leave more room: --steps {Math.Max(50, 4 * result.Steps)}.");
+            terminal.Error($"Only {result.Kills.Count} of {Quantities.Count(kills, "kill")} hit a running process ({ran}); what was compared is identical. More steps leave more room: --steps {Math.Max(50, 4 * result.Steps)}.");
         }
         else
         {

@@ -12,6 +12,9 @@ public sealed record LedgerOptions
     /// <summary>Told each problem once, as a sentence. Also in <see cref="RunLedger.Warnings"/>.</summary>
     public Action<string>? Warn { get; init; }
 
+    /// <summary>A run goes on without a ledger that cannot be used, and is told so by a warning. Whoever only looks at it gets the problem as what ends him, and no word of a run.</summary>
+    public bool IsOfRun { get; init; } = true;
+
     public TimeProvider Time { get; init; } = TimeProvider.System;
 
     /// <summary>How long opening, and what a person asks for, waits while another process has the ledger locked.</summary>

@@ -300,7 +300,11 @@ public sealed class RunLedger : IDisposable
         Problem = problem;
         _isFailing = true;
         _failedAt = _options.Time.GetTimestamp();
-        Warn($"{problem} The run goes on; its hours and costs are written to a journal that is merged once the ledger can be written.");
+        if (_options.IsOfRun)
+        {
+            Warn($"{problem} The run goes on; its hours and costs are written to a journal that is merged once the ledger can be written.");
+        }
+
         return false;
     }
 

@@ -115,7 +115,7 @@ public sealed class HtmlReport
         ChargeGroup total = _report.Total;
         _page.Open("dl", "tiles");
         _page.CostTile(total.Cost, total.UnpricedHours, _digits);
-        _page.Tile("Runs", ReportText.Whole(total.Runs), $"{ReportText.Whole(total.Attempts)} attempts");
+        _page.Tile("Runs", ReportText.Whole(total.Runs), ReportText.Count(total.Attempts, "attempt"));
         _page.Tile("Machine hours", ReportText.Duration(total.Hours), $"{ReportText.Duration(total.GpuHours)} of GPUs");
         _page.Tile("Lost", ReportText.Duration(total.LostHours), total.LostCost.Count > 0 ? ReportText.Amounts(total.LostCost, 0, _digits) : null);
         _page.Close();

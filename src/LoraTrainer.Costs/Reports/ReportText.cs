@@ -56,6 +56,11 @@ public static class ReportText
 
     public static string Whole(long number) => number.ToString("#,0", CultureInfo.InvariantCulture);
 
+    /// <summary>A number with what it counts, as people say it: 1 step, 1,200 steps.</summary>
+    /// <param name="number">How many.</param>
+    /// <param name="one">The noun for one, which takes an s for more.</param>
+    public static string Count(long number, string one) => $"{Whole(number)} {one}{(number == 1 ? "" : "s")}";
+
     public static string Percent(decimal share) => string.Create(CultureInfo.InvariantCulture, $"{share * 100:0.0} %");
 
     /// <summary>In UTC, to the minute.</summary>

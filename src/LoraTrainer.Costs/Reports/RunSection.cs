@@ -121,7 +121,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
         DateTimeOffset first = attempts.Min(Start), last = attempts.Max(End);
         decimal whole = Math.Max(1, (last - first).Ticks);
         page.Text("h3", "Attempts over time (UTC)");
-        page.Open("div", "time", ("role", "img"), ("aria-label", $"{attempts.Length} attempts from {ReportText.Moment(first)} to {ReportText.Moment(last)}; the table below has each of them."));
+        page.Open("div", "time", ("role", "img"), ("aria-label", $"{ReportText.Count(attempts.Length, "attempt")} from {ReportText.Moment(first)} to {ReportText.Moment(last)}; the table below has each of them."));
         foreach (AttemptCost attempt in attempts)
         {
             page.Open("div", "lane");
@@ -130,7 +130,7 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
             string name = $"Attempt {attempt.Attempt.Start.Epoch.ToString(CultureInfo.InvariantCulture)}";
             Segment("begin", at, begin, $"{name}: start and loading");
             Segment("work", at + begin, elapsed - begin - lost, $"{name}: at work");
-            Segment("lost", at + elapsed - lost, lost, $"{name}: lost work, {attempt.LostSteps.ToString(CultureInfo.InvariantCulture)} steps");
+            Segment("lost", at + elapsed - lost, lost, $"{name}: lost work, {ReportText.Count(attempt.LostSteps, "step")}");
             if (attempt.Attempt.Ended is AttemptEnd.Interrupted or AttemptEnd.Killed or AttemptEnd.Failed)
             {
                 page.Open("span", "seg end", ("style", $"left:calc({Percent((at + elapsed) / whole)} - 3px)"), ("title", $"{name}: {LedgerText.Of(attempt.Attempt.Ended.Value)}"));
@@ -271,12 +271,12 @@ internal sealed class RunSection(HtmlPage page, ReportedRun reported, RunMeasure
                 string machine = string.Join(", ", new[] { start.Holder.Host, start.Provider, start.InstanceType, start.Region, start.GpuKind.Length > 0 ? $"{start.GpuCount.ToString(CultureInfo.InvariantCulture)} × {start.GpuKind}" : "" }.Where(part => part.Length > 0));
                 rows.Row(
                     null, start.Epoch.ToString(CultureInfo.InvariantCulture), machine, Cell.When(ReportText.Moment(start.Started)), ReportText.Duration(attempt.Hours), $"{ReportText.Whole(progress.FirstStep)}–{ReportText.Whole(progress.LastStep)}",
-                    attempt.LostSteps == 0 ? "" : $"{ReportText.Whole(attempt.LostSteps)} steps",
+                    attempt.LostSteps == 0 ? "" : ReportText.Count(attempt.LostSteps, "step"),
                     (attempt.Attempt.Ended is { } end ? LedgerText.Of(end) : "at work") + (attempt.Attempt.Estimated ? " (last sign of life)" : ""), start.Rate is { } rate ? ReportText.UnitPrice(new Money(rate.Amount, rate.Currency)) : "", attempt.Cost?.ToString(digits) ?? "no rate");
             }
 
             CostSummary total = run.Total;
-            rows.Row("sum", "all", "", "", ReportText.Duration(total.Hours), ReportText.Whole(total.Steps), total.LostHours == 0 ? "" : $"{ReportText.Whole(run.Attempts.Sum(attempt => (long)attempt.LostSteps))} steps", "", "",
+            rows.Row("sum", "all", "", "", ReportText.Duration(total.Hours), ReportText.Whole(total.Steps), total.LostHours == 0 ? "" : ReportText.Count(run.Attempts.Sum(attempt => (long)attempt.LostSteps), "step"), "", "",
                 ReportText.Amounts(Money.Totals(run.Attempts.Select(attempt => attempt.Cost).OfType<Money>()), total.UnpricedHours, digits));
         });
         foreach (IGrouping<string, AttemptCost> rate in run.Attempts.GroupBy(attempt => RateOf(attempt.Attempt.Start)))

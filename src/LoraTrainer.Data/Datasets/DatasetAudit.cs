@@ -137,7 +137,8 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
             RowFindingKind.ExtremelyLong => AuditSeverity.Notice,
             _ => AuditSeverity.Warning,
         };
-        string of = group.IsHeldOut ? $"{Count(heldOut)} held-out rows" : $"{Count(rows)} rows";
+        int all = group.IsHeldOut ? heldOut : rows;
+        string of = $"{Count(all)} {(group.IsHeldOut ? "held-out " : "")}{(all == 1 ? "row" : "rows")}";
         string message = $"{Count(group.Count)} of {of} {(group.Count == 1 ? "is" : "are")} {Words(group.Kind)}:{Places(group)}{Advice(group.Kind)}";
         return new AuditFinding(severity, CodeOf(group.Kind), message, group.File, group.Count, [.. group.First.Select(finding => finding.Source.Row)]);
     }
@@ -198,7 +199,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     };
 
     private static string Place(RowFinding finding) => finding.Detail is { } detail ? $"{finding.Source}, {detail}"
-        : finding.Kind is RowFindingKind.TooLong or RowFindingKind.Truncated or RowFindingKind.CutToNothing or RowFindingKind.ExtremelyLong ? $"{finding.Source} with {Count(finding.Tokens)} tokens" : finding.Source.ToString();
+        : finding.Kind is RowFindingKind.TooLong or RowFindingKind.Truncated or RowFindingKind.CutToNothing or RowFindingKind.ExtremelyLong ? $"{finding.Source} with {Count(finding.Tokens)} {(finding.Tokens == 1 ? "token" : "tokens")}" : finding.Source.ToString();
 
     private static string Count(int number) => number.ToString("#,0", CultureInfo.InvariantCulture);
 

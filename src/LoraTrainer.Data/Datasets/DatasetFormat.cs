@@ -38,9 +38,14 @@ public abstract record DatasetFormat
         }
     }
 
+    /// <summary>Where a config names the format of its rows.</summary>
+    public const string TypeAdvice = "Set type in the data set's block";
+
     /// <summary>The format that the fields of a row suggest; used where the config names none. Fields that it does not need are ignored.</summary>
+    /// <param name="row">The first that can be read.</param>
+    /// <param name="advice">What to do where it suggests none: without a config there is no block to write into.</param>
     /// <exception cref="DatasetException">They suggest none.</exception>
-    public static DatasetFormat Recognize(SourceRow row)
+    public static DatasetFormat Recognize(SourceRow row, string advice = TypeAdvice)
     {
         if (row.Has("chosen") && row.Has("rejected"))
         {
@@ -79,7 +84,7 @@ public abstract record DatasetFormat
             : throw new DatasetException(
                 row.Source,
                 $"the fields {row.FieldNames} do not tell what a row is. Known are instruction, input, output (alpaca); one of {string.Join(", ", PromptFields)} with one of {string.Join(", ", CompletionFields)}; "
-                + "messages or conversations; segments; and text. Set type in the data set's block.");
+                + "messages or conversations; segments; and text. " + advice + ".");
     }
 
     /// <summary>axolotl's <c>type: completion</c>: one field, all of it scored.</summary>

@@ -35,8 +35,8 @@ public sealed class ChatFormat
     /// <param name="folders">Where a chat template is looked for, in this order.</param>
     public static ChatFormat Parse(string word, string option, params IReadOnlyList<string> folders) => word switch
     {
-        "plain" => new ChatFormat("in the format plain: the text as it is", null),
-        "alpaca" => new ChatFormat("in the format alpaca: the message as the instruction", new DatasetFormat.Alpaca()),
+        "plain" => new ChatFormat("in the format plain (the text as it is)", null),
+        "alpaca" => new ChatFormat("in the format alpaca (the message as the instruction)", new DatasetFormat.Alpaca()),
         "template" => OfTemplate(folders) ?? throw new TrainingSetupException($"{option} template: there is no chat template in {string.Join(" or ", folders)}."),
         _ => throw new TrainingSetupException($"{option} must be one of {string.Join(", ", Words)}, got '{word}'."),
     };
@@ -142,7 +142,7 @@ public sealed class ChatFormat
     {
         try
         {
-            return ConfiguredData.SourceRows(config, dataset).Where(row => row.Fault is null).Select(DatasetFormat.Recognize).FirstOrDefault();
+            return ConfiguredData.SourceRows(config, dataset).Where(row => row.Fault is null).Select(row => DatasetFormat.Recognize(row)).FirstOrDefault();
         }
         catch (DatasetException)
         {

@@ -1,3 +1,4 @@
+using LoraTrainer.Costs.Reports;
 using LoraTrainer.Data.Datasets;
 using LoraTrainer.Data.Tokenizers;
 using LoraTrainer.Engine.Numerics;
@@ -12,6 +13,10 @@ namespace LoraTrainer.Training.Evaluation;
 /// <param name="Files">Where they were read.</param>
 public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyList<RowSource> Sources, IReadOnlyList<string> Files)
 {
+    private const string FormatWords = "alpaca, completion, input_output or chat_template";
+    private const string InAConfig = "ther formats are described in a config: lora-trainer evaluate CONFIG --data FILE";
+    private const string TypeAdvice = $"Give --type {FormatWords} (o{InAConfig})";
+
     /// <summary>A format by the word of a command line, as <c>type</c> has it in a config.</summary>
     /// <param name="word">alpaca, completion, input_output or chat_template.</param>
     /// <param name="option">Where it was written, for the sentence.</param>
@@ -21,7 +26,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
         "completion" => new DatasetFormat.RawText(),
         "input_output" => new DatasetFormat.InputOutput(),
         "chat_template" => new ConversationFormat(),
-        _ => throw new TrainingSetupException($"{option} must be alpaca, completion, input_output or chat_template, got '{word}'. Other formats are described in a config: lora-trainer evaluate CONFIG --data FILE."),
+        _ => throw new TrainingSetupException($"{option} must be {FormatWords}, got '{word}'. O{InAConfig}."),
     };
 
     /// <summary>Reads a file, or what the config holds out.</summary>
@@ -64,7 +69,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
         int tooLong = usable.Length - unusable - encoded.Length;
         if (tooLong > 0)
         {
-            notice($"{tooLong} of {rows.Count} rows are longer than {config.Data.SequenceLen} tokens (sequence_len) and are left out.");
+            notice($"{tooLong} of {ReportText.Count(rows.Count, "row")} {(tooLong == 1 ? "is" : "are")} longer than sequence_len {config.Data.SequenceLen} and left out.");
         }
 
         return encoded.Length > 0
@@ -80,7 +85,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
 
     private static List<(DatasetRow Row, RowEncoder Encoder)> ReadFile(ConfiguredData data, string file, DatasetFormat? format)
     {
-        List<(DatasetRow Row, RowEncoder Encoder)> rows = [.. data.RowsOf(file, format)];
+        List<(DatasetRow Row, RowEncoder Encoder)> rows = [.. data.RowsOf(file, format, TypeAdvice)];
         return rows.Count > 0 ? rows : throw new DatasetException($"{file}: the file has no rows");
     }
 

@@ -34,8 +34,8 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
     }
 
     /// <summary>
-    /// Understands what a user points at: a model folder; a run folder, whose base, quantization and adapter are taken; or an adapter folder
-    /// whose config names its base.
+    /// Understands what a user points at: a model folder; a run folder or one of its checkpoints, whose base, quantization and adapter are taken; or an
+    /// adapter folder whose config names its base.
     /// </summary>
     /// <param name="path">The folder that was named.</param>
     /// <param name="adapter">An adapter that was named beside it, or null.</param>
@@ -71,7 +71,8 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
 
         if (runConfig is not null)
         {
-            TrainingConfig config = RunFolder.ConfigOf(Path.GetDirectoryName(runConfig)!, []);
+            // Of a run, or of one of its checkpoints.
+            TrainingConfig config = ConfigurationLoader.LoadFile(runConfig, []).Require();
             config = FetchedSources.Fetch(config, SourceNeeds.Weights, notice, cancellation);
             if (!Directory.Exists(config.BaseFolder))
             {

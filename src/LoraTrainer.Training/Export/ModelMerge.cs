@@ -166,7 +166,7 @@ public sealed class ModelMerge : IDisposable
     {
         RefuseOccupied(output);
         bool isNew = !Directory.Exists(output);
-        Directory.CreateDirectory(output);
+        PathTrouble.MakeFolder("OUT", output);
         using var staging = new StagingFolder(Path.Combine(output, string.Create(CultureInfo.InvariantCulture, $"{StagingPrefix}{Environment.ProcessId}")));
         bool isDone = false;
         try

@@ -79,7 +79,7 @@ public sealed class ConfiguredData
         string? kept = null;
         if (config.Data.PreparedFolder is { } prepared)
         {
-            Directory.CreateDirectory(prepared);
+            PathTrouble.MakeFolder("dataset_prepared_path", prepared);
             kept = PreparedData.PathOf(config, prepared, cancellation);
             if (File.Exists(kept))
             {
@@ -154,10 +154,12 @@ public sealed class ConfiguredData
     /// <summary>Rows of another file than the config's data sets, with what encodes them.</summary>
     /// <param name="path">The file.</param>
     /// <param name="format">Of its rows; null: as the first held-out or training set, and without one as the first row suggests.</param>
-    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, DatasetFormat? format)
+    /// <param name="advice">How its format is named, where the rows do not tell.</param>
+    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> RowsOf(string path, DatasetFormat? format, string advice)
     {
         Source source = SourceOf((tested.Concat(trained).FirstOrDefault()?.Dataset ?? new DatasetOptions()) with { Path = path, Split = DataSplits.Train, Name = null, DataFiles = [] });
         source.Format = format ?? source.Format;
+        source.Advice = advice;
         return Rows(source).Select(row => (row, source.Encoder));
     }
 
@@ -331,9 +333,9 @@ public sealed class ConfiguredData
         {
             if (source.Format is null && row.Fault is null)
             {
-                DatasetFormat found = DatasetFormat.Recognize(row);
+                DatasetFormat found = DatasetFormat.Recognize(row, source.Advice);
                 source.Format = found is ConversationFormat ? ConversationFormatOf(source.Dataset.Conversation) : found;
-                notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. Set type in the data set's block if they are something else.");
+                notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. {source.Advice} if they are something else.");
             }
 
             yield return source.Format?.ConvertOrFault(row) ?? new DatasetRow.Faulty(row.Source, row.Fault!);
@@ -361,5 +363,8 @@ public sealed class ConfiguredData
 
         /// <summary>Null until the first row has told.</summary>
         public DatasetFormat? Format { get; set; }
+
+        /// <summary>How another format is named.</summary>
+        public string Advice { get; set; } = DatasetFormat.TypeAdvice;
     }
 }
