@@ -154,7 +154,7 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
             [
                 "No row is left of 4: 4 not usable and left out; the first is data.jsonl:1 (row 1), no field 'a'; the row has: b, c.",
                 "4 of 4 rows are not usable and left out:\n  data.jsonl:1 (row 1), no field 'a'; the row has: b, c\n  data.jsonl:2 (row 2), no field 'a'; the row has: b, c\n  data.jsonl:3 (row 3), no field 'a'; the row has: b, c\n  ...",
-                "1 of 1 held-out rows is not usable and left out: data.jsonl:5 (row 5), no field 'a'; the row has: b, c.",
+                "1 of 1 held-out row is not usable and left out: data.jsonl:5 (row 5), no field 'a'; the row has: b, c.",
             ],
             report.Findings.Select(finding => finding.Message));
     }
