@@ -73,7 +73,7 @@ public sealed class EvaluateTests
     [InlineData("there is no such folder", "evaluate", "nowhere", "--data", "train.jsonl")]
     [InlineData("Give a file with --data", "evaluate", "base")]
     [InlineData("no such file", "evaluate", "base", "--data", "nowhere.jsonl")]
-    [InlineData("Give --type alpaca, completion, input_output or chat_template (other formats are described in a config: lora-trainer evaluate CONFIG --data FILE).", "evaluate", "base", "--data", "odd.jsonl")]
+    [InlineData("Give --type alpaca, completion, input_output or chat_template, or a config with the format: lora-trainer evaluate CONFIG --data FILE.", "evaluate", "base", "--data", "odd.jsonl")]
     [InlineData("--type must be alpaca, completion, input_output or chat_template", "evaluate", "base", "--data", "train.jsonl", "--type", "sharegpt")]
     [InlineData("--set would set nothing", "evaluate", "base", "--data", "train.jsonl", "--set", "lora_r=3")]
     [InlineData("Did you mean sequence_len?", "evaluate", "tiny.yaml", "--set", "sequence_length=3")]

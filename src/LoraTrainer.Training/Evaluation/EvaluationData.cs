@@ -14,8 +14,11 @@ namespace LoraTrainer.Training.Evaluation;
 public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyList<RowSource> Sources, IReadOnlyList<string> Files)
 {
     private const string FormatWords = "alpaca, completion, input_output or chat_template";
-    private const string InAConfig = "ther formats are described in a config: lora-trainer evaluate CONFIG --data FILE";
-    private const string TypeAdvice = $"Give --type {FormatWords} (o{InAConfig})";
+
+    /// <summary>Of a format that has no such word.</summary>
+    private const string WithAConfig = "a config with the format: lora-trainer evaluate CONFIG --data FILE";
+
+    private const string TypeAdvice = $"Give --type {FormatWords}, or {WithAConfig}";
 
     /// <summary>A format by the word of a command line, as <c>type</c> has it in a config.</summary>
     /// <param name="word">alpaca, completion, input_output or chat_template.</param>
@@ -26,7 +29,7 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
         "completion" => new DatasetFormat.RawText(),
         "input_output" => new DatasetFormat.InputOutput(),
         "chat_template" => new ConversationFormat(),
-        _ => throw new TrainingSetupException($"{option} must be {FormatWords}, got '{word}'. O{InAConfig}."),
+        _ => throw new TrainingSetupException($"{option} must be {FormatWords}, got '{word}'. Or give {WithAConfig}."),
     };
 
     /// <summary>Reads a file, or what the config holds out.</summary>

@@ -335,7 +335,7 @@ public sealed class ConfiguredData
             {
                 DatasetFormat found = DatasetFormat.Recognize(row, source.Advice);
                 source.Format = found is ConversationFormat ? ConversationFormatOf(source.Dataset.Conversation) : found;
-                notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. {source.Advice} if they are something else.");
+                notice($"{source.Dataset.Path}: its rows look like {source.Format.Name}, and are used so. If they are something else, {char.ToLowerInvariant(source.Advice[0])}{source.Advice[1..]}.");
             }
 
             yield return source.Format?.ConvertOrFault(row) ?? new DatasetRow.Faulty(row.Source, row.Fault!);

@@ -86,7 +86,7 @@ public sealed class LabelScorerTests : IDisposable
         EvaluationData all = Load(0, null);
         Assert.Equal((19, "p0", "c0"), (all.Rows.Count, all.Rows[0].Prompt, all.Rows[0].Completion));
         Assert.Equal(2, notices.Count);
-        Assert.EndsWith("pairs.jsonl: its rows look like prompt and completion (fields prompt, completion), and are used so. Set type in the data set's block if they are something else.", notices[0], StringComparison.Ordinal);
+        Assert.EndsWith("pairs.jsonl: its rows look like prompt and completion (fields prompt, completion), and are used so. If they are something else, give --type alpaca, completion, input_output or chat_template, or a config with the format: lora-trainer evaluate CONFIG --data FILE.", notices[0], StringComparison.Ordinal);
         Assert.Equal("1 row has no answer and is left out.", notices[1]);
         Assert.Equal(["p0", "p1", "p2"], Load(3, null).Rows.Select(row => row.Prompt));
         string[] drawn = [.. Load(8, 1).Rows.Select(row => row.Prompt)];
