@@ -45,6 +45,13 @@ public static class PathTrouble
         }
     }
 
+    /// <inheritdoc cref="Write{T}"/>
+    public static void Write(string named, string file, Action write) => Write(named, file, () =>
+    {
+        write();
+        return true;
+    });
+
     /// <summary>The text of a file.</summary>
     /// <param name="named">The option that names it.</param>
     /// <param name="file">As it was written.</param>
@@ -69,12 +76,19 @@ public static class PathTrouble
     /// <param name="what">What it should be, such as "file of prices".</param>
     public static string NotThere(string path, string what) => Directory.Exists(path) ? $"{path} is a folder; a {what} is expected." : $"{path}: there is no such {what}.";
 
+    /// <summary>The sentence for a folder whose name, or that of one above it, a file has; null: no file is in the way.</summary>
+    /// <param name="named">The key or option that names it.</param>
+    /// <param name="folder">As it was written.</param>
+    public static string? FileInTheWay(string named, string folder) => FileAbove(folder) is not { } file ? null
+        : file == folder ? $"{named} {folder} is a file. Choose another name for the folder."
+        : $"{named} {folder} cannot be made: {file} is a file. Choose another folder.";
+
     /// <summary>The sentence for a folder that cannot be made; null where something else is wrong, such as a full disk.</summary>
     internal static TrainingSetupException? OfFolder(string named, string folder, Exception exception) => exception switch
     {
         UnauthorizedAccessException => new($"{named} {folder} cannot be written by this user ({exception.Message}). Choose another folder, or change its owner.", exception),
+        IOException when FileInTheWay(named, folder) is { } sentence => new(sentence, exception),
         IOException when IsPlace(exception) => new($"{named} {folder} cannot be made: {Reason(folder, "folder", exception)}. Choose another folder.", exception),
-        IOException when File.Exists(folder) => new($"{named} {folder} is a file. Choose another name for the folder.", exception),
         _ => null,
     };
 

@@ -65,18 +65,30 @@ public sealed class RunFolder
     /// <summary>True where all of it is there: summary, model, the tokenizer's files, and the second model where the best and the last one are two.</summary>
     internal bool HoldsWholeResult()
     {
-        if (!HoldsResult)
+        if (!HoldsResult || HasTwoModels() is not { } hasTwo)
         {
             return false;
         }
 
-        using JsonDocument summary = JsonDocument.Parse(File.ReadAllBytes(SummaryFile));
-        bool hasTwo = summary.RootElement.TryGetProperty("evaluation", out JsonElement evaluation) && evaluation.ValueKind == JsonValueKind.Object
-            && evaluation.TryGetProperty("best", out JsonElement best) && best.ValueKind == JsonValueKind.Object;
         string[] model = config.Adapter.Kind == AdapterKind.None ? ["config.json", ModelFolder.SingleFileName] : [AdapterConfig.FileName, PeftAdapterFolder.WeightsFileName];
         string[] names = [.. model, .. TokenizerFiles.Where(name => File.Exists(Path.Combine(config.BaseFolder, name)))];
         string[] folders = hasTwo ? ["", config.Evaluation.LoadBest ? LastName : BestName] : [""];
         return folders.All(folder => names.All(name => File.Exists(Path.Combine(config.OutputDir, folder, name))));
+    }
+
+    /// <summary>Whether the summary tells of a best model besides the last one; null where it is damaged.</summary>
+    private bool? HasTwoModels()
+    {
+        try
+        {
+            using JsonDocument summary = JsonDocument.Parse(File.ReadAllBytes(SummaryFile));
+            return summary.RootElement.TryGetProperty("evaluation", out JsonElement evaluation) && evaluation.ValueKind == JsonValueKind.Object
+                && evaluation.TryGetProperty("best", out JsonElement best) && best.ValueKind == JsonValueKind.Object;
+        }
+        catch (Exception exception) when (exception is JsonException or InvalidOperationException)
+        {
+            return null;
+        }
     }
 
     /// <summary>True where the folder or the place of its checkpoints holds this run.</summary>
@@ -135,11 +147,6 @@ public sealed class RunFolder
     /// <exception cref="TrainingSetupException">The folder cannot be written, or another process works on the run and is not waited for.</exception>
     internal async Task<RunLock> ClaimAsync(Action<string>? onWaiting, CancellationToken cancellation)
     {
-        if (FileInTheWay(config.OutputDir) is { } inTheWay)
-        {
-            throw new TrainingSetupException(inTheWay);
-        }
-
         try
         {
             madeOutput = !Directory.Exists(config.OutputDir);
@@ -152,20 +159,6 @@ public sealed class RunFolder
         {
             throw trouble;
         }
-    }
-
-    /// <summary>Why there can be no folder of this name, a sentence: a file has the name, or that of a folder above it. Null: no file is in the way.</summary>
-    public static string? FileInTheWay(string outputDir)
-    {
-        string? path = outputDir;
-        while (!string.IsNullOrEmpty(path) && !Path.Exists(path))
-        {
-            path = Path.GetDirectoryName(path);
-        }
-
-        return !File.Exists(path) ? null
-            : path == outputDir ? $"output_dir {outputDir} is a file. Choose another name for the folder."
-            : $"output_dir {outputDir} cannot be made: {path} is a file. Choose another folder.";
     }
 
     /// <summary>The config as it is written here and beside the checkpoints.</summary>

@@ -191,6 +191,15 @@ public sealed class ResumeTests : IDisposable
         Assert.Equal(File.ReadAllText(run.PathOf("out/summary.json")).Trim(), again.Output.Trim());
         Assert.Equal(before, TinyFolder.Snapshot(run.Out));
 
+        // A damaged summary is as good as none.
+        string summary = File.ReadAllText(run.PathOf("out/summary.json"));
+        File.WriteAllText(run.PathOf("out/summary.json"), summary[..(summary.Length / 2)]);
+        await EndsAsExpectedAsync(Resume);
+        using (JsonDocument whole = JsonDocument.Parse(File.ReadAllText(run.PathOf("out/summary.json"))))
+        {
+            Assert.Equal(JsonValueKind.Object, whole.RootElement.ValueKind);
+        }
+
         Directory.Delete(run.PathOf("out/checkpoints"), recursive: true);
         before = TinyFolder.Snapshot(run.Out);
         Ending without = await run.RunAsync(Resume);

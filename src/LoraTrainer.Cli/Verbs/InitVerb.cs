@@ -62,11 +62,7 @@ internal static class InitVerb
         (string yaml, string? obstacle) = draft.Write(path, terminal.Note);
         ConfigurationResult result = ConfigurationLoader.LoadText(yaml, path, []);
         TrainingConfig config = result.Require();
-        PathTrouble.Write("OUT", path, () =>
-        {
-            AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml));
-            return true;
-        });
+        PathTrouble.Write("OUT", path, () => AtomicFile.WriteAllBytes(path, Encoding.UTF8.GetBytes(yaml)));
         foreach (string missing in new[] { (draft.BaseModel, Directory.Exists(draft.BaseModel) || FetchedSources.IsHubName(draft.BaseModel)), (draft.Data, IsData(draft.Data)) }.Where(item => !item.Item2).Select(item => item.Item1))
         {
             terminal.Warn($"{missing} is not here. Relative paths start at {Directory.GetCurrentDirectory()}.");

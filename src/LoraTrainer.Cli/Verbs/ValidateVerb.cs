@@ -115,7 +115,7 @@ internal static class ValidateVerb
     /// <summary>What a run would end at before its first step, seen in the base and the output folder of this machine.</summary>
     private static IEnumerable<string> RefusedHere(TrainingConfig config)
     {
-        if (RunFolder.FileInTheWay(config.OutputDir) is { } inTheWay)
+        if (PathTrouble.FileInTheWay("output_dir", config.OutputDir) is { } inTheWay)
         {
             yield return inTheWay;
         }

@@ -145,6 +145,12 @@ public sealed record AttemptSnapshot
     /// <summary>Null while it runs, and where nobody has noticed yet that it does not.</summary>
     public AttemptEnd? Ended { get; init; }
 
+    /// <summary>Whether its hours are those of its last heartbeat, with at most one interval missing.</summary>
+    public bool Estimated { get; init; }
+
+    [JsonIgnore]
+    public string RunId => Start.Run.RunId;
+
     /// <summary>
     /// The attempt with the steps that it did after it was last heard of: where the one that follows went on later than that, a checkpoint had them. Their
     /// tokens and samples are as many for a step as its own, or the next one's where it told of none.
@@ -166,10 +172,4 @@ public sealed record AttemptSnapshot
             Progress = Progress with { LastStep = next.FirstStep, SavedStep = next.FirstStep, Tokens = Progress.Tokens + (long)(measured.Tokens * perStep), Samples = Progress.Samples + (long)(measured.Samples * perStep) },
         };
     }
-
-    /// <summary>Whether its hours are those of its last heartbeat, with at most one interval missing.</summary>
-    public bool Estimated { get; init; }
-
-    [JsonIgnore]
-    public string RunId => Start.Run.RunId;
 }

@@ -66,6 +66,11 @@ public sealed class ModelMerge : IDisposable
         ModelTensorLayout layout = shape.CheckTensors(folder);
         notices.AddRange(layout.Notices);
         notices.AddRange(adapter.Config.Notices);
+        if (adapter.Config.DoubtAbout(folder.Path) is { } doubt)
+        {
+            notices.Add(doubt);
+        }
+
         AdapterPlan plan = AdapterPlan.Make(shape, adapter, start, options.Format);
         notices.AddRange(plan.Notices);
         UpdatedModules = plan.Updates.Count;
@@ -129,13 +134,7 @@ public sealed class ModelMerge : IDisposable
             ModelFolder folder = Opened(ModelFolder.Open(baseFolder));
             PeftAdapterFolder adapter = Opened(PeftAdapterFolder.Open(adapterFolder));
             PeftAdapterFolder? start = options.StartAdapter is null ? null : Opened(PeftAdapterFolder.Open(options.StartAdapter));
-            var merge = new ModelMerge(shape, folder, adapter, start, options);
-            if (adapter.Config.DoubtAbout(baseFolder) is { } doubt)
-            {
-                merge.notices.Add(doubt);
-            }
-
-            return merge;
+            return new ModelMerge(shape, folder, adapter, start, options);
         }
         catch
         {
