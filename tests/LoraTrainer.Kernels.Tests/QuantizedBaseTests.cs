@@ -9,6 +9,8 @@ using Xunit;
 namespace LoraTrainer.Kernels.Tests;
 
 /// <summary>Bases that need no quantizing, on a GPU: it gets the bytes that the files have.</summary>
+[Trait("Category", "Emulator")]
+[Collection(CudaStandin.Collection)]
 public sealed class QuantizedBaseTests
 {
     [Theory]

@@ -72,6 +72,7 @@ public static unsafe class CudaStandin
     public static CudaDevice Open(DeviceMemory memory)
     {
         Require();
+        RequireCollection();
         Assert.True(CudaDevice.TryOpen(memory, out CudaDevice? device, out string reason, out _), reason);
         return device;
     }
@@ -81,7 +82,10 @@ public static unsafe class CudaStandin
     /// <param name="lazy">True: work stays queued on its stream until something waits for it, as on a real GPU that is busy.</param>
     /// <param name="uploadsFirst">With <paramref name="lazy"/>: copies from the host are made as soon as their stream's waits allow, so that one that should have waited comes too early.</param>
     public static void Configure(StandinOrder order = StandinOrder.Forward, StandinCopies copies = StandinCopies.Late, bool lazy = false, bool uploadsFirst = false)
-        => ((delegate* unmanaged<int, int, int, void>)Export("lt_standin_configure"))((int)order, (int)copies, !lazy ? 0 : uploadsFirst ? 2 : 1);
+    {
+        RequireCollection();
+        ((delegate* unmanaged<int, int, int, void>)Export("lt_standin_configure"))((int)order, (int)copies, !lazy ? 0 : uploadsFirst ? 2 : 1);
+    }
 
     /// <summary>Launches of a kernel by its name, or one of the stand-in's other counters ("gemms", "synchronizations", "live_allocations" ...).</summary>
     public static long Count(string name)
@@ -104,6 +108,10 @@ public static unsafe class CudaStandin
 
     /// <summary>Sets the counters to zero; what is live stays counted.</summary>
     public static void Reset() => ((delegate* unmanaged<void>)Export("lt_standin_reset_counts"))();
+
+    /// <summary>A test outside the collection would run beside its tests, and be counted by them.</summary>
+    private static void RequireCollection() => Assert.True(
+        TestContext.Current.TestCollection?.TestCollectionDisplayName == Collection, $"a test of the stand-ins' device is outside their collection: give its class [Collection(CudaStandin.Collection)]");
 
     private static nint Export(string name) => NativeLibrary.GetExport(Driver.Value, name);
 
