@@ -113,9 +113,9 @@ public sealed class GpuTroubleTests
 
     /// <summary>Errors of a GPU come later than the work that they belong to; waiting for each launch tells which it was. Where the error does not tell a kernel's fault from a card that is lost, a new process does.</summary>
     [Theory]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", true, "The kernel swiglu_backward of gated.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
     [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30", false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS", "The GPU is not lost: a new process can use it.\n")]
-    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:719", true, "while the kernel swiglu_backward of swiglu.cu ran", "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment")]
+    [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:719", true, "while the kernel swiglu_backward of gated.cu ran", "The GPU is not lost: a new process can use it. So a kernel was at fault, or the card failed for a moment")]
     [InlineData("LT_EMULATOR_FAULT", "swiglu_backward:30:214", false, "The GPU reported an error of its hardware, CUDA_ERROR_ECC_UNCORRECTABLE", "The GPU is not lost: a new process can use it.\n")]
     [InlineData("LT_EMULATOR_LOST", "2500:lost", false, "The GPU reported CUDA_ERROR_UNKNOWN", "The GPU is lost, it failed or was taken away: a new process cannot use it. The NVIDIA driver does not start: cuInit gives CUDA_ERROR_NO_DEVICE")]
     public async Task Train_TheGpuFailsInTheMiddle_IsResumedFromItsCheckpoint(string variable, string value, bool waits, string sentence, string found)
@@ -221,7 +221,7 @@ public sealed class GpuTroubleTests
     /// <summary>A fault of a kernel in a graph: which graph, in which step, and how to learn which kernel.</summary>
     [Theory]
     [InlineData(false, "The GPU reported CUDA_ERROR_ILLEGAL_ADDRESS .* Launched last: adamw_step, and before it the pass of 10 tokens \\(9 scored\\) in step [0-9]+, many kernels in a CUDA graph\\. With LT_CUDA_SYNC=1")]
-    [InlineData(true, "The kernel swiglu_backward of swiglu.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
+    [InlineData(true, "The kernel swiglu_backward of gated.cu failed with CUDA_ERROR_ILLEGAL_ADDRESS")]
     public async Task Train_AKernelInAGraphFaults_NamesTheGraphAndTheStep(bool waits, string sentence)
     {
         using TinyFolder folder = new(changes: [.. OfOneLength, ("cuda_graphs", "true")]);

@@ -32,13 +32,13 @@ internal static class CudaKernels
 
     public static readonly CudaKernel RopeApply = Declare("rope.cu", "rope_apply", Pointer("heads"), Pointer("cosine"), Pointer("sine"), Int32("rows"), Int32("head_count"), Int32("head_dim"), Int32("half"), Float32("direction"));
 
-    public static readonly CudaKernel SwiGluForward = Declare("swiglu.cu", "swiglu_forward", Pointer("output"), Pointer("gate"), Pointer("up"), Int64("count"));
+    public static readonly CudaKernel SwiGluForward = Declare("gated.cu", "swiglu_forward", Pointer("output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
-    public static readonly CudaKernel SwiGluBackward = Declare("swiglu.cu", "swiglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
+    public static readonly CudaKernel SwiGluBackward = Declare("gated.cu", "swiglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
-    public static readonly CudaKernel GeGluForward = Declare("geglu.cu", "geglu_forward", Pointer("output"), Pointer("gate"), Pointer("up"), Int64("count"));
+    public static readonly CudaKernel GeGluForward = Declare("gated.cu", "geglu_forward", Pointer("output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
-    public static readonly CudaKernel GeGluBackward = Declare("geglu.cu", "geglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
+    public static readonly CudaKernel GeGluBackward = Declare("gated.cu", "geglu_backward", Pointer("d_gate"), Pointer("d_up"), Pointer("d_output"), Pointer("gate"), Pointer("up"), Int64("count"));
 
     public static readonly CudaKernel SoftcapForward = Declare("softcap.cu", "softcap_forward", Pointer("values"), Int64("count"), Float32("cap"));
 
