@@ -172,6 +172,11 @@ internal static class PlanVerb
         };
         lines.AddRange(memory.ByKind.Where(item => item.Value > 0).Select(item => ($"  {MemoryAdvice.Name(item.Key)}", Quantities.Bytes(item.Value))));
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
+        if (isGpu)
+        {
+            lines.Add(("beside it", $"up to {Quantities.Bytes(Gpu.DriverBytes)} of the GPU for the driver's context and its libraries{(config.Device.CudaGraphs == CudaGraphs.Off ? "" : "; what graphs take is not known, and without room for one the run goes on without it")}"));
+        }
+
         if (memory.HostBytes > 0)
         {
             lines.Add(("on the host", $"{Quantities.Bytes(memory.HostBytes)} of page-locked memory, which the GPU reads"));
@@ -225,6 +230,7 @@ internal static class PlanVerb
         json.WriteNumber("trainable_parameters", plan.Memory.TrainableParameters);
         json.WriteStartObject("memory");
         json.WriteNumber("device_bytes", plan.Memory.ArenaBytes);
+        json.WriteNumberOrNull("driver_bytes", plan.Device.Platform == DevicePlatform.Cuda ? Gpu.DriverBytes : null);
         json.WriteNumber("host_bytes", plan.HostBytes);
         json.WriteNumber("mapped_bytes", plan.Memory.PagedBytes);
         RunSummary.WriteByKind(json, plan.Memory.ByKind);

@@ -3,6 +3,8 @@ namespace LoraTrainer.Costs.Prices;
 /// <summary>One model of GPU, as its maker describes it.</summary>
 public sealed record Gpu
 {
+    private const decimal DriverGibibytes = 0.8m;
+
     /// <summary>As price lists call it.</summary>
     public required string Name { get; init; }
 
@@ -22,11 +24,14 @@ public sealed record Gpu
 
     public required DateOnly AsOf { get; init; }
 
+    /// <summary>Bytes of a GPU that the driver's context and its libraries take, at most.</summary>
+    public static long DriverBytes => (long)(DriverGibibytes * (1L << 30));
+
     /// <summary>
-    /// Bytes that a run can have. Cards show 97.9 % of what is printed on them, counted in GiB, or more (a 24 GB card shows at least 23.5 GiB); the
-    /// driver's context and its libraries take up to 0.8 GiB.
+    /// Bytes that a run can have. Cards show 97.9 % of what is printed on them, counted in GiB, or more (a 24 GB card shows at least 23.5 GiB);
+    /// <see cref="DriverBytes"/> are not the run's.
     /// </summary>
-    public long UsableBytes => (long)(((MemoryGigabytes * 0.979m) - 0.8m) * (1L << 30));
+    public long UsableBytes => (long)(((MemoryGigabytes * 0.979m) - DriverGibibytes) * (1L << 30));
 }
 
 /// <summary>GPUs with their sources: those that the program ships, and before them those of the user's file.</summary>
