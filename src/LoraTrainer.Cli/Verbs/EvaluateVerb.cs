@@ -101,11 +101,6 @@ internal static class EvaluateVerb
             },
             "Less is needed with --load-in-4bit, a lower --max-new-tokens or shorter rows.", terminal.Note, loading.Tell);
         terminal.Note(model.DeviceSentence);
-        if (tokenizer.VocabularySize > model.Model.Config.VocabSize)
-        {
-            throw new TrainingSetupException($"{tokenizer.SourcePath}: the tokenizer has {tokenizer.VocabularySize} tokens, the model only {model.Model.Config.VocabSize} embeddings. They do not belong together; take both from the same place.");
-        }
-
         Column? alone = adapterOnly && model.Adapters is not null ? null : Measure(model.Adapters is null ? "model" : "base", active: false);
         Column? adapted = model.Adapters is null ? null : Measure("adapter", active: true);
         Column[] columns = [.. new[] { alone, adapted }.OfType<Column>()];
