@@ -72,7 +72,7 @@ internal static class EvaluateVerb
             int rows = given.GetValue(limit);
             EvaluationData read = EvaluationData.Load(
                 config, given.GetValue(data), given.GetValue(type) is { } name ? EvaluationData.Format(name, type.Name) : null, tokenizer,
-                rows >= 0 ? rows : throw new TrainingSetupException($"{limit.Name} must be 0 or more, got {rows}."), given.GetValue(seed), context.Terminal.Note);
+                rows >= 0 ? rows : throw new TrainingSetupException($"{limit.Name} must be 0 or more, got {rows}."), given.GetValue(seed), selection.Threads, context.Terminal.Note);
             if (given.GetValue(type) is not null && given.GetValue(data) is null)
             {
                 throw new TrainingSetupException($"{type.Name} says what the rows of {data.Name} look like, and there is no {data.Name}.");
