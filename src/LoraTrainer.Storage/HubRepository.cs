@@ -39,7 +39,8 @@ public sealed partial record HubRepository(HubKind Kind, string Name, string Rev
 
     internal string ApiPath => Kind == HubKind.Model ? $"api/models/{Name}" : $"api/datasets/{Name}";
 
-    internal static bool IsCommit(string text) => text.Length == 40 && text.All(char.IsAsciiHexDigitLower);
+    /// <summary>True for 40 hexadecimal digits, which name the same files for ever.</summary>
+    public static bool IsCommit(string text) => text.Length == 40 && text.All(char.IsAsciiHexDigitLower);
 
     [GeneratedRegex(@"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*(?<![.-])\z", RegexOptions.CultureInvariant)]
     private static partial Regex NameShape();

@@ -50,6 +50,9 @@ public sealed class RunFolder
         CheckpointRoot = config.Checkpoint.Uri ?? Path.Combine(config.OutputDir, CheckpointsName);
     }
 
+    /// <summary>The configuration, with what is known of it by now.</summary>
+    internal TrainingConfig Config => config;
+
     /// <summary>Where checkpoints of runs lie, each run under its name: a folder or a URI.</summary>
     public string CheckpointRoot { get; }
 
@@ -129,6 +132,7 @@ public sealed class RunFolder
             return [];
         }
 
+        config = FetchedSources.AsRecorded(config, before);
         IReadOnlyList<ConfigurationDifference> differences = TrainingConfig.CompareForResume(before, config);
         ConfigurationDifference[] refused = [.. differences.Where(difference => difference.Effect == ResumeEffect.Refused || (difference.Effect == ResumeEffect.NeedsForce && !force))];
         if (refused.Length > 0)
@@ -275,8 +279,8 @@ public sealed class RunFolder
             : File.Exists(file) ? ConfigurationLoader.LoadFile(file, []).Require() : null;
     }
 
-    /// <summary>Where the base is that the config names.</summary>
-    internal void Locate(FetchedSources fetched) => config = config with { Fetched = fetched };
+    /// <summary>Takes the config with what was fetched for it.</summary>
+    internal void Locate(TrainingConfig fetched) => config = fetched;
 
     /// <summary>Where the log of the steps lies.</summary>
     internal string LogFile => Path.Combine(config.OutputDir, CheckpointFiles.LogName);

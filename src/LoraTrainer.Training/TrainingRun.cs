@@ -276,6 +276,7 @@ public sealed class TrainingRun
         // Another process may have made the run, or gone on with it, since the first look.
         byte[]? stored = await checkpoints.ReadConfigAsync(control.Stop).ConfigureAwait(false);
         bool isNew = stored is null && !folder.HoldsRun;
+        byte[] begun = folder.ResolvedConfig;
         Session session;
         try
         {
@@ -329,14 +330,17 @@ public sealed class TrainingRun
             if (isNew)
             {
                 session.TakeStartingAdapter();
-                session.TryLargest(isNew);
             }
             else
             {
                 await session.RestoreAsync().ConfigureAwait(false);
-                session.TryLargest(isNew);
+            }
 
-                // Not earlier: a resume that is refused leaves the run as it was.
+            session.TryLargest(isNew);
+
+            // Not earlier: a resume that is refused leaves the run as it was. What a new run has fetched has the names of its commits only now.
+            if (!isNew || !folder.ResolvedConfig.AsSpan().SequenceEqual(begun))
+            {
                 folder.WriteConfig();
                 await checkpoints.WriteConfigAsync(folder.ResolvedConfig, control.Stop).ConfigureAwait(false);
             }
@@ -524,8 +528,8 @@ public sealed class TrainingRun
     private async Task<Session> PrepareAsync(QuantizedCache? cache, CheckpointStore checkpoints, RunLease lease, RunPulse pulse, RunControl control, ProviderInfo provider, RunBudget budget, IReadOnlyList<AttemptRecord> attempts)
     {
         CancellationToken stop = control.Stop;
-        config = FetchedSources.Fetch(config, SourceNeeds.Weights | SourceNeeds.Data, observer.OnNotice, stop);
-        folder.Locate(config.Fetched);
+        config = FetchedSources.Fetch(folder.Config, SourceNeeds.Weights | SourceNeeds.Data, observer.OnNotice, stop);
+        folder.Locate(config);
         ModelFolder.RequireFolder(config.BaseFolder);
         Tokenizer tokenizer = Vocabulary.TokenizerOf(config);
         ModelConfig shape = Vocabulary.ShapeOf(config, tokenizer);

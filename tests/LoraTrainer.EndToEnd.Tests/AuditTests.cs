@@ -43,6 +43,26 @@ public sealed class AuditTests
             (Number(report.RootElement, "rows"), Number(report.RootElement, "kept"), report.RootElement.GetProperty("findings")[0].GetProperty("code").GetString(), report.RootElement.GetProperty("findings")[0].GetProperty("severity").GetString()));
     }
 
+    /// <summary>What an epoch has is what the weights of the data sets leave of the rows, and what a training then counts.</summary>
+    [Fact]
+    public async Task Audit_OfWeightedData_TellsWhatAnEpochHas()
+    {
+        using var folder = new TinyFolder();
+        string[] weighted = ["tiny.yaml", "--set", "datasets=[{path: train.jsonl, type: alpaca, weight: 2}, {path: train.jsonl, type: alpaca, weight: 0.5}]", "--set", "val_set_size=0", "--set", "sequence_len=256"];
+        Ending words = await folder.SucceedsAsync(["audit", .. weighted]);
+        using JsonDocument report = JsonDocument.Parse((await folder.SucceedsAsync(["audit", .. weighted, "--json"])).Output);
+        JsonElement epoch = report.RootElement.GetProperty("epoch");
+        Assert.Equal(86, Number(report.RootElement, "kept"));
+        Assert.InRange(Number(epoch, "rows"), 86 + 21, 86 + 22);
+        Assert.Matches($"an epoch: +{Number(epoch, "rows")} rows, as the weights of the data sets have it: ", words.Output);
+
+        await folder.SucceedsAsync(["train", .. weighted, "--set", "num_epochs=1", "--set", "max_steps=null"]);
+        using JsonDocument summary = JsonDocument.Parse(File.ReadAllText(folder.PathOf("out/summary.json")));
+        JsonElement tokens = summary.RootElement.GetProperty("tokens");
+        Assert.Equal((Number(tokens, "total"), Number(tokens, "supervised")), (Number(epoch, "tokens"), Number(epoch, "supervised_tokens")));
+        Assert.DoesNotContain("an epoch:", (await folder.SucceedsAsync("audit", "tiny.yaml", "--set", "val_set_size=0")).Output, StringComparison.Ordinal);
+    }
+
     /// <summary>What the audit calls an error ends a training before it begins, and leaves nothing behind.</summary>
     [Fact]
     public async Task Train_OnRowsThatTeachNoEnd_IsRefused()

@@ -7,6 +7,16 @@ namespace LoraTrainer.EndToEnd.Tests;
 /// <summary>The verb evaluate, as a process of its own.</summary>
 public sealed class EvaluateTests
 {
+    /// <summary>A tokenizer of another model: refused before a weight is read, by all that make or measure text.</summary>
+    [Theory]
+    [InlineData("evaluate", "base", "--data", "train.jsonl", "--type", "alpaca")]
+    [InlineData("generate", "base", "--prompt", "a")]
+    public async Task TokenizerLargerThanTheModel_IsRefused(params string[] arguments)
+    {
+        using var folder = new TinyFolder(TinyRun.Shape with { VocabSize = 200, BosTokenId = 1, EosTokenIds = [2] });
+        await folder.RefusesAsync("the tokenizer has 258 tokens, the model only 200 embeddings. They do not belong together", arguments);
+    }
+
     [Theory]
     [InlineData(false)]
     [InlineData(true)]

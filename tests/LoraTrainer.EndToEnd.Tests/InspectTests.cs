@@ -71,7 +71,31 @@ public sealed class InspectTests
         Assert.Contains("the first 8 (sequence_len) are kept", cut.Output, StringComparison.Ordinal);
     }
 
+    /// <summary>The rows that an evaluation measures, whether a file of their own has them or the seed chose them.</summary>
     [Theory]
+    [InlineData("test.jsonl", 1, "test_datasets=[{path: test.jsonl, type: alpaca}]", "val_set_size=0")]
+    [InlineData("train.jsonl", 2, "val_set_size=2")]
+    public async Task HeldOutRow_IsOneThatIsEvaluated(string file, int rows, params string[] settings)
+    {
+        using var folder = new TinyFolder();
+        File.WriteAllText(folder.PathOf("test.jsonl"), "{\"instruction\":\"own\",\"output\":\"file\"}\n");
+        string[] set = [.. settings.Append("sequence_len=256").SelectMany(setting => new[] { "--set", setting })];
+        using JsonDocument evaluated = JsonDocument.Parse((await folder.SucceedsAsync(["evaluate", "tiny.yaml", "--json", .. set])).Output);
+        Assert.Equal(rows, evaluated.RootElement.GetProperty("rows").GetInt32());
+        for (int row = 1; row <= rows; row++)
+        {
+            using JsonDocument shown = JsonDocument.Parse((await folder.SucceedsAsync(["inspect", "tiny.yaml", "--held-out", "--row", $"{row}", "--json", .. set])).Output);
+            JsonElement sample = evaluated.RootElement.GetProperty("samples")[row - 1];
+            Assert.Equal(
+                (sample.GetProperty("prompt").GetString(), sample.GetProperty("expected").GetString(), file),
+                (shown.RootElement.GetProperty("prompt").GetString(), shown.RootElement.GetProperty("completion").GetString(), Path.GetFileName(shown.RootElement.GetProperty("file").GetString())));
+        }
+
+        await folder.RefusesAsync($"--row must be 1..{rows}, the rows that are held out; got {rows + 1}.", ["inspect", "tiny.yaml", "--held-out", "--row", $"{rows + 1}", .. set]);
+    }
+
+    [Theory]
+    [InlineData("--held-out shows rows that training holds out, and this configuration holds none out.", "inspect", "tiny.yaml", "--row", "1", "--held-out", "--set", "val_set_size=0")]
     [InlineData("--row must be 1..43", "inspect", "tiny.yaml", "--row", "44")]
     [InlineData("--row must be 1..43", "inspect", "tiny.yaml", "--row", "0")]
     [InlineData("there is no such file or folder", "inspect", "nowhere")]

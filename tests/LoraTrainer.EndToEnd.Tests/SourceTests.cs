@@ -68,6 +68,33 @@ public sealed class SourceTests : IAsyncDisposable
         Assert.Equal(before, hub.Requests.Count);
     }
 
+    /// <summary>A run records which commits its names were, and goes on from them although the branches have moved.</summary>
+    [Theory]
+    [InlineData("resume", "out")]
+    [InlineData("train", "tiny.yaml", "--set", "resume=auto", "--set", "base_model=org/tiny", "--set", "datasets.0.path=org/rows", "--set", "max_steps=3")]
+    public async Task RunOfNames_GoesOnFromTheCommitsThatItBeganWith(params string[] again)
+    {
+        Dictionary<string, byte[]> model = Directory.GetFiles(folder.PathOf("base")).ToDictionary(file => Path.GetFileName(file), File.ReadAllBytes);
+        byte[] rows = await File.ReadAllBytesAsync(folder.PathOf("train.jsonl"), TestContext.Current.CancellationToken);
+        string modelCommit = hub.Add("models/org/tiny", model), dataCommit = hub.Add("datasets/org/rows", new Dictionary<string, byte[]> { ["rows.jsonl"] = rows });
+        await SucceedsAsync(["train", "tiny.yaml", "--set", "base_model=org/tiny", "--set", "datasets.0.path=org/rows", "--set", "max_steps=3"]);
+        string recorded = await File.ReadAllTextAsync(folder.PathOf("out/config.resolved.yaml"), TestContext.Current.CancellationToken);
+        Assert.Contains($"revision_of_model: {modelCommit}", recorded, StringComparison.Ordinal);
+        Assert.Contains($"revision: {dataCommit}", recorded, StringComparison.Ordinal);
+        string adapter = folder.PathOf("out/adapter_model.safetensors"), hash = TinyFolder.Hash(adapter);
+
+        // Elsewhere: another cache, and a result that has to be made again.
+        File.Delete(adapter);
+        TinyRun.WriteBase(folder.PathOf("moved"), seed: 9);
+        hub.Add("models/org/tiny", Directory.GetFiles(folder.PathOf("moved")).ToDictionary(file => Path.GetFileName(file), File.ReadAllBytes));
+        hub.Add("datasets/org/rows", new Dictionary<string, byte[]> { ["rows.jsonl"] = rows[..(rows.Length / 2)] });
+        Ending end = await folder.RunAsync(again, environment: new Dictionary<string, string>(Environment) { ["HF_HUB_CACHE"] = folder.PathOf("other-cache") });
+        Assert.True(end.ExitCode == 0, end.ToString());
+        Assert.Equal(hash, TinyFolder.Hash(adapter));
+        string kept = await File.ReadAllTextAsync(folder.PathOf("out/config.resolved.yaml"), TestContext.Current.CancellationToken);
+        Assert.True(kept.Contains($"revision_of_model: {modelCommit}", StringComparison.Ordinal) && kept.Contains($"revision: {dataCommit}", StringComparison.Ordinal), kept);
+    }
+
     [Fact]
     public async Task GatedBaseWithoutAToken_SaysWhatToDo()
     {

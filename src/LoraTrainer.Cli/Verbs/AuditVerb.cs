@@ -102,6 +102,12 @@ internal static class AuditVerb
         }
 
         sheet.Line("tokens", string.Create(culture, $"{report.Tokens:#,0}, of which {report.SupervisedTokens:#,0} ({Share(report.SupervisedTokens, report.Tokens)}) are learned"));
+        EpochSize epoch = report.Epoch;
+        if ((epoch.Rows, epoch.Tokens) != (report.Kept, report.Tokens))
+        {
+            sheet.Line("an epoch", string.Create(culture, $"{epoch.Rows:#,0} rows, as the weights of the data sets have it: {epoch.Tokens:#,0} tokens, of which {epoch.SupervisedTokens:#,0} ({Share(epoch.SupervisedTokens, epoch.Tokens)}) are learned"));
+        }
+
         LengthPercentiles lengths = report.Lengths;
         sheet.Line("tokens a row", string.Create(culture, $"{lengths.Shortest:#,0} to {lengths.Longest:#,0}; half have at most {lengths.P50:#,0}, 90 % {lengths.P90:#,0}, 99 % {lengths.P99:#,0}"));
         sheet.Line("read in", string.Create(culture, $"{elapsed.TotalSeconds:0.0} s"));

@@ -72,7 +72,7 @@ internal static class EvaluateVerb
             int rows = given.GetValue(limit);
             EvaluationData read = EvaluationData.Load(
                 config, given.GetValue(data), given.GetValue(type) is { } name ? EvaluationData.Format(name, type.Name) : null, tokenizer,
-                rows >= 0 ? rows : throw new TrainingSetupException($"{limit.Name} must be 0 or more, got {rows}."), given.GetValue(seed), context.Terminal.Note);
+                rows >= 0 ? rows : throw new TrainingSetupException($"{limit.Name} must be 0 or more, got {rows}."), given.GetValue(seed), selection.Threads, context.Terminal.Note);
             if (given.GetValue(type) is not null && given.GetValue(data) is null)
             {
                 throw new TrainingSetupException($"{type.Name} says what the rows of {data.Name} look like, and there is no {data.Name}.");
@@ -101,11 +101,6 @@ internal static class EvaluateVerb
             },
             "Less is needed with --load-in-4bit, a lower --max-new-tokens or shorter rows.", terminal.Note, loading.Tell);
         terminal.Note(model.DeviceSentence);
-        if (tokenizer.VocabularySize > model.Model.Config.VocabSize)
-        {
-            throw new TrainingSetupException($"{tokenizer.SourcePath}: the tokenizer has {tokenizer.VocabularySize} tokens, the model only {model.Model.Config.VocabSize} embeddings. They do not belong together; take both from the same place.");
-        }
-
         Column? alone = adapterOnly && model.Adapters is not null ? null : Measure(model.Adapters is null ? "model" : "base", active: false);
         Column? adapted = model.Adapters is null ? null : Measure("adapter", active: true);
         Column[] columns = [.. new[] { alone, adapted }.OfType<Column>()];

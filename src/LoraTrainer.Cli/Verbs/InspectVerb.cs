@@ -40,7 +40,7 @@ internal static class InspectVerb
     {
         Argument<string> path = new("PATH") { Description = "A run, a checkpoint, an adapter folder, a model folder or a .safetensors file; with --row a configuration." };
         Option<int?> row = new("--row") { Description = "Show this row of the configuration's data, counted from 1 over all its files.", HelpName = "N" };
-        Option<bool> heldOut = new("--held-out") { Description = "With --row: of test_datasets instead of datasets." };
+        Option<bool> heldOut = new("--held-out") { Description = "With --row: of the rows that training holds out (test_datasets, val_set_size) instead." };
         Option<bool> tensors = new("--tensors") { Description = "List every tensor, or every module of an adapter." };
         return new Verb("inspect", "Say what a run, checkpoint, adapter, model or file holds; show a row as tokens.", Examples) { path, row, heldOut, tensors, CommandLine.Set }.WithWork(async context =>
         {

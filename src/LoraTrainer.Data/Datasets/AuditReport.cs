@@ -27,6 +27,9 @@ public sealed record AuditFinding(AuditSeverity Severity, string Code, string Me
 /// <summary>Tokens per kept row: the values that so many percent of the rows do not exceed.</summary>
 public readonly record struct LengthPercentiles(int Shortest, int P50, int P90, int P99, int Longest);
 
+/// <summary>What an epoch trains on: the kept rows, as often as the weights of their data sets say.</summary>
+public readonly record struct EpochSize(long Rows, long Tokens, long SupervisedTokens);
+
 /// <summary>What a data set holds, and what is dubious in it, as counted by <see cref="DatasetAudit"/>.</summary>
 public sealed record AuditReport
 {
@@ -43,6 +46,8 @@ public sealed record AuditReport
     public required long Tokens { get; init; }
 
     public required long SupervisedTokens { get; init; }
+
+    public required EpochSize Epoch { get; init; }
 
     /// <summary>Rows besides these that are only evaluated.</summary>
     public required int HeldOut { get; init; }
@@ -64,6 +69,11 @@ public sealed record AuditReport
         json.WriteNumber("truncated", Truncated);
         json.WriteNumber("tokens", Tokens);
         json.WriteNumber("supervised_tokens", SupervisedTokens);
+        json.WriteStartObject("epoch");
+        json.WriteNumber("rows", Epoch.Rows);
+        json.WriteNumber("tokens", Epoch.Tokens);
+        json.WriteNumber("supervised_tokens", Epoch.SupervisedTokens);
+        json.WriteEndObject();
         json.WriteNumber("held_out", HeldOut);
         json.WriteStartObject("lengths");
         json.WriteNumber("min", Lengths.Shortest);
@@ -99,7 +109,7 @@ public sealed record AuditReport
     internal static AuditReport Read(JsonElement json)
     {
         int Number(string name) => json.GetProperty(name).GetInt32();
-        JsonElement lengths = json.GetProperty("lengths");
+        JsonElement lengths = json.GetProperty("lengths"), epoch = json.GetProperty("epoch");
         return new AuditReport
         {
             Rows = Number("rows"),
@@ -107,6 +117,7 @@ public sealed record AuditReport
             Truncated = Number("truncated"),
             Tokens = json.GetProperty("tokens").GetInt64(),
             SupervisedTokens = json.GetProperty("supervised_tokens").GetInt64(),
+            Epoch = new EpochSize(epoch.GetProperty("rows").GetInt64(), epoch.GetProperty("tokens").GetInt64(), epoch.GetProperty("supervised_tokens").GetInt64()),
             HeldOut = Number("held_out"),
             Lengths = new LengthPercentiles(
                 lengths.GetProperty("min").GetInt32(), lengths.GetProperty("p50").GetInt32(), lengths.GetProperty("p90").GetInt32(), lengths.GetProperty("p99").GetInt32(), lengths.GetProperty("max").GetInt32()),

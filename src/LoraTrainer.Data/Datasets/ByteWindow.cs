@@ -8,9 +8,11 @@ internal sealed class ByteWindow(Stream stream)
 
     public const string TooLong = "longer than 64 MiB, which is no row";
 
+    private const int SmallestBuffer = 1 << 16;
+
     private static readonly byte[] ByteOrderMark = [0xEF, 0xBB, 0xBF];
 
-    private byte[] buffer = new byte[1 << 16];
+    private byte[] buffer = new byte[SmallestBuffer];
     private int start;
     private int end;
     private bool ended;
@@ -22,7 +24,7 @@ internal sealed class ByteWindow(Stream stream)
     /// <summary>Valid until the next call of <see cref="More"/>.</summary>
     public ReadOnlyMemory<byte> Memory(int offset, int length) => buffer.AsMemory(start + offset, length);
 
-    /// <summary>Reads on behind what is there; false at the end of the stream.</summary>
+    /// <summary>Reads on behind what is there, which is no longer than a row may be; false at the end of the stream.</summary>
     public bool More()
     {
         if (ended)
@@ -40,14 +42,15 @@ internal sealed class ByteWindow(Stream stream)
             }
             else
             {
-                Array.Resize(ref buffer, checked(2 * buffer.Length));
+                Array.Resize(ref buffer, Math.Min(2 * buffer.Length, MostRowBytes + SmallestBuffer));
             }
         }
 
-        int read = stream.Read(buffer, end, buffer.Length - end);
-        ended = read == 0;
+        // Full, however little the stream gives at once: who looks at all of the window again after each call then does so a few times, and not thousands.
+        int room = buffer.Length - end, read = stream.ReadAtLeast(buffer.AsSpan(end), room, throwOnEndOfStream: false);
+        ended = read < room;
         end += read;
-        return !ended;
+        return read > 0;
     }
 
     /// <summary>Reads on until there are <paramref name="count"/> bytes, or all that there are.</summary>

@@ -43,6 +43,19 @@ public sealed record ConversationFormat : DatasetFormat
 
     public override string Name => "messages of a chat (field " + (FieldMessages ?? "messages or conversations") + ")";
 
+    /// <summary>Whether a value is a list of objects that say who speaks.</summary>
+    internal static bool AreMessages(JsonElement value) => Inner(value) is { ValueKind: JsonValueKind.Array } list && list.GetArrayLength() > 0
+        && list.EnumerateArray().All(message => message.ValueKind == JsonValueKind.Object && RoleFields.Any(role => message.TryGetProperty(role, out JsonElement who) && who.ValueKind == JsonValueKind.String));
+
+    /// <summary>What to do with a row whose messages are not where they are looked for, a sentence; null where it shows none.</summary>
+    internal static string? AdviceOn(SourceRow row)
+    {
+        string? field = row.Fields.EnumerateObject().FirstOrDefault(member => AreMessages(member.Value)) is { Value.ValueKind: not JsonValueKind.Undefined } found ? found.Name : null;
+        return field is not null ? $"Its field '{field}' is a list of messages: set type: chat_template and field_messages: {field} in the data set's block, or name the field messages."
+            : RoleFields.Any(row.Has) && ContentFields.Any(row.Has) ? "It is one message of a chat: put the messages of each conversation into one row, {\"messages\": [...]}."
+            : null;
+    }
+
     /// <summary>Whether a row has a list that messages usually are in.</summary>
     public static bool Fits(SourceRow row) => MessagesFields.Any(field => row.Fields.TryGetProperty(field, out JsonElement list) && Inner(list) is { ValueKind: JsonValueKind.Array });
 
@@ -51,7 +64,7 @@ public sealed record ConversationFormat : DatasetFormat
         string? field = FieldMessages ?? Array.Find(MessagesFields, row.Has);
         if (field is null || !row.Fields.TryGetProperty(field, out JsonElement list))
         {
-            throw new DatasetException(row.Source, $"no list '{FieldMessages ?? "messages"}'; the row has: {row.FieldNames}");
+            throw new DatasetException(row.Source, $"no list '{FieldMessages ?? "messages"}'; the row has: {row.FieldNames}{(AdviceOn(row) is { } advice ? $". {advice}" : "")}");
         }
 
         // A table can hold a list as its JSON only.
@@ -133,7 +146,7 @@ public sealed record ConversationFormat : DatasetFormat
             throw new DatasetException(source, $"message {number} is {JsonProblem.Kind(message.ValueKind)}; expected an object with a role and a content");
         }
 
-        string given = GivenRole(message) ?? throw new DatasetException(source, $"message {number} does not say who speaks; it has: {string.Join(", ", message.EnumerateObject().Select(member => member.Name))}");
+        string given = GivenRole(message) ?? throw new DatasetException(source, $"message {number} does not say who speaks; it has: {SourceRow.NamesOf(message)}");
         string role = Role(given);
         if (role == "system" && DropsSystem)
         {
@@ -154,7 +167,7 @@ public sealed record ConversationFormat : DatasetFormat
         }
         else if (!message.TryGetProperty("tool_calls", out _))
         {
-            throw new DatasetException(source, $"message {number} ({given}) says nothing; it has: {string.Join(", ", message.EnumerateObject().Select(member => member.Name))}");
+            throw new DatasetException(source, $"message {number} ({SourceRow.Quoted(given)}) says nothing; it has: {SourceRow.NamesOf(message)}");
         }
 
         if (IsLearned(message, source, number) is { } learned)
@@ -209,7 +222,7 @@ public sealed record ConversationFormat : DatasetFormat
                 JsonValueKind.True => true,
                 JsonValueKind.False => false,
                 JsonValueKind.Number when value.GetDouble() is 0 or 1 => value.GetDouble() == 1,
-                _ => throw new DatasetException(source, $"message {number}: '{name}' must be true, false, 0 or 1, got {value.GetRawText()}; a message is learned or not"),
+                _ => throw new DatasetException(source, $"message {number}: '{name}' must be true, false, 0 or 1, got {SourceRow.Quoted(value.GetRawText())}; a message is learned or not"),
             };
         }
 
@@ -307,8 +320,9 @@ public sealed record ConversationFormat : DatasetFormat
         {
             return JsonElement.Parse(value.GetString()!);
         }
-        catch (JsonException)
+        catch (Exception exception) when (exception is JsonException or InvalidOperationException)
         {
+            // The second: a surrogate without its partner.
             return null;
         }
     }

@@ -25,18 +25,20 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     private readonly PriorityQueue<RowSource, int> longest = new();
     private int rows, kept, truncated, heldOut;
     private long tokens, supervised;
+    private EpochSize epoch;
 
     /// <summary>Rows so far that are trained on.</summary>
     public int Kept => kept;
 
     /// <summary>Counts a row that is trained on.</summary>
-    public void Add(in EncodedRow row)
+    /// <param name="row">As it is encoded.</param>
+    /// <param name="times">How often an epoch has it, as the weight of its data set says.</param>
+    public void Add(in EncodedRow row, int times = 1)
     {
         rows++;
-        if (row.Finding is { } finding)
+        foreach (RowFinding finding in row.Findings)
         {
             findings.Add(finding);
-            truncated += finding.Kind == RowFindingKind.Truncated ? 1 : 0;
         }
 
         if (!row.IsKept)
@@ -47,8 +49,10 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
         int length = row.Row.Tokens.Length;
         rowsOfLength[length] = rowsOfLength.GetValueOrDefault(length) + 1;
         kept++;
+        truncated += row.Has(RowFindingKind.Truncated) ? 1 : 0;
         tokens += length;
         supervised += row.Row.TargetCount;
+        epoch = new EpochSize(epoch.Rows + times, epoch.Tokens + ((long)times * length), epoch.SupervisedTokens + ((long)times * row.Row.TargetCount));
         CollectionsMarshal.GetValueRefOrAddDefault(keptOf, row.Source.File ?? "", out _)++;
         longest.Enqueue(row.Source, length);
         if (longest.Count > RowFindings.Kept)
@@ -66,9 +70,9 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
     public void AddHeldOut(in EncodedRow row)
     {
         heldOut++;
-        if (row.Finding is { } finding && finding.Kind is RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn)
+        if (row.WhyLeftOut is { Kind: RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn } reason)
         {
-            findings.Add(finding with { IsHeldOut = true });
+            findings.Add(reason with { IsHeldOut = true });
         }
 
         if (row.IsKept && seen.Contains(Fingerprint(row.Row)))
@@ -106,6 +110,7 @@ public sealed class DatasetAudit(TokenizationOptions options, Action<RowFinding>
             Truncated = truncated,
             Tokens = tokens,
             SupervisedTokens = supervised,
+            Epoch = epoch,
             HeldOut = heldOut,
             Lengths = new LengthPercentiles(At(0), At(0.5), At(0.9), At(0.99), At(1)),
             Findings = [.. notes.Concat(findings.Groups.Select(Describe)).OrderByDescending(finding => finding.Severity)],

@@ -36,6 +36,11 @@ public abstract record DatasetFormat
         {
             return new DatasetRow.Faulty(row.Source, "a text in it is not valid Unicode (a surrogate without its partner)");
         }
+        catch (JsonException)
+        {
+            // JSON in a text of the JSON: each is no deeper than the parser takes, and one in the other is.
+            return new DatasetRow.Faulty(row.Source, "the lists and objects in it are nested too deeply");
+        }
     }
 
     /// <summary>Where a config names the format of its rows.</summary>
@@ -79,12 +84,13 @@ public abstract record DatasetFormat
             return new PromptCompletion(prompt, completion);
         }
 
-        return row.Has("text")
-            ? new RawText()
-            : throw new DatasetException(
-                row.Source,
-                $"the fields {row.FieldNames} do not tell what a row is. Known are instruction, input, output (alpaca); one of {string.Join(", ", PromptFields)} with one of {string.Join(", ", CompletionFields)}; "
-                + "messages or conversations; segments; and text. " + advice + ".");
+        if (row.Has("text"))
+        {
+            return new RawText();
+        }
+
+        string known = $"Known are instruction, input, output (alpaca); one of {string.Join(", ", PromptFields)} with one of {string.Join(", ", CompletionFields)}; messages or conversations; segments; and text. {advice}.";
+        throw new DatasetException(row.Source, $"the fields {row.FieldNames} do not tell what a row is. {ConversationFormat.AdviceOn(row) ?? known}");
     }
 
     /// <summary>axolotl's <c>type: completion</c>: one field, all of it scored.</summary>

@@ -50,7 +50,7 @@ internal static class DelimitedRows
 
     private static string[] Header(Cursor cursor, RowPlaces places)
     {
-        string? wrong = cursor.Fault ?? (cursor.Fields.Count > MostColumns ? $"more than {MostColumns} columns" : null) ?? cursor.Fields.Select(field => RowReader.Utf8Fault(field.Span)).FirstOrDefault(broken => broken is not null);
+        string? wrong = cursor.Fault ?? cursor.Fields.Select(field => RowReader.Utf8Fault(field.Span)).FirstOrDefault(broken => broken is not null);
         if (wrong is not null)
         {
             throw places.Lost(cursor.Line, 0, $"the header, which names the fields, is {wrong}");
@@ -121,6 +121,13 @@ internal static class DelimitedRows
             while (true)
             {
                 at = Field(row, at);
+                if (fields.Count > MostColumns)
+                {
+                    // A field takes more memory than the comma behind it.
+                    Fault = $"more than {MostColumns} columns";
+                    return true;
+                }
+
                 if (at >= row.Length)
                 {
                     return true;

@@ -14,16 +14,26 @@ public static class EncodedRows
     public static IEnumerable<EncodedRow> Of(IEnumerable<DatasetRow> rows, RowEncoder encoder, CancellationToken cancellation = default)
     {
         ArgumentOutOfRangeException.ThrowIfLessThan(encoder.Options.SequenceLength, 2);
-        var parallel = new ParallelOptions { MaxDegreeOfParallelism = Math.Max(1, encoder.Options.Threads), CancellationToken = cancellation };
-        foreach (DatasetRow[] batch in rows.Chunk(RowsPerBatch))
+        return InOrder(rows, encoder.Options.Threads, encoder.Encode, cancellation);
+    }
+
+    /// <summary>What <paramref name="encode"/> makes of each row, in their order.</summary>
+    /// <param name="rows">In the order they get.</param>
+    /// <param name="threads">That work on a batch.</param>
+    /// <param name="encode">Called from several threads; of what it throws the first in the rows' order is thrown.</param>
+    /// <param name="cancellation">Stops between batches.</param>
+    public static IEnumerable<TEncoded> InOrder<TRow, TEncoded>(IEnumerable<TRow> rows, int threads, Func<TRow, TEncoded> encode, CancellationToken cancellation = default)
+    {
+        var parallel = new ParallelOptions { MaxDegreeOfParallelism = Math.Max(1, threads), CancellationToken = cancellation };
+        foreach (TRow[] batch in rows.Chunk(RowsPerBatch))
         {
-            var encoded = new EncodedRow[batch.Length];
+            var encoded = new TEncoded[batch.Length];
             var refused = new Exception?[batch.Length];
             Parallel.For(0, batch.Length, parallel, i =>
             {
                 try
                 {
-                    encoded[i] = encoder.Encode(batch[i]);
+                    encoded[i] = encode(batch[i]);
                 }
                 catch (Exception exception)
                 {
@@ -38,7 +48,7 @@ public static class EncodedRows
                 ExceptionDispatchInfo.Throw(first);
             }
 
-            foreach (EncodedRow row in encoded)
+            foreach (TEncoded row in encoded)
             {
                 yield return row;
             }

@@ -116,7 +116,8 @@ internal static class JsonArrayRows
                 int other = window.Span.IndexOfAnyExcept(" \t\r\n"u8);
                 if (other >= 0)
                 {
-                    throw places.Lost(line, row, "not a JSON array of objects: something follows behind the array's end");
+                    string advice = window.Span[other] == '[' ? ". If each line is a list of messages, give it a name: {\"messages\": [...]}" : "";
+                    throw places.Lost(line + window.Span[..other].Count((byte)'\n'), row, $"not a JSON array of objects: something follows behind the array's end{advice}");
                 }
 
                 Consume(window.Length);

@@ -77,5 +77,5 @@ internal static class JsonLineRows
     internal static SourceRow RowOf(JsonElement element, int line, int row, RowPlaces places)
         => element.ValueKind == JsonValueKind.Object
             ? new SourceRow(places.At(line, row), element.Clone())
-            : places.Faulty(line, row, $"expected an object with named fields, found {JsonProblem.Kind(element.ValueKind)}");
+            : places.Faulty(line, row, $"expected an object with named fields, found {JsonProblem.Kind(element.ValueKind)}{(ConversationFormat.AreMessages(element) ? " of messages. Give it a name: {\"messages\": [...]}" : "")}");
 }

@@ -50,11 +50,16 @@ public readonly record struct RowQuestion(string Prompt, string Completion, int[
 
 /// <summary>A row after encoding: what is kept of it, and what is worth telling.</summary>
 /// <param name="Row">The tokens that are used; default where none are.</param>
-/// <param name="Finding">The first thing worth telling, or null.</param>
+/// <param name="Findings">Of a row that is left out, why it is; of one that is kept, all that is worth telling.</param>
 /// <param name="Source">Where the row stands.</param>
-public readonly record struct EncodedRow(TokenizedRow Row, RowFinding? Finding, RowSource Source)
+public readonly record struct EncodedRow(TokenizedRow Row, IReadOnlyList<RowFinding> Findings, RowSource Source)
 {
     public bool IsKept => Row.Tokens is not null;
+
+    /// <summary>Why the row is left out; null where it is kept.</summary>
+    public RowFinding? WhyLeftOut => IsKept ? null : Findings[0];
+
+    public bool Has(RowFindingKind kind) => Findings.Any(finding => finding.Kind == kind);
 }
 
 /// <summary>
@@ -110,7 +115,10 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
             return Dropped(RowFindingKind.NothingToLearn, length);
         }
 
-        if (length > options.SequenceLength)
+        TokenizedRow used = whole;
+        List<RowFinding>? findings = null;
+        bool isCut = length > options.SequenceLength;
+        if (isCut)
         {
             switch (options.ExcessLength)
             {
@@ -120,44 +128,56 @@ public sealed class RowEncoder(Tokenizer tokenizer, TokenizationOptions options,
                     throw new DatasetException($"{row.Source}: the row has {length} tokens, sequence_len is {options.SequenceLength}. Raise it, or set excess_length_strategy to drop or truncate.");
             }
 
-            TokenizedRow cut = whole.Truncate(options.SequenceLength);
-            return cut.TargetCount == 0 ? Dropped(RowFindingKind.CutToNothing, length) : Kept(cut, RowFindingKind.Truncated, length);
+            used = whole.Truncate(options.SequenceLength);
+            if (used.TargetCount == 0)
+            {
+                return Dropped(RowFindingKind.CutToNothing, length);
+            }
+
+            Tell(RowFindingKind.Truncated);
         }
 
         if (length > 1 && whole.Tokens[0] == whole.Tokens[1] && (whole.Tokens[0] == tokenizer.BosId || tokenizer.PrefixIds.Contains(whole.Tokens[0])))
         {
-            return Kept(whole, RowFindingKind.DoubleBos, length);
+            Tell(RowFindingKind.DoubleBos);
         }
 
-        if (chat?.MissingMessages.Count > 0)
+        bool hidesMessages = chat?.MissingMessages.Count > 0;
+        bool hidesTools = row is DatasetRow.Conversed { Tools: not null } called && !Required(called).Encoder.Template.Source.Contains("tools", StringComparison.Ordinal);
+        if (hidesMessages || hidesTools)
         {
-            return Kept(whole, RowFindingKind.MessageNotShown, length);
+            Tell(RowFindingKind.MessageNotShown, !hidesTools ? null : hidesMessages ? "the template shows neither all of its messages nor its tools" : "the template does not show its tools");
         }
 
-        if (row is DatasetRow.Conversed { Tools: not null } called && !Required(called).Encoder.Template.Source.Contains("tools", StringComparison.Ordinal))
+        // Where the row is cut, its end is not what it teaches.
+        if (!isCut && EndFinding() is { } end)
         {
-            return Kept(whole, RowFindingKind.MessageNotShown, length, "the template does not show its tools");
+            Tell(end);
         }
 
-        if (chat is not null && chat.TurnsWithoutEnd.Any())
+        return new EncodedRow(used, findings ?? (IReadOnlyList<RowFinding>)[], row.Source);
+
+        EncodedRow Dropped(RowFindingKind kind, int tokens, string? detail = null) => new(default, [new RowFinding(kind, row.Source, tokens, detail)], row.Source);
+        void Tell(RowFindingKind kind, string? detail = null) => (findings ??= []).Add(new RowFinding(kind, row.Source, length, detail));
+
+        RowFindingKind? EndFinding()
         {
+            if (chat is null)
+            {
+                return EndIsLearned(whole) ? null : RowFindingKind.EndNotLearned;
+            }
+
+            if (!chat.TurnsWithoutEnd.Any())
+            {
+                return null;
+            }
+
             // Of several, the last that is learned says how a conversation ends.
             EncodedTurn open = chat.Turns.Last(turn => turn is { IsTrained: true, EndOfTurn: null });
-            if (ClosingText(chat, open, Messages((DatasetRow.Conversed)row)).Length > 0)
-            {
-                return Kept(whole, RowFindingKind.EndIsText, length);
-            }
-
-            if (conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.Turn or EndOfTurnTraining.All)
-            {
-                return Kept(whole, RowFindingKind.EndNotLearned, length);
-            }
+            return ClosingText(chat, open, Messages((DatasetRow.Conversed)row)).Length > 0 ? RowFindingKind.EndIsText
+                : conversations!.Value.Options.TrainOnEndOfTurn is EndOfTurnTraining.Turn or EndOfTurnTraining.All ? RowFindingKind.EndNotLearned
+                : null;
         }
-
-        return chat is not null || EndIsLearned(whole) ? new EncodedRow(whole, null, row.Source) : Kept(whole, RowFindingKind.EndNotLearned, length);
-
-        EncodedRow Dropped(RowFindingKind kind, int tokens, string? detail = null) => new(default, new RowFinding(kind, row.Source, tokens, detail), row.Source);
-        EncodedRow Kept(TokenizedRow kept, RowFindingKind kind, int tokens, string? detail = null) => new(kept, new RowFinding(kind, row.Source, tokens, detail), row.Source);
     }
 
     /// <summary>All tokens of a row, however long it is.</summary>

@@ -12,11 +12,23 @@ public readonly record struct RowSource(string File, int Line, int Row)
 /// <summary>One object of a data file, with its place.</summary>
 public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
 {
+    private const int MostNames = 30, LongestQuote = 100;
+
     /// <summary>Why the row cannot be read; it has no fields then. Null for a row that can.</summary>
     public string? Fault { get; init; }
 
-    /// <summary>The names of its fields in file order.</summary>
-    public string FieldNames => string.Join(", ", Fields.EnumerateObject().Select(member => member.Name));
+    /// <summary>The names of its fields in file order, for a sentence.</summary>
+    public string FieldNames => NamesOf(Fields);
+
+    /// <summary>The names of the first fields of an object. A stranger's file can have thousands, and long ones.</summary>
+    internal static string NamesOf(JsonElement fields)
+    {
+        string[] names = [.. fields.EnumerateObject().Take(MostNames + 1).Select(member => Quoted(member.Name))];
+        return names.Length <= MostNames ? string.Join(", ", names) : $"{string.Join(", ", names[..MostNames])}, ...";
+    }
+
+    /// <summary>A text out of a file as a sentence can hold it.</summary>
+    internal static string Quoted(string text) => text.Length <= LongestQuote ? text : text[..LongestQuote] + "...";
 
     public bool Has(string field) => Fields.TryGetProperty(field, out _);
 
@@ -35,7 +47,8 @@ public readonly record struct SourceRow(RowSource Source, JsonElement Fields)
     {
         if (value.ValueKind != JsonValueKind.String)
         {
-            throw new DatasetException(Source, $"field '{field}' is not a text but {JsonProblem.Kind(value.ValueKind)}");
+            string messages = ConversationFormat.AreMessages(value) ? " of messages. Put all messages of a row into one list, messages" : "";
+            throw new DatasetException(Source, $"field '{field}' is not a text but {JsonProblem.Kind(value.ValueKind)}{messages}");
         }
 
         try

@@ -244,7 +244,7 @@ public sealed partial record ConfigurationDraft
         }
 
         int rows = 0, longest = 0;
-        foreach ((DatasetRow row, RowEncoder encoder) in new ConfiguredData(Reading, tokenizer, 1, _ => { }).AllRows(ofHeldOut: false).Take(RowsRead))
+        foreach ((DatasetRow row, RowEncoder encoder) in new ConfiguredData(Reading, tokenizer, 1, _ => { }).AllRows().Take(RowsRead))
         {
             // What cannot be used is left out of a run too, and what has no length.
             EncodedRow encoded = encoder.Encode(row);

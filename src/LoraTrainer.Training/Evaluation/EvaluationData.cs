@@ -39,13 +39,14 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
     /// <param name="tokenizer">Of the model.</param>
     /// <param name="limit">At most so many rows; 0: all.</param>
     /// <param name="seed">Chooses the rows of a limit; null: the first ones.</param>
+    /// <param name="threads">That tokenize.</param>
     /// <param name="notice">Is told what was left out.</param>
     /// <exception cref="DatasetException">A file or a row is not as expected.</exception>
     /// <exception cref="TrainingSetupException">Nothing is held out, or nothing is left.</exception>
     public static EvaluationData Load(
-        TrainingConfig config, string? file, DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, Action<string> notice)
+        TrainingConfig config, string? file, DatasetFormat? format, Tokenizer tokenizer, int limit, ulong? seed, int threads, Action<string> notice)
     {
-        var data = new ConfiguredData(config, tokenizer, 1, notice);
+        var data = new ConfiguredData(config, tokenizer, threads, notice);
         (List<(DatasetRow Row, RowEncoder Encoder)> rows, string[] files) = file is null ? HeldOut(config, data) : (ReadFile(data, file, format), [file]);
         if (limit > 0 && limit < rows.Count)
         {
@@ -59,12 +60,12 @@ public sealed record EvaluationData(IReadOnlyList<HeldOutRow> Rows, IReadOnlyLis
             notice(given - rows.Count == 1 ? "1 row has no answer and is left out." : $"{given - rows.Count} rows have no answer and are left out.");
         }
 
-        (HeldOutRow? Row, RowSource Source)[] usable = [.. rows.Select(item => (HeldOutRow.From(item.Row, item.Encoder), item.Row.Source))];
+        (HeldOutRow? Row, RowSource Source)[] usable = [.. EncodedRows.InOrder(rows, threads, item => (HeldOutRow.From(item.Row, item.Encoder), item.Row.Source))];
         int unusable = usable.Count(item => item.Row is null);
         if (unusable > 0)
         {
             (DatasetRow row, RowEncoder with) = rows[Array.FindIndex(usable, item => item.Row is null)];
-            string why = with.Encode(row).Finding?.Detail ?? "nothing in it is asked and answered";
+            string why = with.Encode(row).WhyLeftOut?.Detail ?? "nothing in it is asked and answered";
             notice($"{(unusable == 1 ? "1 row cannot be used and is" : $"{unusable} rows cannot be used and are")} left out: {row.Source}, {why}{(unusable > 1 ? ", ..." : ".")}");
         }
 

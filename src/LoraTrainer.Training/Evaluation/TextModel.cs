@@ -209,9 +209,19 @@ public sealed class TextModel : IDisposable
     }
 
     /// <summary>Loads base and adapter for another use; see <see cref="LoadedModel.Load"/>.</summary>
+    /// <exception cref="TrainingSetupException">The tokenizer has more tokens than the model, or the device does not have the memory.</exception>
     public static TextModel Load(
-        TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null) =>
-        new(LoadedModel.Load(source, selection, measure, lessMemory, notice, progress), tokenizer);
+        TextModelSource source, DeviceSelection selection, Tokenizer tokenizer, Action<CausalLanguageModel> measure, string lessMemory, Action<string> notice, Action<string, double>? progress = null)
+    {
+        return new TextModel(LoadedModel.Load(source, selection, Measure, lessMemory, notice, progress), tokenizer);
+
+        // Here the shape is known, an adapter's rows included, and no weight is read yet.
+        void Measure(CausalLanguageModel model)
+        {
+            _ = Vocabulary.Fitting(tokenizer, model.Config.VocabSize);
+            measure(model);
+        }
+    }
 
     /// <summary>The base's tokenizer; a run's own copy where it has one.</summary>
     public static Tokenizer LoadTokenizer(TextModelSource source) =>

@@ -129,7 +129,7 @@ public sealed class ConfiguredData
     public IReadOnlyList<HeldOutRow> EncodeHeldOut()
     {
         int limit = config.Evaluation.MaxSamples > 0 ? Math.Min(config.Evaluation.MaxSamples, heldOut.Count) : heldOut.Count;
-        return [.. heldOut.Take(limit).Select(item => HeldOutRow.From(item.Row, item.Encoder)).OfType<HeldOutRow>()];
+        return [.. EncodedRows.InOrder(heldOut.Take(limit), options.Threads, item => HeldOutRow.From(item.Row, item.Encoder)).OfType<HeldOutRow>()];
     }
 
     /// <summary>The rows that are held out, faulty ones included, with what encodes them: those of test_datasets, then those that val_set_size takes.</summary>
@@ -148,8 +148,9 @@ public sealed class ConfiguredData
     }
 
     /// <summary>All rows of the data sets, faulty ones included, in the order of their files, with what encodes them.</summary>
-    /// <param name="ofHeldOut">Those of test_datasets instead.</param>
-    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> AllRows(bool ofHeldOut) => (ofHeldOut ? tested : trained).SelectMany(source => Rows(source).Select(row => (row, source.Encoder)));
+    public IEnumerable<(DatasetRow Row, RowEncoder Encoder)> AllRows() => AllRows(trained);
+
+    private IEnumerable<(DatasetRow Row, RowEncoder Encoder)> AllRows(Source[] sources) => sources.SelectMany(source => Rows(source).Select(row => (row, source.Encoder)));
 
     /// <summary>Rows of another file than the config's data sets, with what encodes them.</summary>
     /// <param name="path">The file.</param>
@@ -230,15 +231,18 @@ public sealed class ConfiguredData
             double share = weight % 1, due = new CounterRandom((ulong)config.Seed, RandomStreams.Mixture, (uint)index).Uniform(0);
             foreach (EncodedRow row in EncodedRows.Of(Trained(trained[index], chosen), trained[index].Encoder, cancellation))
             {
-                audit.Add(row);
+                int times = 0;
                 if (row.IsKept)
                 {
                     due += share;
                     int extra = due >= 1 ? 1 : 0;
                     due -= extra;
-                    used += (int)weight + extra;
-                    use(row.Row, (int)weight + extra);
+                    times = (int)weight + extra;
+                    used += times;
+                    use(row.Row, times);
                 }
+
+                audit.Add(row, times);
 
                 if (++read % RowsBetweenReports == 0)
                 {
@@ -249,9 +253,8 @@ public sealed class ConfiguredData
 
         progress?.Invoke(read);
         int usable = 0;
-        foreach ((DatasetRow row, RowEncoder encoder) in heldOut)
+        foreach (EncodedRow encoded in EncodedRows.InOrder(heldOut, options.Threads, item => item.Encoder.Encode(item.Row), cancellation))
         {
-            EncodedRow encoded = encoder.Encode(row);
             usable += encoded.IsKept ? 1 : 0;
             audit.AddHeldOut(encoded);
         }
@@ -291,7 +294,7 @@ public sealed class ConfiguredData
     private HashSet<int> Begin()
     {
         heldOut.Clear();
-        heldOut.AddRange(AllRows(ofHeldOut: true));
+        heldOut.AddRange(AllRows(tested));
         position = 0;
         double size = config.Data.ValSetSize;
         if (size == 0)
@@ -299,7 +302,7 @@ public sealed class ConfiguredData
             return [];
         }
 
-        int rows = AllRows(ofHeldOut: false).Count();
+        int rows = AllRows().Count();
         int count = size < 1 ? (int)Math.Round(rows * size) : (int)size;
         if (count > 0 && count >= rows)
         {

@@ -100,13 +100,13 @@ public sealed record HeldOutRow(string Prompt, string Completion, int[] PromptTo
     internal static HeldOutRow? From(DatasetRow row, RowEncoder encoder)
     {
         EncodedRow used = encoder.Encode(row);
-        if (used.Finding is { Kind: RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn } || encoder.Question(row) is not { } question)
+        if (used.WhyLeftOut is { Kind: RowFindingKind.Faulty or RowFindingKind.Empty or RowFindingKind.NothingToLearn } || encoder.Question(row) is not { } question)
         {
             return null;
         }
 
         // A row that was dropped or cut for its length is measured whole, or not at all.
-        TokenizedRow encoded = used.IsKept && used.Finding?.Kind != RowFindingKind.Truncated ? used.Row : encoder.EncodeWhole(row);
+        TokenizedRow encoded = used.IsKept && !used.Has(RowFindingKind.Truncated) ? used.Row : encoder.EncodeWhole(row);
         return new HeldOutRow(question.Prompt, question.Completion, question.PromptTokens, encoded.Tokens, encoded.IsSupervised) { Stop = question.Stop, StopText = question.StopText };
     }
 }

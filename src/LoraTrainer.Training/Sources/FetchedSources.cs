@@ -62,7 +62,7 @@ public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<Data
     /// <param name="needs">What of it.</param>
     /// <param name="tell">Is told how downloads come on.</param>
     /// <param name="cancellation">Leaves what has arrived, to go on from.</param>
-    /// <returns>The same configuration, which knows where its things are.</returns>
+    /// <returns>The same configuration, which knows where its things are, and names the commits that its revisions were: written down, it fetches the same again.</returns>
     /// <exception cref="IOException">something cannot be fetched; says what to do</exception>
     /// <exception cref="TrainingSetupException">a data set has no such part</exception>
     public static TrainingConfig Fetch(TrainingConfig config, SourceNeeds needs, Action<string> tell, CancellationToken cancellation)
@@ -134,17 +134,48 @@ public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<Data
             }
 
             folder = snapshot.Folder;
+            config = config with { RevisionOfModel = snapshot.Commit };
         }
 
         var files = new Dictionary<DatasetOptions, IReadOnlyList<string>>(config.Fetched.Files);
         using var downloads = new DownloadCache(DownloadCache.DefaultFolder, tell);
+        var pinned = new Dictionary<DatasetOptions, DatasetOptions>();
         foreach (DatasetOptions dataset in elsewhere)
         {
-            files[dataset] = DownloadCache.IsAddress(dataset.Path)
-                ? await downloads.FetchAsync(dataset.Path, cancellation).ConfigureAwait(false)
-                : await NamedAsync(dataset.Path, HubDataset.FetchAsync(hub, dataset, cancellation)).ConfigureAwait(false);
+            DatasetOptions known = dataset;
+            IReadOnlyList<string> fetched;
+            if (DownloadCache.IsAddress(dataset.Path))
+            {
+                fetched = await downloads.FetchAsync(dataset.Path, cancellation).ConfigureAwait(false);
+            }
+            else
+            {
+                (string commit, fetched) = await NamedAsync(dataset.Path, HubDataset.FetchAsync(hub, dataset, cancellation)).ConfigureAwait(false);
+                pinned[dataset] = known = dataset with { Revision = commit };
+            }
+
+            files[known] = fetched;
         }
 
-        return config with { Fetched = new FetchedSources(folder, files) };
+        return WithDatasets(config, dataset => pinned.GetValueOrDefault(dataset, dataset)) with { Fetched = new FetchedSources(folder, files) };
     }
+
+    /// <summary>
+    /// The configuration of a run that goes on: where it names what <paramref name="before"/> names, and no commit, the commit that the run recorded is meant. A branch may have moved since.
+    /// </summary>
+    internal static TrainingConfig AsRecorded(TrainingConfig config, TrainingConfig before)
+    {
+        if (config.BaseModel == before.BaseModel && IsRecorded(config.RevisionOfModel, before.RevisionOfModel))
+        {
+            config = config with { RevisionOfModel = before.RevisionOfModel };
+        }
+
+        DatasetOptions[] recorded = [.. before.Data.Datasets.Concat(before.Data.TestDatasets)];
+        return WithDatasets(config, dataset => recorded.FirstOrDefault(known => IsRecorded(dataset.Revision, known.Revision) && dataset with { Revision = known.Revision } == known) ?? dataset);
+
+        static bool IsRecorded(string asked, string known) => HubRepository.IsCommit(known) && !HubRepository.IsCommit(asked);
+    }
+
+    private static TrainingConfig WithDatasets(TrainingConfig config, Func<DatasetOptions, DatasetOptions> change) =>
+        config with { Data = config.Data with { Datasets = [.. config.Data.Datasets.Select(change)], TestDatasets = [.. config.Data.TestDatasets.Select(change)] } };
 }

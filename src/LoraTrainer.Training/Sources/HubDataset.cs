@@ -16,8 +16,8 @@ internal static class HubDataset
     private const string Card = "README.md";
     private const int LargestCard = 1 << 20;
 
-    /// <summary>Fetches the files of the part and gives their local paths, in the order of their names.</summary>
-    public static async Task<IReadOnlyList<string>> FetchAsync(Hub hub, DatasetOptions dataset, CancellationToken cancellation)
+    /// <summary>Fetches the files of the part and gives the commit that they are of and their local paths, in the order of their names.</summary>
+    public static async Task<(string Commit, IReadOnlyList<string> Files)> FetchAsync(Hub hub, DatasetOptions dataset, CancellationToken cancellation)
     {
         HubSnapshot snapshot = await hub.OpenAsync(new HubRepository(HubKind.Dataset, dataset.Path, dataset.Revision), cancellation).ConfigureAwait(false);
         Configuration[] configurations = [];
@@ -29,7 +29,7 @@ internal static class HubDataset
 
         IReadOnlyList<string> chosen = Choose(dataset, [.. snapshot.Files.Select(file => file.Path)], configurations);
         await snapshot.FetchAsync([.. chosen], cancellation).ConfigureAwait(false);
-        return [.. chosen.Select(snapshot.PathOf)];
+        return (snapshot.Commit, [.. chosen.Select(snapshot.PathOf)]);
     }
 
     /// <summary>The paths of the part among all files of the repository.</summary>

@@ -82,6 +82,28 @@ public sealed class DataFileKindTests : IDisposable
         Assert.Contains("the compressed data are damaged or cut off", failure.Message, StringComparison.Ordinal);
     }
 
+    /// <summary>A field takes more memory than the comma behind it, and packed commas take none.</summary>
+    [Theory]
+    [InlineData("")]
+    [InlineData("q,a\n1,2\n")]
+    public void Read_RowOfCommas_TakesNoMoreMemoryThanItsBytes(string before)
+    {
+        string file = Written("a.csv.gz", Packed(before + new string(',', 60 << 20) + "\n", stream => new GZipStream(stream, CompressionLevel.Fastest, leaveOpen: true)));
+        long held = GC.GetAllocatedBytesForCurrentThread();
+        if (before.Length == 0)
+        {
+            Assert.Contains("the header, which names the fields, is more than 10000 columns", Assert.Throws<DatasetException>(() => Told(file)).Message, StringComparison.Ordinal);
+        }
+        else
+        {
+            Assert.Equal("1:q=1,a=2", Told(file));
+            Assert.Equal("a.csv.gz:3 (row 2): more than 10000 columns", Assert.Single(faults));
+        }
+
+        // The window doubles up to 64 MiB.
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - held, 0, 140 << 20);
+    }
+
     [Fact]
     public async Task Read_Parquet_PutsNestedRowsTogether()
     {

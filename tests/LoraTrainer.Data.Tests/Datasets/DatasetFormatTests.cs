@@ -66,10 +66,31 @@ public class DatasetFormatTests
     public void Recognize_KnownFields_NamesTheFormat(string json, string expected) => Assert.Equal(expected, DatasetFormat.Recognize(Row(json)).Name);
 
     [Theory]
+    [InlineData("""{"id":1,"chat":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}""", "the fields id, chat do not tell what a row is. Its field 'chat' is a list of messages: set type: chat_template and field_messages: chat in the data set's block, or name the field messages.")]
+    [InlineData("""{"talk":"[{\"from\":\"human\",\"value\":\"q\"}]"}""", "the fields talk do not tell what a row is. Its field 'talk' is a list of messages: set type: chat_template and field_messages: talk")]
+    [InlineData("""{"role":"user","content":"q"}""", "the fields role, content do not tell what a row is. It is one message of a chat: put the messages of each conversation into one row, {\"messages\": [...]}.")]
     [InlineData("""{"a":1,"b":2}""", "the fields a, b do not tell what a row is. Known are instruction, input, output (alpaca); one of prompt,")]
     [InlineData("""{"prompt":"a","chosen":"b","rejected":"c"}""", "these are preference pairs (chosen, rejected)")]
     public void Recognize_OtherFields_SaysWhatThereIs(string json, string expected)
         => Assert.StartsWith("data.jsonl:5 (row 4): " + expected, Assert.Throws<DatasetException>(() => DatasetFormat.Recognize(Row(json))).Message, StringComparison.Ordinal);
+
+    /// <summary>JSON in a text in JSON can be deeper than the parser takes, though neither is by itself.</summary>
+    [Fact]
+    public void ConvertOrFault_JsonInATextThatIsTooDeep_IsFaulty()
+    {
+        string deep = string.Concat(Enumerable.Repeat("[", 62)) + string.Concat(Enumerable.Repeat("]", 62)), call = JsonSerializer.Serialize($$"""{"name":"f","arguments":{{deep}}}""");
+        DatasetRow row = new ConversationFormat().ConvertOrFault(Row($$"""{"conversations":[{"from":"function_call","value":{{call}}}]}"""));
+        Assert.Equal("the lists and objects in it are nested too deeply", Assert.IsType<DatasetRow.Faulty>(row).Reason);
+    }
+
+    [Fact]
+    public void FieldNames_OfThousandsOfLongOnes_FitASentence()
+    {
+        string fields = string.Join(',', Enumerable.Range(0, 5000).Select(i => $"\"{new string('n', 5000)}{i}\":0"));
+        string names = Row($"{{{fields}}}").FieldNames;
+        Assert.StartsWith(new string('n', 100) + "..., ", names, StringComparison.Ordinal);
+        Assert.InRange(names.Length, 100, 4000);
+    }
 
     [Fact]
     public void InputOutput_Segments_KeepTheirLabels()
@@ -81,6 +102,7 @@ public class DatasetFormatTests
     [Theory]
     [InlineData("""{"text":"a"}""", "no list 'segments'; the row has: text")]
     [InlineData("""{"segments":[{"label":true,"text":"a"},{"text":"b"}]}""", """segment 2 is not {"label": true or false, "text": "..."}""")]
+    [InlineData("""{"segments":[{"label":true,"text":[{"role":"user"}]}]}""", "field 'text' is not a text but a list of messages. Put all messages of a row into one list, messages")]
     [InlineData("""{"segments":[{"label":true,"text":1}]}""", "field 'text' is not a text but a number")]
     public void ConvertOrFault_RowThatLacksSomething_IsFaultyAndSaysWhy(string json, string reason)
         => Assert.Equal(new DatasetRow.Faulty(Row(json).Source, reason), new DatasetFormat.InputOutput().ConvertOrFault(Row(json)));

@@ -123,6 +123,44 @@ public class TokenizedDatasetTests(ITestOutputHelper output)
             Assert.Throws<DatasetException>(() => Build(rows, tokenizer, Options with { ExcessLength = ExcessLength.Raise })).Message, StringComparison.Ordinal);
     }
 
+    /// <summary>A row may have more than one fault; its end is told of only where the row is not cut before it.</summary>
+    [Fact]
+    public void Encode_RowWithSeveralFaults_TellsEach()
+    {
+        Tokenizer tokenizer = Load("llama3_style");
+        string bos = tokenizer.SpecialTokens.Bos!;
+        DatasetRow both = new DatasetRow.Segmented(At(1), [new(bos + bos + "Q ", false), new("A", true)]), cut = Answered(2, bos + "p", new string('y', 500));
+        var cutting = new RowEncoder(tokenizer, Options with { ExcessLength = ExcessLength.Truncate });
+        Assert.Equal([RowFindingKind.DoubleBos, RowFindingKind.EndNotLearned], cutting.Encode(both).Findings.Select(finding => finding.Kind));
+        Assert.Equal([RowFindingKind.Truncated, RowFindingKind.DoubleBos], cutting.Encode(cut).Findings.Select(finding => finding.Kind));
+        Assert.Equal([RowFindingKind.TooLong], new RowEncoder(tokenizer, Options).Encode(cut).Findings.Select(finding => finding.Kind));
+
+        var audit = new DatasetAudit(Options);
+        audit.Add(cutting.Encode(both));
+        audit.Add(cutting.Encode(cut));
+        AuditReport report = audit.Finish();
+        Assert.Equal(["double_bos", "truncated", "end_not_learned"], report.Findings.Select(finding => finding.Code));
+        Assert.Equal(1, report.Truncated);
+    }
+
+    [Fact]
+    public void InOrder_OnSeveralThreads_KeepsTheOrderAndThrowsTheFirst()
+    {
+        using var met = new Barrier(2);
+        int[] doubled = [.. EncodedRows.InOrder(Enumerable.Range(0, 1000), 2, row =>
+        {
+            if (row is 0 or 100)
+            {
+                // Only two threads that work at once come past it.
+                Assert.True(met.SignalAndWait(TimeSpan.FromMinutes(1)));
+            }
+
+            return 2 * row;
+        }, TestContext.Current.CancellationToken)];
+        Assert.Equal(Enumerable.Range(0, 1000).Select(row => 2 * row), doubled);
+        Assert.Equal("7", Assert.Throws<InvalidOperationException>(() => EncodedRows.InOrder(Enumerable.Range(0, 100), 4, int (row) => row is 7 or 90 ? throw new InvalidOperationException($"{row}") : row, TestContext.Current.CancellationToken).Count()).Message);
+    }
+
     [Fact]
     public void Audit_HeldOutRowThatIsTrained_IsTold()
     {

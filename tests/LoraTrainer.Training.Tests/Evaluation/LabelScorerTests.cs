@@ -96,7 +96,7 @@ public sealed class LabelScorerTests : IDisposable
         Assert.Contains("no row is left to evaluate", Assert.Throws<TrainingSetupException>(() => Load(0, null, "[1]")).Message, StringComparison.Ordinal);
         Assert.Contains("bad.json:1 (row 1), ", notices[^1], StringComparison.Ordinal);
         Assert.Contains("expected", notices[^1], StringComparison.Ordinal);
-        Assert.Contains("Give a file with --data", Assert.Throws<TrainingSetupException>(() => EvaluationData.Load(config, null, null, tokenizer, 0, null, notices.Add)).Message, StringComparison.Ordinal);
+        Assert.Contains("Give a file with --data", Assert.Throws<TrainingSetupException>(() => EvaluationData.Load(config, null, null, tokenizer, 0, null, 1, notices.Add)).Message, StringComparison.Ordinal);
 
         EvaluationData Load(int limit, ulong? seed, string? text = null)
         {
@@ -107,7 +107,7 @@ public sealed class LabelScorerTests : IDisposable
                 File.WriteAllText(file, text);
             }
 
-            return EvaluationData.Load(config, file, null, tokenizer, limit, seed, notices.Add);
+            return EvaluationData.Load(config, file, null, tokenizer, limit, seed, 2, notices.Add);
         }
     }
 
