@@ -110,7 +110,8 @@ internal static class InspectVerb
         sheet.Line("what", "a run");
         sheet.Field("kind", json => json.WriteStringValue("run"));
         sheet.Add("name", "run_name", status.RunName);
-        sheet.Add("state", "state", status.State.ToString().ToLowerInvariant());
+        sheet.Line("state", StatusVerb.State(status));
+        sheet.Field("state", json => json.WriteStringValue(status.State.ToString().ToLowerInvariant()));
         sheet.Add("step", "step", status.Step, string.Create(CultureInfo.InvariantCulture, $"{status.Step}{(status.TotalSteps is { } total ? $" of {total}" : "")}"));
         sheet.Field("total_steps", json => WriteNumber(json, status.TotalSteps));
         sheet.Add("base", "base_model", config.BaseModel);
