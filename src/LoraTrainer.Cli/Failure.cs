@@ -47,7 +47,7 @@ internal static class Failure
     internal static (ExitCode Code, string[] Sentences) Describe(Exception exception, bool stopRequested, bool debug) => exception switch
     {
         ConfigurationException wrong => (ExitCode.WrongInput, [.. wrong.Errors.Select(error => error.Message)]),
-        TrainingSetupException => (ExitCode.WrongInput, [exception.Message]),
+        TrainingSetupException wrong => (ExitCode.WrongInput, [.. wrong.Problems]),
         DatasetException => (ExitCode.WrongInput, [Sentence(exception.Message)]),
         NonFiniteException or CudaException or PassGraphException or KernelCompilationException or LedgerException => (ExitCode.Failed, [exception.Message]),
         OperationCanceledException when stopRequested => (ExitCode.Interrupted, ["Stopped as requested."]),

@@ -125,7 +125,7 @@ internal sealed class LedgerRecorder : IDisposable
             null => null,
             "finished" => AttemptEnd.Finished,
             "stopped" or "budgetreached" => AttemptEnd.Stopped,
-            "failed" => AttemptEnd.Failed,
+            AttemptRecord.Failed => AttemptEnd.Failed,
             _ => AttemptEnd.Interrupted,
         },
     };

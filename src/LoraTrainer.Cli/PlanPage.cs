@@ -131,7 +131,7 @@ internal static class PlanPage
 
         if (shown.FirstOrDefault(offer => offer.Spot is not null) is { Spot: { } spot } interrupted)
         {
-            string met = interrupted.Hours is not null ? string.Create(culture, $", so {spot.Interruptions(interrupted.Time!.Value.Hours):0.##} are expected on {interrupted.Gpu.Name} of {interrupted.Price.Provider}") : "";
+            string met = interrupted.Hours is not null ? string.Create(culture, $", so {(spot.Interruptions(interrupted.Time!.Value.Hours) is >= 0.005 and var times ? string.Create(culture, $"{times:0.##} are") : "none is")} expected on {interrupted.Gpu.Name} of {interrupted.Price.Provider}") : "";
             lines.Add(string.Create(culture, $"Spot: assumed are {spot.MeanHours:0.#} hours between interruptions{met}; saves and lost work take {spot.SaveShare * 100:0.0} % more time, and each new machine {spot.RestartSeconds:0} s until it goes on ({PlanOffers.ReplacementSeconds:0} s of them assumed)."));
         }
 
@@ -158,7 +158,10 @@ internal static class PlanPage
         string.Create(CultureInfo.InvariantCulture, $"{string.Join(", ", switches)}{(switches.Count > 0 ? " and " : "")}micro_batch_size {microBatchSize}");
 
     /// <summary>Services and full training, to compare the offers with.</summary>
-    public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining full)
+    /// <param name="tokens">That are trained on; null: not known.</param>
+    /// <param name="services">That train models of their own.</param>
+    /// <param name="full">Null where the offers are of full training themselves.</param>
+    public static string Beside(long? tokens, IReadOnlyList<TuningService> services, FullTraining? full)
     {
         CultureInfo culture = CultureInfo.InvariantCulture;
         var lines = new List<string> { $"Beside it{(tokens is { } count ? string.Create(culture, $", for {count:#,0} training tokens") : "")}:" };
@@ -172,7 +175,11 @@ internal static class PlanPage
         ];
         lines.Add(Columns.Align(cells, column => column == 3));
         lines.Add("  (these train models of their own, with tokens counted by their own tokenizers)");
-        lines.Add(Words(full));
+        if (full is not null)
+        {
+            lines.Add(Words(full));
+        }
+
         lines.Add("  As published, not derived: all of LLaMA-2 7B in fp32 with Adam takes 112 GB; ten hours on a p4d at $32 were $320.");
         return string.Join(Environment.NewLine, lines);
     }
@@ -182,7 +189,7 @@ internal static class PlanPage
         string? best = full.Best is { } offer
             ? $"{offer.Gpu.Name} of {offer.Price.Provider}, {PricesVerb.Word(offer.Price.Pricing)}{(offer is { Cost: { } cost, Hours: { } hours } ? $": {Clock(hours)}, {cost}" : "")}"
             : null;
-        return $"  All parameters of the same model trained (adapter: none) need {Quantities.Bytes(full.Bytes)} at least; {(best is null ? "none of the offers that were asked for has that" : $"that fits on {best}")}.";
+        return $"  Training all parameters instead (adapter: none) takes {Quantities.Bytes(full.Bytes)} at least; {(best is null ? "none of the offers that were asked for has so much" : $"the first offer with so much is {best}")}.";
     }
 
     /// <summary>The offers' costs as bars; hours where no cost is known or the fastest were asked for.</summary>

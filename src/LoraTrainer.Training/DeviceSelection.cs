@@ -38,7 +38,7 @@ public sealed record DeviceSelection(DevicePlatform Platform, int Threads, strin
 
         return usable
             ? Of(DevicePlatform.Cuda, $"{setting}auto took the GPU {gpu!.Name}")
-            : Of(DevicePlatform.Cpu, $"{setting}auto took the CPU: {FirstSentence(missing)}");
+            : Of(DevicePlatform.Cpu, $"{setting}auto took the CPU: {Briefly(missing)}");
 
         DeviceSelection Of(DevicePlatform platform, string? reason) => new(platform, Workers(threads), reason) { Setting = setting };
     }
@@ -90,8 +90,12 @@ public sealed record DeviceSelection(DevicePlatform Platform, int Threads, strin
         ? $"{Setting}cpu computes on the processor."
         : $"{Reason}, and does not turn to the CPU for want of memory; {Setting}cpu computes there.";
 
-    /// <summary>What is missing; what to do about it is for those who asked for a GPU.</summary>
-    private static string FirstSentence(string text) => text.Split(". ")[0].TrimEnd('.');
+    /// <summary>What is missing, without where it was looked for and what to do about it: that is for those who asked for a GPU, and for doctor.</summary>
+    private static string Briefly(string reason)
+    {
+        string clause = reason.Split(": ")[0].Split(". ")[0].TrimEnd('.');
+        return clause.StartsWith("The", StringComparison.Ordinal) ? $"t{clause[1..]}" : clause;
+    }
 
     private static int Workers(int threads) => threads > 0 ? threads : Environment.ProcessorCount;
 }

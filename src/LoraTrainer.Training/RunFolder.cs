@@ -185,6 +185,43 @@ public sealed class RunFolder
         }
     }
 
+    /// <summary>
+    /// The folder that is meant where somebody names a trained model: the one that is named, or the checkpoint of which only the step is. A run without a model there is
+    /// refused, since the base alone, or another folder, is not what was asked for.
+    /// </summary>
+    /// <param name="place">A folder, also one of no run; a name of the hub stays as it is.</param>
+    /// <exception cref="TrainingSetupException">It is a run, or a checkpoint, without a model that could be loaded.</exception>
+    public static string ModelOf(string place)
+    {
+        place = Completed(place);
+        if (ConfigFileOf(place) is null || File.Exists(Path.Combine(place, AdapterConfig.FileName)) || File.Exists(Path.Combine(place, "config.json")))
+        {
+            return place;
+        }
+
+        throw new TrainingSetupException(File.Exists(Path.Combine(place, CheckpointFiles.StateName))
+            ? $"{place} is a checkpoint of a run that trains all parameters, and such a one cannot be loaded by itself. Finish the run with: lora-trainer resume {Path.GetDirectoryName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(place)))}"
+            : $"{place} is a run, and there is no result in it. Finish it with lora-trainer resume {place}, or give one of its checkpoints: lora-trainer inspect {place} lists them.");
+    }
+
+    /// <summary>Names of checkpoints are long: the step, as in step-100, is enough where only one has it.</summary>
+    /// <param name="path">Anything; what is no such name stays as it is.</param>
+    public static string Completed(string path)
+    {
+        const string prefix = "step-";
+        string trimmed = Path.TrimEndingDirectorySeparator(path), name = Path.GetFileName(trimmed), parent = Path.Combine(".", Path.GetDirectoryName(trimmed) ?? "");
+        if (Path.Exists(path) || !name.StartsWith(prefix, StringComparison.Ordinal) || !int.TryParse(name[prefix.Length..], NumberStyles.None, CultureInfo.InvariantCulture, out int step)
+            || !Directory.Exists(parent))
+        {
+            return path;
+        }
+
+        string[] found = [.. Directory.EnumerateDirectories(parent, prefix + "*").Select(folder => Path.GetFileName(folder)).Where(folder => StepOf(folder) == step)];
+        return found.Length == 1 ? $"{trimmed[..^name.Length]}{found[0]}" : path;
+
+        static int? StepOf(string folder) => int.TryParse(folder.Split('-')[1], NumberStyles.None, CultureInfo.InvariantCulture, out int number) ? number : null;
+    }
+
     /// <summary>The file with the config of the run that wrote a model: in the model's folder, or above it where that is <see cref="BestName"/> or <see cref="LastName"/>. Null: none did.</summary>
     /// <param name="model">A folder.</param>
     public static string? ConfigFileOf(string model)

@@ -143,7 +143,7 @@ public sealed record RunStatus
                 Device = attempts.LastOrDefault(attempt => attempt.Device.Length > 0)?.Device,
                 SafeCheckpoint = safe,
                 Attempts = attempts.Count,
-                Interruptions = attempts.Count(attempt => attempt.Ended is null or "interrupted" or "failed" && !(state == RunState.Training && attempt == newest)),
+                Interruptions = attempts.Count(attempt => attempt.Ended is null or "interrupted" or AttemptRecord.Failed && !(state == RunState.Training && attempt == newest)),
                 Hours = attempts.Sum(attempt => attempt.Seconds) / 3600,
                 Requests = await checkpoints.RequestsAsync(cancellation).ConfigureAwait(false),
                 Location = checkpoints.Location,

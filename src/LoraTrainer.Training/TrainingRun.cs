@@ -361,7 +361,7 @@ public sealed class TrainingRun
         }
         catch (Exception exception) when (exception is not OperationCanceledException && !lease.Lost.IsCancellationRequested)
         {
-            AttemptRecord failed = pulse.Take("failed");
+            AttemptRecord failed = pulse.Take(AttemptRecord.Failed);
             AttemptSeen?.Invoke(failed);
             await TellAsync(() => checkpoints.WriteAttemptAsync(failed)).ConfigureAwait(false);
             await lease.ReleaseAsync(LeaseState.Released).ConfigureAwait(false);
@@ -504,7 +504,7 @@ public sealed class TrainingRun
     /// <summary>A process that could not start leaves nothing: no new run, and no count of one that goes on.</summary>
     private async Task WithdrawAsync(CheckpointStore checkpoints, RunLease lease, RunPulse pulse, bool isNew)
     {
-        AttemptSeen?.Invoke(pulse.Take("failed"));
+        AttemptSeen?.Invoke(pulse.Take(AttemptRecord.Failed));
         await lease.StopRenewingAsync().ConfigureAwait(false);
         try
         {

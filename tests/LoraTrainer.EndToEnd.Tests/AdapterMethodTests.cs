@@ -26,6 +26,12 @@ public sealed class AdapterMethodTests : IDisposable
         Ending refused = await EndsAsync(2, "train", "on.yaml", "--set", "lora_r=8");
         Assert.Contains("lora_r is 8 (--set lora_r), but the adapter in first has 4. Remove lora_r: it comes with the adapter.", refused.Error, StringComparison.Ordinal);
 
+        // Another base with the same shapes would take the adapter without a word.
+        TinyRun.WriteBase(run.PathOf("another"));
+        Ending doubtful = await EndsAsync(0, "validate", "on.yaml", "--set", "base_model=another"), sure = await EndsAsync(0, "validate", "on.yaml");
+        Assert.Contains("The adapter was trained on base and goes onto another here. If that is another model, the result means nothing, although the shapes fit.", doubtful.Error, StringComparison.Ordinal);
+        Assert.DoesNotContain("goes onto", sure.Error, StringComparison.Ordinal);
+
         await EndsAsync(75, run.RunAsync(["train", "on.yaml"], new Moment("step 4/", 1, 0), [TinyFolder.SignalTerminate]));
         using (JsonDocument evaluated = Evaluations())
         {

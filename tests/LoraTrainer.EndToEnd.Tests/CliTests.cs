@@ -204,6 +204,23 @@ public sealed class CliTests : IDisposable
         Assert.EndsWith(" problems.\n", run.Error.Replace("1 problem.", "1 problems.", StringComparison.Ordinal), StringComparison.Ordinal);
     }
 
+    [Theory]
+    [InlineData("validate")]
+    [InlineData("train")]
+    public async Task NamesThatTheModelDoesNotHave_AreToldAtOnce(string verb)
+    {
+        TinyRun.WriteData(folder.File("train.jsonl"), 10, 20);
+        Ending run = await RunAsync(verb, "good.yaml", "--set", "lora_target_modules=[qproj, v_proj, k_prj, foo]", "--set", "lora_rank_pattern={down_prj: 4}", "--set", "lora_modules_to_save=[lm_haed]", "--set", "peft_layers_to_transform=[0, 8, 9]");
+
+        Assert.Equal(2, run.ExitCode);
+        string[] errors = [.. run.Error.Split('\n').Where(line => line.StartsWith("error: ", StringComparison.Ordinal))];
+        Assert.Equal(4, errors.Length);
+        Assert.StartsWith("error: lora_target_modules: 'qproj', 'k_prj', 'foo' match no module of the model. Did you mean q_proj, k_proj? Its modules are: ", errors[0], StringComparison.Ordinal);
+        Assert.StartsWith("error: lora_modules_to_save: 'lm_haed' matches no module of the model. Did you mean lm_head? ", errors[1], StringComparison.Ordinal);
+        Assert.StartsWith("error: lora_rank_pattern: 'down_prj' matches no module of the model. Did you mean down_proj? ", errors[2], StringComparison.Ordinal);
+        Assert.StartsWith("error: peft_layers_to_transform: there are no layers 8, 9: the model has ", errors[3], StringComparison.Ordinal);
+    }
+
     [Fact]
     public async Task Validate_WithoutTheBase_SaysSo()
     {

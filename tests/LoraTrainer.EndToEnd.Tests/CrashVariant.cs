@@ -17,7 +17,7 @@ internal sealed record CrashVariant(string Name, int Seed, int KillsInFolder, in
         new("lora", 11, 8, 8),
         new("packed", 12, 4, 0, ("sample_packing", "true"), ("sequence_len", 96), ("micro_batch_size", 1), ("gradient_accumulation_steps", 4)),
         new("qlora", 13, 3, 6, ("adapter", "qlora"), ("load_in_4bit", "true"), ("gradient_checkpointing", "true"), ("lora_dropout", 0)),
-        new("full", 14, 4, 4, ("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null), ("learning_rate", "1e-3")),
+        new("full", 14, 4, 4, [.. TinyRun.AllParameters, ("learning_rate", "1e-3")]),
         new("eight_bit", 16, 4, 0, ("load_in_8bit", "true"), ("optimizer", "adamw_bnb_8bit"), ("lora_r", 32)),
         new("paged", 17, 3, 4, ("optimizer", "paged_adamw_8bit"), ("lora_r", 32)),
         new("dora", 18, 3, 4, ("peft_use_dora", "true"), ("adapter", "qlora"), ("load_in_4bit", "true"), ("loraplus_lr_ratio", 4)),

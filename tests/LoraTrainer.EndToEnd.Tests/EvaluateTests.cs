@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Text.Json;
 using LoraTrainer.TestSupport;
 using Xunit;
@@ -75,6 +76,50 @@ public sealed class EvaluateTests
         using JsonDocument none = JsonDocument.Parse((await folder.SucceedsAsync("evaluate", "base", "--data", "labels.jsonl", "--max-new-tokens", "0", "--labels", "none", "--limit", "4", "--json")).Output);
         Assert.Equal(["loss", "perplexity"], none.RootElement.GetProperty("model").EnumerateObject().Select(property => property.Name));
         Assert.Equal(4, none.RootElement.GetProperty("rows").GetInt32());
+    }
+
+    /// <summary>The base alone is not what a run is asked for; one of its checkpoints is, and its step is name enough.</summary>
+    [Fact]
+    public async Task RunWithoutAResult_IsRefusedByAllVerbsAlike_AndItsCheckpointTaken()
+    {
+        using var folder = new TinyFolder(changes: [("max_steps", 20000), ("checkpoint", "{every_steps: 0}"), ("logging_steps", 1)]);
+        Ending stopped = await folder.RunAsync(["train", "tiny.yaml"], new Moment("step ", 3, 0), [TinyFolder.SignalTerminate]);
+        Assert.True(stopped.ExitCode == 75, stopped.ToString());
+        string step = $"out/checkpoints/tiny/step-{int.Parse(Path.GetFileName(Assert.Single(folder.CheckpointFolders())).Split('-')[1], CultureInfo.InvariantCulture)}";
+        Func<string, string[]>[] verbs =
+        [
+            what => ["evaluate", what, "--limit", "1", "--max-new-tokens", "1"],
+            what => ["generate", what, "--prompt", "a", "--max-new-tokens", "1"],
+            what => ["chat", what, "--max-new-tokens", "1"],
+            what => ["merge", what, "merged"],
+        ];
+        foreach (Func<string, string[]> verb in verbs)
+        {
+            foreach (string run in new[] { "out", "out/checkpoints/tiny" })
+            {
+                await folder.RefusesAsync($"error: {run} is a run, and there is no result in it. Finish it with lora-trainer resume {run}, or give one of its checkpoints: lora-trainer inspect {run} lists them.\n", verb(run));
+            }
+
+            Ending taken = await Ending.RunWithInputAsync(folder.Path, "", verb(step));
+            Assert.True(taken.ExitCode == 0, taken.ToString());
+        }
+
+        Assert.Matches(@"\n +base +adapter\n", (await folder.SucceedsAsync("evaluate", "out", "--adapter", step, "--limit", "1", "--max-new-tokens", "0")).Output);
+        Assert.Contains("out holds no adapter yet: only the base is evaluated.", (await folder.SucceedsAsync("evaluate", "tiny.yaml", "--limit", "1", "--max-new-tokens", "0")).Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task CheckpointOfAllParameters_IsNoModelByItself()
+    {
+        using var folder = new TinyFolder(changes: TinyRun.AllParameters);
+        await folder.SucceedsAsync("train", "tiny.yaml", "--set", "max_steps=2", "--set", "evaluate_before=false");
+        foreach (string verb in new[] { "evaluate", "chat" })
+        {
+            await folder.RefusesAsync("error: out/checkpoints/tiny/step-00000002-", verb, "out/checkpoints/tiny/step-2");
+            await folder.RefusesAsync(" is a checkpoint of a run that trains all parameters, and such a one cannot be loaded by itself. Finish the run with: lora-trainer resume ", verb, "out/checkpoints/tiny/step-2");
+        }
+
+        Assert.Contains("model", (await folder.SucceedsAsync("evaluate", "out", "--limit", "1", "--max-new-tokens", "0")).Output, StringComparison.Ordinal);
     }
 
     [Theory]

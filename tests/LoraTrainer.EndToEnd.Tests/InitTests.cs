@@ -83,6 +83,8 @@ public sealed class InitTests
         Assert.Contains(note, init.Error, StringComparison.Ordinal);
         Assert.Contains(next, init.Output, StringComparison.Ordinal);
         Assert.DoesNotContain("lora-trainer train", init.Output, StringComparison.Ordinal);
+        using JsonDocument json = JsonDocument.Parse((await folder.SucceedsAsync("init", "made.yaml", "--force", "--base-model", "base", "--data", "rows.jsonl", "--adapter", "lora", "--json")).Output);
+        Assert.EndsWith($"Next: {json.RootElement.GetProperty("next").GetString()}\n", init.Output, StringComparison.Ordinal);
         Assert.Contains($"sequence_len: {TinyRun.Shape.MaxPositionEmbeddings} ", File.ReadAllText(folder.PathOf("made.yaml")), StringComparison.Ordinal);
     }
 

@@ -1,4 +1,5 @@
 using System.Text.Json;
+using LoraTrainer.TestSupport;
 using Xunit;
 
 namespace LoraTrainer.EndToEnd.Tests;
@@ -85,6 +86,18 @@ public sealed class PlanMoneyTests
         Assert.True(plan.RootElement.GetProperty("memory").GetProperty("device_bytes").GetInt64() > 0);
         Assert.True(plan.RootElement.GetProperty("memory").GetProperty("mapped_bytes").GetInt64() > 0);
         Assert.True(plan.RootElement.GetProperty("full_training").GetProperty("device_bytes").GetInt64() > 0);
+    }
+
+    /// <summary>What is planned already is no alternative to it.</summary>
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public async Task TrainingAllParameters_StandsBesideThePlanOfAnAdapterOnly(bool isBeside)
+    {
+        using var folder = new TinyFolder(changes: isBeside ? [] : TinyRun.AllParameters);
+        Ending plan = await folder.SucceedsAsync("plan", "tiny.yaml");
+        Assert.Equal(isBeside, plan.Output.Contains("  Training all parameters instead (adapter: none) takes ", StringComparison.Ordinal));
+        Assert.Contains(", so none is expected on ", plan.Output, StringComparison.Ordinal);
     }
 
     [Fact]

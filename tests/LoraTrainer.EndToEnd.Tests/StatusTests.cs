@@ -169,6 +169,48 @@ public sealed class StatusTests : IDisposable
     }
 
     [Fact]
+    public async Task Failed_IsTheWordWhereTheLastProcessMetAnError()
+    {
+        Ending train = await run.RunAsync([.. Train, "--set", "loraplus_lr_ratio=1e21", "--set", "learning_rate=1", "--set", "warmup_steps=0", "--set", "checkpoint.every_steps=1"]);
+        Assert.True(train.ExitCode == 1, train.ToString());
+        Assert.Contains("is NaN", train.Error, StringComparison.Ordinal);
+
+        JsonElement status = await StatusAsync();
+        Assert.Equal(("released", "failed", 1), (State(status), status.GetProperty("ended").GetString(), status.GetProperty("interruptions").GetInt32()));
+        string words = await TouchedByStatusAsync("out");
+        Assert.Contains("state:       failed: the last process ended with an error; whoever comes goes on\n", words, StringComparison.Ordinal);
+        Assert.Contains("attempts:    1, 1 of them interrupted or failed, ", words, StringComparison.Ordinal);
+        Assert.Contains("state:        failed: the last process", (await run.SucceedsAsync("inspect", "out")).Output, StringComparison.Ordinal);
+    }
+
+    /// <summary>A process that has the run again is not at its start, although it loads the base as at one.</summary>
+    [Fact]
+    public async Task WhileItLoads_ARunThatGoesOnResumes_AndANewOneStarts()
+    {
+        Assert.Contains("state:       starting on ", await WordsWhileItReadsTheDataAsync(TrainLong), StringComparison.Ordinal);
+        Ending stopped = await run.RunAsync(["resume", "out"], new Moment("step ", 3, 0), [TinyFolder.SignalTerminate]);
+        Assert.True(stopped.ExitCode == 75, stopped.ToString());
+        int step = (await StatusAsync()).GetProperty("step").GetInt32();
+        Assert.True(step >= 3);
+        Assert.Contains($"state:       resuming at step {step} on ", await WordsWhileItReadsTheDataAsync(["resume", "out"]), StringComparison.Ordinal);
+    }
+
+    /// <summary>The process is held where it has just taken the run, and killed afterwards.</summary>
+    private async Task<string> WordsWhileItReadsTheDataAsync(string[] arguments)
+    {
+        (Process process, _) = await StartAsync([.. arguments, "--set", "checkpoint.lease_seconds=60"], "tokenizing");
+        try
+        {
+            Assert.Equal(0, TinyFolder.SendSignal(process.Id, SignalStop));
+            return (await run.SucceedsAsync("status", "out")).Output;
+        }
+        finally
+        {
+            Kill(process);
+        }
+    }
+
+    [Fact]
     public async Task Waiting_WhereNobodyHasBegun()
     {
         Ending train = await run.RunAsync(Train, new Moment("step ", 1, 0));

@@ -49,6 +49,16 @@ public sealed class VerbTests
         Assert.InRange(taken, 0.95 * planned, 1.05 * planned);
     }
 
+    /// <summary>Whose machine has no GPU reads it at each start: what is missing, not where it was looked for and how to install it.</summary>
+    [Fact]
+    public async Task DeviceAuto_SaysInAClauseWhyItTookTheCpu()
+    {
+        using var folder = new TinyFolder();
+        Ending generate = await folder.RunAsync(["generate", "base", "--prompt", "a", "--max-new-tokens", "1"], environment: new Dictionary<string, string> { ["CUDA_VISIBLE_DEVICES"] = "-1" });
+        Assert.True(generate.ExitCode == 0, generate.ToString());
+        Assert.Matches(@"^note: Device: CPU, [^()]+ \(--device auto took the CPU: t[^:.()]+\)\.\n$", generate.Error);
+    }
+
     [Fact]
     public async Task Plan_OfAConfigJsonAlone_KnowsMemoryButNotSteps()
     {
@@ -135,7 +145,7 @@ public sealed class VerbTests
         File.Delete(folder.PathOf("out/adapter_config.json"));
         Ending unfinished = await folder.RunAsync("generate", "out", "--prompt", "abc");
         Assert.True(unfinished.ExitCode == 2, unfinished.ToString());
-        Assert.Contains("Finish it with: lora-trainer resume out", unfinished.Error, StringComparison.Ordinal);
+        Assert.Contains("Finish it with lora-trainer resume out, or", unfinished.Error, StringComparison.Ordinal);
     }
 
     [Fact]

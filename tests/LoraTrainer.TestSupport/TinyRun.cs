@@ -136,6 +136,9 @@ public static class TinyRun
         return string.Concat(values.Where(pair => pair.Value is not null).Select(pair => string.Create(CultureInfo.InvariantCulture, $"{pair.Key}: {pair.Value}\n")));
     }
 
+    /// <summary>What makes a run without an adapter of <see cref="Config"/>.</summary>
+    public static (string Key, object? Value)[] AllParameters => [("adapter", null), ("lora_r", null), ("lora_alpha", null), ("lora_dropout", null), ("lora_target_linear", null)];
+
     private static string Letters(Random random, int shortest, int longest)
     {
         char[] letters = new char[random.Next(shortest, longest + 1)];

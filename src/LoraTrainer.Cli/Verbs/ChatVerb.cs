@@ -60,8 +60,7 @@ internal static class ChatVerb
         }.WithWork(given =>
         {
             ParseResult arguments = given.Arguments;
-            string path = arguments.GetRequiredValue(model);
-            TextModelSource source = TextModelSource.From(path, arguments.GetValue(adapter), arguments.GetValue(fourBit), given.Terminal.Note, CancellationToken.None);
+            TextModelSource source = TextModelSource.From(arguments.GetRequiredValue(model), arguments.GetValue(adapter), arguments.GetValue(fourBit), given.Terminal.Note, CancellationToken.None);
             int positions = ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings, limit = Math.Min(arguments.GetValue(context), positions);
             SamplingOptions options = GenerateVerb.Checked(new SamplingOptions
             {
@@ -71,7 +70,7 @@ internal static class ChatVerb
                 TopP = arguments.GetValue(topP),
                 Seed = arguments.GetValue(seed),
             });
-            ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name, FoldersOf(path, source)) : FormatOf(path, source);
+            ChatFormat chosen = arguments.GetValue(format) is { } word ? ChatFormat.Parse(word, format.Name, FoldersOf(source)) : FormatOf(source);
             if (limit <= options.MaxNewTokens)
             {
                 throw new TrainingSetupException($"A conversation of {Quantities.Count(limit, "token")} has no room for answers of up to {options.MaxNewTokens}. Use a larger {context.Name} (the model was made for {positions}) or a smaller {maxNewTokens.Name}.");
@@ -94,14 +93,12 @@ internal static class ChatVerb
 
     private static string NoSystemIn(ChatFormat format) => $"There is no place for a system text, since messages become prompts {format.Name}.";
 
-    private static ChatFormat FormatOf(string path, TextModelSource source)
-    {
-        string? config = RunFolder.ConfigFileOf(path) ?? (source.AdapterFolder is { } adapter ? RunFolder.ConfigFileOf(adapter) : null);
-        return config is null ? ChatFormat.OfModel(FoldersOf(path, source)) : ChatFormat.OfRun(ConfigurationLoader.LoadFile(config, []).Require(), FoldersOf(path, source));
-    }
+    private static ChatFormat FormatOf(TextModelSource source) => FoldersOf(source).Select(RunFolder.ConfigFileOf).FirstOrDefault(file => file is not null) is { } run
+        ? ChatFormat.OfRun(ConfigurationLoader.LoadFile(run, []).Require(), FoldersOf(source))
+        : ChatFormat.OfModel(FoldersOf(source));
 
-    /// <summary>Where a chat template is looked for: what was trained before what it was trained on.</summary>
-    private static string[] FoldersOf(string path, TextModelSource source) => [.. new[] { source.AdapterFolder, Directory.Exists(path) ? path : null, source.BaseFolder }.OfType<string>().Distinct()];
+    /// <summary>Where a format and a chat template are looked for: what was trained before what it was trained on.</summary>
+    private static string[] FoldersOf(TextModelSource source) => [.. new[] { source.AdapterFolder, source.BaseFolder }.OfType<string>()];
 
     private static void Greet(Terminal terminal, TextModel model, TextModelSource source, ChatFormat format)
     {

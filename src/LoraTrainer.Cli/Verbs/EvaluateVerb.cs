@@ -129,6 +129,7 @@ internal static class EvaluateVerb
 
     private static Subject SubjectOf(string path, string? adapter, bool fourBit, bool needsData, VerbContext context)
     {
+        path = RunFolder.Completed(path);
         string? resolved = RunFolder.ConfigFileOf(path);
         if (resolved is null && !File.Exists(path))
         {
@@ -141,6 +142,16 @@ internal static class EvaluateVerb
             int positions = ModelConfig.Parse(source.BaseFolder).MaxPositionEmbeddings;
             var config = new TrainingConfig();
             return new Subject(source, config with { BaseModel = source.BaseFolder, Data = config.Data with { SequenceLen = Math.Min(positions, 8192) } });
+        }
+
+        if (adapter is not null)
+        {
+            // The base of a run can be measured with another adapter, whatever has become of the run's own.
+            adapter = RunFolder.ModelOf(adapter);
+        }
+        else if (resolved is not null)
+        {
+            path = RunFolder.ModelOf(path);
         }
 
         ConfigurationResult loaded = ConfigurationLoader.LoadFile(resolved ?? path, context.Settings);

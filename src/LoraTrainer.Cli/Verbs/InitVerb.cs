@@ -70,9 +70,10 @@ internal static class InitVerb
 
         terminal.Remarks(result);
         terminal.Say($"{path} is written: {ValidateVerb.Summary(config)}");
-        terminal.Say(obstacle is null
-            ? $"Next: read it; lora-trainer plan {path} says what it will need, lora-trainer train {path} runs it."
-            : $"Next: {obstacle} lora-trainer audit {path} then says whether the rows can be trained on.");
+        string next = obstacle is null
+            ? $"read it; lora-trainer plan {path} says what it will need, lora-trainer train {path} runs it."
+            : $"{obstacle} lora-trainer audit {path} then says whether the rows can be trained on.";
+        terminal.Say($"Next: {next}");
         terminal.Json(json =>
         {
             json.WriteStartObject();
@@ -80,6 +81,7 @@ internal static class InitVerb
             json.WriteString("hash", config.Hash);
             json.WritePropertyName("config");
             config.WriteJson(json);
+            json.WriteString("next", next);
             json.WriteEndObject();
         });
         return ExitCode.Done;

@@ -31,7 +31,6 @@ internal static class InspectVerb
         """;
 
     private const int LargestShown = 10;
-    private const string StepPrefix = "step-";
 
     private static readonly string[] ModuleHeader = ["module", "shape", "rank", "|A|", "|B|", "|sBA|"];
     private static readonly string[] LayerHeader = ["layer", "modules", "|A|", "|B|", "|sBA|"];
@@ -65,7 +64,7 @@ internal static class InspectVerb
 
     private static async Task<FactSheet> SheetOfAsync(string path, bool all)
     {
-        path = Completed(path);
+        path = RunFolder.Completed(path);
         if (File.Exists(path))
         {
             return path.EndsWith(".safetensors", StringComparison.Ordinal)
@@ -86,22 +85,6 @@ internal static class InspectVerb
             : throw new TrainingSetupException($"{path} is neither a run ({CheckpointFiles.ConfigName}) nor a checkpoint ({CheckpointStore.ManifestName}), an adapter ({AdapterConfig.FileName}) or a model (config.json).");
     }
 
-    /// <summary>Names of checkpoints are long: the step is enough where only one has it.</summary>
-    private static string Completed(string path)
-    {
-        string full = Path.GetFullPath(path), name = Path.GetFileName(full);
-        if (Path.Exists(full) || !name.StartsWith(StepPrefix, StringComparison.Ordinal) || !int.TryParse(name[StepPrefix.Length..], NumberStyles.None, CultureInfo.InvariantCulture, out int step)
-            || Path.GetDirectoryName(full) is not { } parent || !Directory.Exists(parent))
-        {
-            return path;
-        }
-
-        string[] found = [.. Directory.EnumerateDirectories(parent, StepPrefix + "*").Where(folder => StepOf(Path.GetFileName(folder)) == step)];
-        return found.Length == 1 ? found[0] : path;
-
-        static int? StepOf(string folder) => int.TryParse(folder.Split('-')[1], NumberStyles.None, CultureInfo.InvariantCulture, out int number) ? number : null;
-    }
-
     private static async Task<FactSheet> RunAsync(string path, bool all)
     {
         var sheet = new FactSheet();
@@ -110,7 +93,8 @@ internal static class InspectVerb
         sheet.Line("what", "a run");
         sheet.Field("kind", json => json.WriteStringValue("run"));
         sheet.Add("name", "run_name", status.RunName);
-        sheet.Add("state", "state", status.State.ToString().ToLowerInvariant());
+        sheet.Line("state", StatusVerb.State(status));
+        sheet.Field("state", json => json.WriteStringValue(status.State.ToString().ToLowerInvariant()));
         sheet.Add("step", "step", status.Step, string.Create(CultureInfo.InvariantCulture, $"{status.Step}{(status.TotalSteps is { } total ? $" of {total}" : "")}"));
         sheet.Field("total_steps", json => WriteNumber(json, status.TotalSteps));
         sheet.Add("base", "base_model", config.BaseModel);

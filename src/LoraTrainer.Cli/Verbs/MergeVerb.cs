@@ -72,7 +72,7 @@ internal static class MergeVerb
     private static ExitCode Run(VerbContext context, string[] folders, BaseFormat? asked, MergeOptions options, DeviceSelection? verification)
     {
         Terminal terminal = context.Terminal;
-        string adapter = folders[^2], output = folders[^1];
+        string adapter = RunFolder.ModelOf(folders[^2]), output = folders[^1];
         ModelMerge.RefuseOccupied(output);
         TrainingConfig? run = RunOf(adapter);
         string baseFolder = folders.Length == 3 ? FetchedSources.FolderOf(folders[0], HubRepository.DefaultRevision, terminal.Note, CancellationToken.None) : BaseOf(terminal, adapter, run);
@@ -136,15 +136,8 @@ internal static class MergeVerb
         }
 
         TrainingConfig? run = RunFolder.ConfigFileOf(adapter) is { } file ? ConfigurationLoader.LoadFile(file, []).Require() : null;
-        bool isAdapter = File.Exists(Path.Combine(adapter, AdapterConfig.FileName));
-        if (run is not null && !isAdapter)
-        {
-            throw new TrainingSetupException(run.Adapter.Kind == AdapterKind.None
-                ? $"{adapter} is a run that trained all parameters: there is no adapter to merge, its folder is the whole model."
-                : $"{adapter} is a run that has not written its adapter yet. Finish it with: lora-trainer resume {adapter}; or give one of its checkpoints.");
-        }
-
-        return run;
+        return run is null || File.Exists(Path.Combine(adapter, AdapterConfig.FileName)) ? run
+            : throw new TrainingSetupException($"{adapter} is a run that trained all parameters: there is no adapter to merge, its folder is the whole model.");
     }
 
     private static string BaseOf(Terminal terminal, string adapter, TrainingConfig? run) => FetchedSources.FolderOfBase(

@@ -119,7 +119,7 @@ internal static class PlanVerb
         else
         {
             terminal.Result(Environment.NewLine + PlanPage.Words(table, filter, context.Arguments.GetValue(All), today));
-            terminal.Result(Environment.NewLine + PlanPage.Beside(inputs.TokensOrFull, services, full));
+            terminal.Result(Environment.NewLine + PlanPage.Beside(inputs.TokensOrFull, services, config.Adapter.Kind == AdapterKind.None ? null : full));
         }
 
         terminal.Json(json =>

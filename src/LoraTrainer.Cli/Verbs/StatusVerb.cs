@@ -3,6 +3,7 @@ using System.Globalization;
 using LoraTrainer.Storage;
 using LoraTrainer.Training;
 using LoraTrainer.Training.Checkpoints;
+using LoraTrainer.Training.Loop;
 
 namespace LoraTrainer.Cli.Verbs;
 
@@ -17,11 +18,14 @@ internal static class StatusVerb
 
         RUN is the output_dir of a run, or its place among the checkpoints (checkpoint.uri/run_name, a folder or s3://). Nothing is written and nobody
         waits for it. A process on another machine tells how it gets on three times in checkpoint.lease_seconds; the numbers are as old as that.
-        States: training, silent (somebody has the run and gives no sign of life), released (whoever comes goes on), stopped (by request), finished,
-        waiting (nobody has begun).
+        States: training, silent (somebody has the run and gives no sign of life), released (whoever comes goes on; "ended" in --json says how the last
+        process ended, such as failed), stopped (by request), finished, waiting (nobody has begun).
         """;
 
     private static readonly string BudgetReached = nameof(RunEnding.BudgetReached).ToLowerInvariant();
+
+    // Before the first step of a process: of a run that is at a later step they are the way back to it.
+    private static readonly TrainingPhase[] Beginnings = [TrainingPhase.Starting, TrainingPhase.Tokenizing, TrainingPhase.Loading, TrainingPhase.Quantizing];
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(3);
 
     public static Verb Create()
@@ -72,7 +76,7 @@ internal static class StatusVerb
         lines.Add(status.SafeCheckpoint is { } safe
             ? string.Create(culture, $"checkpoint:  step {safe.Step}, {(safe.Created is { } created ? $"{Time(created)}, " : "")}{Quantities.Bytes(safe.Files.Sum(file => file.SizeBytes))}, {ObjectStore.Append(status.Location, safe.Name)}")
             : "checkpoint:  none is safe yet");
-        lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted, {Quantities.Time(TimeSpan.FromHours(status.Hours))} in all"));
+        lines.Add(string.Create(culture, $"attempts:    {status.Attempts}, {status.Interruptions} of them interrupted or failed, {Quantities.Time(TimeSpan.FromHours(status.Hours))} in all"));
         if (status.Requests.Count > 0)
         {
             lines.Add($"asked for:   {string.Join(", ", status.Requests.Select(request => request.Kind.ToString().ToLowerInvariant()))}");
@@ -87,11 +91,13 @@ internal static class StatusVerb
         return string.Join(Environment.NewLine, lines);
     }
 
-    private static string State(RunStatus status) => status.State switch
+    /// <summary>What is going on with the run, in words.</summary>
+    internal static string State(RunStatus status) => status.State switch
     {
         RunState.Training => $"{Doing(status)} on {Who(status.Holder)}{(status.Since is { } since ? $" since {Time(since)}" : "")}",
         RunState.Silent => $"no sign of life{(status.LastSeen is { } seen ? $" since {Time(seen)}" : "")} of {Who(status.Holder)}{(status.Holder?.IsProvablyDead == true ? ": it has ended" : "")}",
         RunState.Released when status.Ended == BudgetReached => "released: a limit of money or hours is reached",
+        RunState.Released when status.Ended == AttemptRecord.Failed => "failed: the last process ended with an error; whoever comes goes on",
         RunState.Released => "released: nobody works on it, and whoever comes goes on",
         RunState.Stopped => "stopped by request: only an explicit resume goes on",
         RunState.Finished => "finished",
@@ -101,7 +107,9 @@ internal static class StatusVerb
     /// <summary>As a shell takes it.</summary>
     private static string Quoted(string place) => place.Contains('?', StringComparison.Ordinal) ? $"'{place}'" : place;
 
-    private static string Doing(RunStatus status) => status.Phase?.ToString().ToLowerInvariant() ?? "starting";
+    private static string Doing(RunStatus status) => status.Step > 0 && (status.Phase is not { } begun || Beginnings.Contains(begun))
+        ? string.Create(CultureInfo.InvariantCulture, $"resuming at step {status.Step}")
+        : status.Phase?.ToString().ToLowerInvariant() ?? "starting";
 
     private static string Who(LeaseHolder? holder) => holder is null ? "an unknown machine" : string.Create(CultureInfo.InvariantCulture, $"{holder.Host} (process {holder.ProcessId})");
 

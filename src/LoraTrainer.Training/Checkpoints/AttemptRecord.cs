@@ -14,6 +14,9 @@ namespace LoraTrainer.Training.Checkpoints;
 /// </summary>
 public sealed record AttemptRecord
 {
+    /// <summary>How a process <see cref="Ended"/> that met an error.</summary>
+    public const string Failed = "failed";
+
     public required string RunId { get; init; }
 
     /// <summary>Of its lease; one for each attempt.</summary>

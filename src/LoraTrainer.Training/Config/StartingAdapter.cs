@@ -45,6 +45,11 @@ internal static class StartingAdapter
             return root;
         }
 
+        if (root.Find("base_model") is { Kind: NodeKind.Scalar, IsNull: false } baseModel && adapter.DoubtAbout(baseModel.Text) is { } doubt)
+        {
+            issues.Warning(Key, named.Location, $"{Key} ({named.Location}): {doubt}");
+        }
+
         // Whether names, a pattern or "all linear layers" mean the same is known with the model: an adapter that does not fit its layers is refused there.
         bool choosesLayers = root.Find("lora_target_linear") is { IsTrue: true } || root.Find("lora_target_modules") is { IsOff: false };
         List<ConfigurationEntry> entries = [.. root.Entries];

@@ -45,31 +45,26 @@ public sealed record TextModelSource(string BaseFolder, string? AdapterFolder, B
     /// <exception cref="TrainingSetupException">The folder is none of these.</exception>
     public static TextModelSource From(string path, string? adapter, bool fourBit, Action<string> notice, CancellationToken cancellation)
     {
-        path = FetchedSources.FolderOf(path, HubRepository.DefaultRevision, notice, cancellation);
+        path = FetchedSources.FolderOf(RunFolder.ModelOf(path), HubRepository.DefaultRevision, notice, cancellation);
         BaseFormat asked = fourBit ? BaseFormat.Nf4DoubleQuantized : BaseFormat.AsStored;
         if (!Directory.Exists(path))
         {
             throw new TrainingSetupException($"{path}: there is no such folder. Give a model folder, a run's output_dir or an adapter folder.");
         }
 
+        adapter = adapter is null ? null : RunFolder.ModelOf(adapter);
         if (adapter is not null && !Directory.Exists(adapter))
         {
             throw new TrainingSetupException($"{adapter}: there is no such folder. --adapter names a folder with {AdapterConfig.FileName} and {PeftAdapterFolder.WeightsFileName}.");
         }
 
         bool isAdapter = File.Exists(Path.Combine(path, AdapterConfig.FileName));
-        string? runConfig = RunFolder.ConfigFileOf(path);
-        if (!isAdapter && runConfig is not null && !File.Exists(Path.Combine(path, "config.json")))
-        {
-            throw new TrainingSetupException($"{path} is a run that has not written its result yet. Finish it with: lora-trainer resume {path}");
-        }
-
         if (!isAdapter || adapter is not null)
         {
             return new TextModelSource(path, adapter, asked);
         }
 
-        if (runConfig is not null)
+        if (RunFolder.ConfigFileOf(path) is { } runConfig)
         {
             // Of a run, or of one of its checkpoints.
             TrainingConfig config = ConfigurationLoader.LoadFile(runConfig, []).Require();

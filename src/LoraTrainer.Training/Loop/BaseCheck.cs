@@ -39,7 +39,8 @@ public static class BaseCheck
         }
         catch (Exception exception) when (exception is TrainingSetupException or ModelFormatException or TokenizerFormatException)
         {
-            problems.Add(exception.Message.EndsWith('.') ? exception.Message : exception.Message + ".");
+            IReadOnlyList<string> found = exception is TrainingSetupException setup ? setup.Problems : [exception.Message];
+            problems.AddRange(found.Select(problem => problem.EndsWith('.') ? problem : problem + "."));
             return null;
         }
     }

@@ -49,11 +49,11 @@ public sealed class TrainedModel
         }
 
         IReadOnlyList<ModelModule> modules = LoraInjection.Modules(shape);
-        RefuseUnknownNames("lora_target_modules", config.Adapter.TargetModules, modules, TargetModules.LeafNames(modules));
-        RefuseUnknownNames("lora_modules_to_save", config.Adapter.ModulesToSave, modules, [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)]);
-        RefuseUnknownLayers(config.Adapter.LayersToTransform, shape.NumHiddenLayers);
-        RefuseUnmatchedPatterns("lora_rank_pattern", config.Adapter.RankPattern.Select(pair => pair.Key), modules);
-        RefuseUnmatchedPatterns("lora_alpha_pattern", config.Adapter.AlphaPattern.Select(pair => pair.Key), modules);
+        if (Unmatched(config.Adapter, modules, shape.NumHiddenLayers).ToArray() is { Length: > 0 } unmatched)
+        {
+            throw new TrainingSetupException(unmatched);
+        }
+
         AdapterConfig adapter = AdapterConfigOf(config, modules);
         AdapterStart? start = AdapterStart.For(adapter, shape);
         CausalLanguageModel model = ModelLoader.LoadFrozen(shape, folder, device, FormatOf(config.Quantization), start, progress, quantized, damage, config.Device.LmHead == LmHeadFormat.EightBit, config.Device.Embeddings == EmbeddingPlacement.Host);
@@ -127,40 +127,41 @@ public sealed class TrainedModel
         }
     }
 
-    /// <summary>A misspelt name beside right ones would leave its layers untrained.</summary>
-    private static void RefuseUnknownNames(string key, IEnumerable<string> names, IReadOnlyList<ModelModule> modules, IReadOnlyList<string> known)
-    {
-        if (TargetModules.UnknownNames(names, modules) is [var unknown, ..])
-        {
-            throw NoSuchModule(key, unknown, known);
-        }
-    }
-
-    private static TrainingSetupException NoSuchModule(string key, string name, IReadOnlyList<string> known)
-    {
-        string meant = Suggestions.Nearest(name, known) is { } near ? $" Did you mean {near}?" : "";
-        return new TrainingSetupException($"{key}: '{name}' matches no module of the model.{meant} Its modules are: {string.Join(", ", known)}.");
-    }
-
     private static LoraPlusRates? RatesOf(TrainingConfig config) => config.Adapter.LoraPlusRatio is { } ratio
         ? new LoraPlusRates(ratio, config.Adapter.LoraPlusEmbeddingRate / config.Optimizer.LearningRate)
         : null;
 
-    private static void RefuseUnknownLayers(IEnumerable<int> layers, int count)
+    /// <summary>
+    /// What the config names and the model does not have, a sentence for each key. A misspelt name beside right ones would leave its layers untrained, a misspelt
+    /// pattern its modules with the rank and alpha of all others.
+    /// </summary>
+    private static IEnumerable<string> Unmatched(AdapterOptions adapter, IReadOnlyList<ModelModule> modules, int layerCount)
     {
-        if (layers.Where(layer => layer >= count).ToArray() is [var unknown, ..])
+        IReadOnlyList<string> leaves = TargetModules.LeafNames(modules);
+        IReadOnlyList<string> all = [.. modules.Select(module => module.Path.Split('.')[^1]).Distinct(StringComparer.Ordinal)];
+        (string Key, IEnumerable<string> Names, IReadOnlyList<string> Known)[] wanted =
+        [
+            ("lora_target_modules", TargetModules.UnknownNames(adapter.TargetModules, modules), leaves),
+            ("lora_modules_to_save", TargetModules.UnknownNames(adapter.ModulesToSave, modules), all),
+            ("lora_rank_pattern", WithoutMatch("lora_rank_pattern", adapter.RankPattern.Select(pair => pair.Key)), leaves),
+            ("lora_alpha_pattern", WithoutMatch("lora_alpha_pattern", adapter.AlphaPattern.Select(pair => pair.Key)), leaves),
+        ];
+        foreach ((string key, IEnumerable<string> names, IReadOnlyList<string> known) in wanted)
         {
-            throw new TrainingSetupException($"peft_layers_to_transform: there is no layer {unknown}: the model has {count}, counted from 0 to {count - 1}.");
+            if (names.ToArray() is { Length: > 0 } unknown)
+            {
+                string[] near = [.. unknown.Select(name => Suggestions.Nearest(name, known)).OfType<string>().Distinct()];
+                string meant = near.Length > 0 ? $" Did you mean {string.Join(", ", near)}?" : "";
+                yield return $"{key}: {string.Join(", ", unknown.Select(name => $"'{name}'"))} {(unknown.Length == 1 ? "matches" : "match")} no module of the model.{meant} Its modules are: {string.Join(", ", known)}.";
+            }
         }
-    }
 
-    /// <summary>A misspelt pattern would leave its modules with the rank and alpha of all others.</summary>
-    private static void RefuseUnmatchedPatterns(string key, IEnumerable<string> patterns, IReadOnlyList<ModelModule> modules)
-    {
-        if (patterns.FirstOrDefault(pattern => !TargetModules.MatchesAny(pattern, key, modules)) is { } unmatched)
+        if (adapter.LayersToTransform.Where(layer => layer >= layerCount).ToArray() is { Length: > 0 } beyond)
         {
-            throw NoSuchModule(key, unmatched, TargetModules.LeafNames(modules));
+            yield return $"peft_layers_to_transform: there {(beyond.Length == 1 ? "is no layer" : "are no layers")} {string.Join(", ", beyond)}: the model has {layerCount}, counted from 0 to {layerCount - 1}.";
         }
+
+        IEnumerable<string> WithoutMatch(string key, IEnumerable<string> patterns) => patterns.Where(pattern => !TargetModules.MatchesAny(pattern, key, modules));
     }
 
     private static AdapterConfig AdapterConfigOf(TrainingConfig config, IReadOnlyList<ModelModule> modules)

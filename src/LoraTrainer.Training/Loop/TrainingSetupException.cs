@@ -4,14 +4,17 @@ namespace LoraTrainer.Training.Loop;
 public sealed class TrainingSetupException : Exception
 {
     public TrainingSetupException(string message)
-        : base(message)
-    {
-    }
+        : base(message) => Problems = [message];
 
     public TrainingSetupException(string message, Exception cause)
-        : base(message, cause)
-    {
-    }
+        : base(message, cause) => Problems = [message];
+
+    /// <param name="problems">At least one; told at once, because who mends the first would only come to the next.</param>
+    public TrainingSetupException(IReadOnlyList<string> problems)
+        : base(string.Join('\n', problems)) => Problems = problems;
+
+    /// <summary>All that is wrong, each by itself.</summary>
+    public IReadOnlyList<string> Problems { get; }
 }
 
 /// <summary>A loss or gradient is no longer a finite number. Nothing of the step was applied.</summary>
