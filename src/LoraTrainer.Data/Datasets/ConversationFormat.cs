@@ -12,6 +12,9 @@ public sealed record ConversationFormat : DatasetFormat
 {
     private static readonly string[] MessagesFields = ["messages", "conversations", "conversation"], RoleFields = ["role", "from"], ContentFields = ["content", "value"], WeightFields = ["weight", "loss_weight"], TrainFields = ["train", "training"];
 
+    /// <summary>Messages of a row of which is told what is wrong with them.</summary>
+    private const int MostFaults = 3;
+
     private static readonly Dictionary<string, string> KnownRoles = new(StringComparer.Ordinal)
     {
         ["human"] = "user", ["gpt"] = "assistant", ["model"] = "assistant", ["chatgpt"] = "assistant", ["bot"] = "assistant", ["observation"] = "tool", ["function_response"] = "tool", ["function"] = "tool", ["ipython"] = "tool",
@@ -74,8 +77,11 @@ public sealed record ConversationFormat : DatasetFormat
             throw new DatasetException(row.Source, $"field '{field}' is not a list of messages but {JsonProblem.Kind(list.ValueKind)}");
         }
 
+        var faults = new List<string>();
         using var bytes = new MemoryStream();
-        using (var json = new Utf8JsonWriter(bytes))
+
+        // Behind a message that is faulty, and half written, others are looked at, too.
+        using (var json = new Utf8JsonWriter(bytes, new JsonWriterOptions { SkipValidation = true }))
         {
             json.WriteStartArray();
             string system = row.OptionalText(FieldSystem);
@@ -88,9 +94,21 @@ public sealed record ConversationFormat : DatasetFormat
             }
 
             int number = 0;
-            foreach (JsonElement message in list.EnumerateArray())
+            foreach (JsonElement message in list.EnumerateArray().TakeWhile(_ => faults.Count < MostFaults))
             {
-                Write(json, message, row.Source, ++number);
+                try
+                {
+                    Write(json, message, row.Source, ++number);
+                }
+                catch (DatasetException exception) when (exception.Reason is { } reason)
+                {
+                    faults.Add(reason);
+                }
+            }
+
+            if (faults.Count > 0)
+            {
+                throw new DatasetException(row.Source, string.Join("; ", faults));
             }
 
             json.WriteEndArray();

@@ -74,6 +74,13 @@ public class DatasetFormatTests
     public void Recognize_OtherFields_SaysWhatThereIs(string json, string expected)
         => Assert.StartsWith("data.jsonl:5 (row 4): " + expected, Assert.Throws<DatasetException>(() => DatasetFormat.Recognize(Row(json))).Message, StringComparison.Ordinal);
 
+    /// <summary>One message that is wrong does not hide the next; of many the first are told.</summary>
+    [Theory]
+    [InlineData("""[{"content":"a"},{"role":"user","content":"b"},{"role":"assistant","content":"c","weight":0.5}]""", "message 1 does not say who speaks; it has: content; message 3: 'weight' must be true, false, 0 or 1, got 0.5; a message is learned or not")]
+    [InlineData("""[{"role":"user","content":"a"},1,{"role":"user"},2,3,4,5]""", "message 2 is a number; expected an object with a role and a content; message 3 (user) says nothing; it has: role; message 4 is a number; expected an object with a role and a content")]
+    public void ConvertOrFault_SeveralWrongMessages_TellsThem(string messages, string reason)
+        => Assert.Equal(reason, Assert.IsType<DatasetRow.Faulty>(new ConversationFormat().ConvertOrFault(Row($$"""{"messages":{{messages}}}"""))).Reason);
+
     /// <summary>JSON in a text in JSON can be deeper than the parser takes, though neither is by itself.</summary>
     [Fact]
     public void ConvertOrFault_JsonInATextThatIsTooDeep_IsFaulty()
