@@ -61,7 +61,7 @@ dotnet build LoraTrainer.sln -c Release -v quiet || conclude 1
 
 # What users get, compiled ahead: the tests start it some thousand times.
 dotnet publish src/LoraTrainer.Cli -c Release -r linux-x64 --no-self-contained -p:RunAnalyzers=false -o artifacts/program -v quiet --nologo || conclude 1
-export LT_PROGRAM="$PWD/artifacts/program/lora-trainer.dll"
+export LT_TEST_PROGRAM="$PWD/artifacts/program/lora-trainer.dll"
 
 # One project at a time (-m:1): tests that measure have the machine to themselves, and the output stays in order.
 dotnet test LoraTrainer.sln -c Release --no-build -m:1 -v quiet --logger "console;verbosity=minimal" --logger trx --results-directory "$results" "$@" 2>&1 | tee "$output"

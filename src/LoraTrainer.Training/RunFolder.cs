@@ -116,7 +116,7 @@ public sealed class RunFolder
     /// <param name="stored">The config of the run that lies with the checkpoints; null where none does.</param>
     /// <param name="resume">Go on with the run that is there.</param>
     /// <param name="force">Go on although settings that decide the result have changed.</param>
-    /// <returns>Differences that are harmless or were forced, a sentence each.</returns>
+    /// <returns>Differences that are harmless or were forced, and what a name of the hub goes on meaning, a sentence each.</returns>
     /// <exception cref="TrainingSetupException">There is something already, or the run there is another one.</exception>
     public IReadOnlyList<string> Check(byte[]? stored, bool resume, bool force)
     {
@@ -132,7 +132,7 @@ public sealed class RunFolder
             return [];
         }
 
-        config = FetchedSources.AsRecorded(config, before);
+        (config, IReadOnlyList<string> recorded) = FetchedSources.AsRecorded(config, before);
         IReadOnlyList<ConfigurationDifference> differences = TrainingConfig.CompareForResume(before, config);
         ConfigurationDifference[] refused = [.. differences.Where(difference => difference.Effect == ResumeEffect.Refused || (difference.Effect == ResumeEffect.NeedsForce && !force))];
         if (refused.Length > 0)
@@ -142,7 +142,7 @@ public sealed class RunFolder
             throw new TrainingSetupException($"{config.OutputDir} holds a run with other settings:{table}\nKeep the old values, or start a new run with another output_dir.");
         }
 
-        return [.. differences.Select(difference => $"{difference.Key} was {difference.Old} and is {difference.New} now.")];
+        return [.. recorded, .. differences.Select(difference => $"{difference.Key} was {difference.Old} and is {difference.New} now.")];
     }
 
     /// <summary>Makes the folders and keeps other processes out of them until the result is disposed. Then the run is this process's: what killed ones left is removed.</summary>
@@ -200,7 +200,7 @@ public sealed class RunFolder
         }
 
         throw new TrainingSetupException(File.Exists(Path.Combine(place, CheckpointFiles.StateName))
-            ? $"{place} is a checkpoint of a run that trains all parameters, and such a one cannot be loaded by itself. Finish the run with: lora-trainer resume {Path.GetDirectoryName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(place)))}"
+            ? $"{place} is a checkpoint without an adapter, as runs have that train all parameters, and cannot be loaded by itself. The run's result can: it lies in its output_dir once the run has ended; lora-trainer resume {Path.GetDirectoryName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(place)))} goes on with it."
             : $"{place} is a run, and there is no result in it. Finish it with lora-trainer resume {place}, or give one of its checkpoints: lora-trainer inspect {place} lists them.");
     }
 
@@ -223,9 +223,14 @@ public sealed class RunFolder
     }
 
     /// <summary>The file with the config of the run that wrote a model: in the model's folder, or above it where that is <see cref="BestName"/> or <see cref="LastName"/>. Null: none did.</summary>
-    /// <param name="model">A folder.</param>
+    /// <param name="model">A folder; null too where it is none.</param>
     public static string? ConfigFileOf(string model)
     {
+        if (!Directory.Exists(model))
+        {
+            return null;
+        }
+
         string full = Path.TrimEndingDirectorySeparator(Path.GetFullPath(model));
         string[] folders = Path.GetFileName(full) is BestName or LastName ? [model, Path.GetDirectoryName(full)!] : [model];
         return folders.Select(folder => Path.Combine(folder, CheckpointFiles.ConfigName)).FirstOrDefault(File.Exists);

@@ -6,8 +6,8 @@ namespace LoraTrainer.EndToEnd.Tests;
 /// <summary>How a child process ended, and what it wrote. A process that was killed has 128 + 9. The one place where tests start processes.</summary>
 internal sealed record Ending(int ExitCode, string Output, string Error)
 {
-    /// <summary>The program: the published one that LT_PROGRAM names, else that beside the tests, which takes twice as long to start.</summary>
-    public static string Program { get; } = Environment.GetEnvironmentVariable("LT_PROGRAM") is { Length: > 0 } published ? Path.GetFullPath(published) : Path.Combine(AppContext.BaseDirectory, "lora-trainer.dll");
+    /// <summary>The program: the published one that LT_TEST_PROGRAM names, else that beside the tests, which takes twice as long to start.</summary>
+    public static string Program { get; } = Environment.GetEnvironmentVariable("LT_TEST_PROGRAM") is { Length: > 0 } published ? Path.GetFullPath(published) : Path.Combine(AppContext.BaseDirectory, "lora-trainer.dll");
 
     /// <summary>Runs the program as a user does: a process of its own, with its own standard streams.</summary>
     public static Task<Ending> RunAsync(string folder, params string[] arguments) => OfAsync(folder, ["dotnet", "exec", Program, .. arguments]);

@@ -116,10 +116,12 @@ public sealed class EvaluateTests
         foreach (string verb in new[] { "evaluate", "chat" })
         {
             await folder.RefusesAsync("error: out/checkpoints/tiny/step-00000002-", verb, "out/checkpoints/tiny/step-2");
-            await folder.RefusesAsync(" is a checkpoint of a run that trains all parameters, and such a one cannot be loaded by itself. Finish the run with: lora-trainer resume ", verb, "out/checkpoints/tiny/step-2");
+            await folder.RefusesAsync(" is a checkpoint without an adapter, as runs have that train all parameters, and cannot be loaded by itself. The run's result can: it lies in its output_dir once the run has ended; lora-trainer resume ", verb, "out/checkpoints/tiny/step-2");
         }
 
-        Assert.Contains("model", (await folder.SucceedsAsync("evaluate", "out", "--limit", "1", "--max-new-tokens", "0")).Output, StringComparison.Ordinal);
+        Assert.Contains("The model is out, which was trained as a whole.", (await folder.SucceedsAsync("evaluate", "out", "--limit", "1", "--max-new-tokens", "0")).Error, StringComparison.Ordinal);
+        await folder.RefusesAsync("out/best: there is no such folder", "generate", "out/best", "--prompt", "a");
+        await folder.RefusesAsync(": there is no such folder", "evaluate", "", "--data", "train.jsonl");
     }
 
     [Theory]

@@ -43,7 +43,7 @@ internal static class InspectVerb
         Option<bool> tensors = new("--tensors") { Description = "List every tensor, or every module of an adapter." };
         return new Verb("inspect", "Say what a run, checkpoint, adapter, model or file holds; show a row as tokens.", Examples) { path, row, heldOut, tensors, CommandLine.Set }.WithWork(async context =>
         {
-            string what = context.Arguments.GetRequiredValue(path);
+            string what = RunFolder.Completed(context.Arguments.GetRequiredValue(path));
             bool all = context.Arguments.GetValue(tensors);
             if (context.Arguments.GetValue(row) is { } number)
             {
@@ -64,7 +64,6 @@ internal static class InspectVerb
 
     private static async Task<FactSheet> SheetOfAsync(string path, bool all)
     {
-        path = RunFolder.Completed(path);
         if (File.Exists(path))
         {
             return path.EndsWith(".safetensors", StringComparison.Ordinal)

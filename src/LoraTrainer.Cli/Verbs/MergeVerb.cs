@@ -137,7 +137,7 @@ internal static class MergeVerb
 
         TrainingConfig? run = RunFolder.ConfigFileOf(adapter) is { } file ? ConfigurationLoader.LoadFile(file, []).Require() : null;
         return run is null || File.Exists(Path.Combine(adapter, AdapterConfig.FileName)) ? run
-            : throw new TrainingSetupException($"{adapter} is a run that trained all parameters: there is no adapter to merge, its folder is the whole model.");
+            : throw new TrainingSetupException($"{adapter} has no adapter to merge: its folder is a whole model, as runs leave that train all parameters.");
     }
 
     private static string BaseOf(Terminal terminal, string adapter, TrainingConfig? run) => FetchedSources.FolderOfBase(

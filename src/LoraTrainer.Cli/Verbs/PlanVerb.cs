@@ -174,7 +174,7 @@ internal static class PlanVerb
         bool isGpu = plan.Device.Platform == DevicePlatform.Cuda;
         if (isGpu)
         {
-            lines.Add(("beside it", $"up to {Quantities.Bytes(Gpu.DriverBytes)} of the GPU for the driver's context and its libraries{(config.Device.CudaGraphs == CudaGraphs.Off ? "" : "; what graphs take is not known, and without room for one the run goes on without it")}"));
+            lines.Add(("driver", $"up to {Quantities.Bytes(Gpu.DriverBytes)} of the GPU beside that, for its context and libraries{(config.Device.CudaGraphs == CudaGraphs.Off ? "" : "; what graphs take is not known, and without room for one the run goes on without it")}"));
         }
 
         if (memory.HostBytes > 0)

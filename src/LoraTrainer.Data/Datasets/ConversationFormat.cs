@@ -51,10 +51,12 @@ public sealed record ConversationFormat : DatasetFormat
         && list.EnumerateArray().All(message => message.ValueKind == JsonValueKind.Object && RoleFields.Any(role => message.TryGetProperty(role, out JsonElement who) && who.ValueKind == JsonValueKind.String));
 
     /// <summary>What to do with a row whose messages are not where they are looked for, a sentence; null where it shows none.</summary>
-    internal static string? AdviceOn(SourceRow row)
+    /// <param name="row">Has fields.</param>
+    /// <param name="isConfigured">They are looked for where field_messages says.</param>
+    internal static string? AdviceOn(SourceRow row, bool isConfigured = false)
     {
         string? field = row.Fields.EnumerateObject().FirstOrDefault(member => AreMessages(member.Value)) is { Value.ValueKind: not JsonValueKind.Undefined } found ? found.Name : null;
-        return field is not null ? $"Its field '{field}' is a list of messages: set type: chat_template and field_messages: {field} in the data set's block, or name the field messages."
+        return field is not null ? $"Its field '{field}' is a list of messages: {(isConfigured ? $"set field_messages: {field}." : $"name it messages, or set type: chat_template and field_messages: {field} in the data set's block of a configuration.")}"
             : RoleFields.Any(row.Has) && ContentFields.Any(row.Has) ? "It is one message of a chat: put the messages of each conversation into one row, {\"messages\": [...]}."
             : null;
     }
@@ -67,7 +69,7 @@ public sealed record ConversationFormat : DatasetFormat
         string? field = FieldMessages ?? Array.Find(MessagesFields, row.Has);
         if (field is null || !row.Fields.TryGetProperty(field, out JsonElement list))
         {
-            throw new DatasetException(row.Source, $"no list '{FieldMessages ?? "messages"}'; the row has: {row.FieldNames}{(AdviceOn(row) is { } advice ? $". {advice}" : "")}");
+            throw new DatasetException(row.Source, $"no list '{FieldMessages ?? "messages"}'; the row has: {row.FieldNames}{(AdviceOn(row, FieldMessages is not null) is { } advice ? $". {advice}" : "")}");
         }
 
         // A table can hold a list as its JSON only.

@@ -121,6 +121,13 @@ internal static class DelimitedRows
             while (true)
             {
                 at = Field(row, at);
+                bool isLast = at >= row.Length - 1;
+                if (at == row.Length - 1)
+                {
+                    // Nothing stands behind the last delimiter, which is a field too.
+                    fields.Add(default);
+                }
+
                 if (fields.Count > MostColumns)
                 {
                     // A field takes more memory than the comma behind it.
@@ -128,17 +135,12 @@ internal static class DelimitedRows
                     return true;
                 }
 
-                if (at >= row.Length)
+                if (isLast)
                 {
                     return true;
                 }
 
                 at++;
-                if (at == row.Length)
-                {
-                    fields.Add(default);
-                    return true;
-                }
             }
         }
 

@@ -45,7 +45,7 @@ internal static class StartingAdapter
             return root;
         }
 
-        if (root.Find("base_model") is { Kind: NodeKind.Scalar, IsNull: false } baseModel && adapter.DoubtAbout(baseModel.Text) is { } doubt)
+        if (root.Find("base_model") is { Kind: NodeKind.Scalar, IsNull: false, Text.Length: > 0 } baseModel && adapter.DoubtAbout(baseModel.Text) is { } doubt)
         {
             issues.Warning(Key, named.Location, $"{Key} ({named.Location}): {doubt}");
         }

@@ -56,14 +56,14 @@ internal static class PreparedData
         return Path.Combine(folder, Convert.ToHexStringLower(hash.GetHashAndReset()) + Extension);
     }
 
-    /// <summary>The configuration without the paths of its data: a file that was moved is the same file.</summary>
+    /// <summary>The configuration without the places of its data: a file that was moved, or is in the next commit too, is the same file.</summary>
     private static ReadOnlyMemory<byte> Said(TrainingConfig config)
     {
-        EquatableList<DatasetOptions> WithoutPaths(EquatableList<DatasetOptions> datasets) => [.. datasets.Select(dataset => dataset with { Path = "" })];
+        EquatableList<DatasetOptions> WithoutPlaces(EquatableList<DatasetOptions> datasets) => [.. datasets.Select(dataset => dataset with { Path = "", Revision = "" })];
         var bytes = new MemoryStream();
         using (var json = new Utf8JsonWriter(bytes))
         {
-            (config with { Data = config.Data with { Datasets = WithoutPaths(config.Data.Datasets), TestDatasets = WithoutPaths(config.Data.TestDatasets) } }).WriteJson(json);
+            (config with { Data = config.Data with { Datasets = WithoutPlaces(config.Data.Datasets), TestDatasets = WithoutPlaces(config.Data.TestDatasets) } }).WriteJson(json);
         }
 
         return bytes.ToArray();

@@ -161,19 +161,44 @@ public sealed record FetchedSources(string? BaseFolder, IReadOnlyDictionary<Data
     }
 
     /// <summary>
-    /// The configuration of a run that goes on: where it names what <paramref name="before"/> names, and no commit, the commit that the run recorded is meant. A branch may have moved since.
+    /// The configuration of a run that goes on. Where it names what <paramref name="before"/> names in the same place, and no commit, the commit that the run recorded is
+    /// meant: a branch may have moved since. Where it names something else, the recorded commit, which is none of that, is not asked for.
     /// </summary>
-    internal static TrainingConfig AsRecorded(TrainingConfig config, TrainingConfig before)
+    /// <param name="config">As it is now.</param>
+    /// <param name="before">As the run began.</param>
+    /// <returns>With the revisions that are meant, and a sentence for each that is another one than was given.</returns>
+    internal static (TrainingConfig Config, IReadOnlyList<string> Sentences) AsRecorded(TrainingConfig config, TrainingConfig before)
     {
-        if (config.BaseModel == before.BaseModel && IsRecorded(config.RevisionOfModel, before.RevisionOfModel))
+        List<string> sentences = [];
+        TrainingConfig meant = config with
         {
-            config = config with { RevisionOfModel = before.RevisionOfModel };
+            RevisionOfModel = Meant("revision_of_model", config.BaseModel, config.RevisionOfModel, before.BaseModel, before.RevisionOfModel),
+            Data = config.Data with { Datasets = Each("datasets", config.Data.Datasets, before.Data.Datasets), TestDatasets = Each("test_datasets", config.Data.TestDatasets, before.Data.TestDatasets) },
+        };
+        return (meant, sentences);
+
+        EquatableList<DatasetOptions> Each(string key, EquatableList<DatasetOptions> now, EquatableList<DatasetOptions> then) =>
+            [.. now.Select((dataset, i) => i >= then.Count ? dataset : dataset with { Revision = Meant($"{key}[{i}].revision", dataset.Path, dataset.Revision, then[i].Path, then[i].Revision) })];
+
+        string Meant(string key, string name, string revision, string nameBefore, string revisionBefore)
+        {
+            if (!HubRepository.IsCommit(revisionBefore))
+            {
+                return revision;
+            }
+
+            if (name != nameBefore)
+            {
+                return revision == revisionBefore ? HubRepository.DefaultRevision : revision;
+            }
+
+            if (!HubRepository.IsCommit(revision))
+            {
+                sentences.Add($"{key}: {revision} of {name} was commit {revisionBefore} when the run began, and the run goes on from that. Another one has to be named by its commit.");
+            }
+
+            return HubRepository.IsCommit(revision) ? revision : revisionBefore;
         }
-
-        DatasetOptions[] recorded = [.. before.Data.Datasets.Concat(before.Data.TestDatasets)];
-        return WithDatasets(config, dataset => recorded.FirstOrDefault(known => IsRecorded(dataset.Revision, known.Revision) && dataset with { Revision = known.Revision } == known) ?? dataset);
-
-        static bool IsRecorded(string asked, string known) => HubRepository.IsCommit(known) && !HubRepository.IsCommit(asked);
     }
 
     private static TrainingConfig WithDatasets(TrainingConfig config, Func<DatasetOptions, DatasetOptions> change) =>

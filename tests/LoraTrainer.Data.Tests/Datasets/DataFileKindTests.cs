@@ -82,6 +82,15 @@ public sealed class DataFileKindTests : IDisposable
         Assert.Contains("the compressed data are damaged or cut off", failure.Message, StringComparison.Ordinal);
     }
 
+    /// <summary>An empty name behind the last comma counts too.</summary>
+    [Fact]
+    public void Read_HeaderOfTooManyNames_IsRefused()
+    {
+        string names = string.Join(',', Enumerable.Range(0, 10_000));
+        Assert.Equal("", Told(Written("full.csv", Encoding.UTF8.GetBytes(names + "\n"))));
+        Assert.Contains("is more than 10000 columns", Assert.Throws<DatasetException>(() => Told(Written("more.csv", Encoding.UTF8.GetBytes(names + ",\n")))).Message, StringComparison.Ordinal);
+    }
+
     /// <summary>A field takes more memory than the comma behind it, and packed commas take none.</summary>
     [Theory]
     [InlineData("")]

@@ -66,8 +66,8 @@ public class DatasetFormatTests
     public void Recognize_KnownFields_NamesTheFormat(string json, string expected) => Assert.Equal(expected, DatasetFormat.Recognize(Row(json)).Name);
 
     [Theory]
-    [InlineData("""{"id":1,"chat":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}""", "the fields id, chat do not tell what a row is. Its field 'chat' is a list of messages: set type: chat_template and field_messages: chat in the data set's block, or name the field messages.")]
-    [InlineData("""{"talk":"[{\"from\":\"human\",\"value\":\"q\"}]"}""", "the fields talk do not tell what a row is. Its field 'talk' is a list of messages: set type: chat_template and field_messages: talk")]
+    [InlineData("""{"id":1,"chat":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}""", "the fields id, chat do not tell what a row is. Its field 'chat' is a list of messages: name it messages, or set type: chat_template and field_messages: chat in the data set's block of a configuration.")]
+    [InlineData("""{"talk":"[{\"from\":\"human\",\"value\":\"q\"}]"}""", "the fields talk do not tell what a row is. Its field 'talk' is a list of messages: name it messages, or set type: chat_template and field_messages: talk")]
     [InlineData("""{"role":"user","content":"q"}""", "the fields role, content do not tell what a row is. It is one message of a chat: put the messages of each conversation into one row, {\"messages\": [...]}.")]
     [InlineData("""{"a":1,"b":2}""", "the fields a, b do not tell what a row is. Known are instruction, input, output (alpaca); one of prompt,")]
     [InlineData("""{"prompt":"a","chosen":"b","rejected":"c"}""", "these are preference pairs (chosen, rejected)")]

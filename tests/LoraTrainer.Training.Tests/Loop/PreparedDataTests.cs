@@ -19,10 +19,10 @@ public class PreparedDataTests
         Assert.False(first.WasKept);
         string file = Assert.Single(Directory.GetFiles(kept));
 
-        // A file that was moved is the same file; another setting, other bytes or another tokenizer are not.
+        // A file that was moved, or is in another commit too, is the same file; another setting, other bytes or another tokenizer are not.
         Directory.CreateDirectory(folder.File("elsewhere"));
         File.Copy(folder.File("train.jsonl"), folder.File("elsewhere/train.jsonl"));
-        Assert.True(Load(("datasets", $"[{{path: {folder.File("elsewhere/train.jsonl")}, type: {{field_instruction: instruction, field_output: output, format: '{{instruction}}=', no_input_format: '{{instruction}}='}}}}]"), ("learning_rate", 0.5)).WasKept);
+        Assert.True(Load(("datasets", $"[{{path: {folder.File("elsewhere/train.jsonl")}, revision: other, type: {{field_instruction: instruction, field_output: output, format: '{{instruction}}=', no_input_format: '{{instruction}}='}}}}]"), ("learning_rate", 0.5)).WasKept);
         Assert.False(Load(("sequence_len", 40)).WasKept);
         File.AppendAllText(folder.File("train.jsonl"), "{\"instruction\":\"one\",\"output\":\"more\"}\n");
         Assert.False(Load().WasKept);
