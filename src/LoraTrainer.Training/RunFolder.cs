@@ -190,10 +190,16 @@ public sealed class RunFolder
     /// refused, since the base alone, or another folder, is not what was asked for.
     /// </summary>
     /// <param name="place">A folder, also one of no run; a name of the hub stays as it is.</param>
-    /// <exception cref="TrainingSetupException">It is a run, or a checkpoint, without a model that could be loaded.</exception>
+    /// <exception cref="TrainingSetupException">It is a run, or a checkpoint, without a model that could be loaded, or a folder that the run above it does not have.</exception>
     public static string ModelOf(string place)
     {
         place = Completed(place);
+        if (!Path.Exists(place) && Path.GetDirectoryName(place) is { Length: > 0 } run && File.Exists(Path.Combine(run, CheckpointFiles.ConfigName)))
+        {
+            // It would pass for a name of the hub.
+            throw new TrainingSetupException($"{place}: there is no such folder in the run {run}.");
+        }
+
         if (ConfigFileOf(place) is null || File.Exists(Path.Combine(place, AdapterConfig.FileName)) || File.Exists(Path.Combine(place, "config.json")))
         {
             return place;

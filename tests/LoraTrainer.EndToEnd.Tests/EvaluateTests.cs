@@ -120,7 +120,7 @@ public sealed class EvaluateTests
         }
 
         Assert.Contains("The model is out, which was trained as a whole.", (await folder.SucceedsAsync("evaluate", "out", "--limit", "1", "--max-new-tokens", "0")).Error, StringComparison.Ordinal);
-        await folder.RefusesAsync("out/best: there is no such folder", "generate", "out/best", "--prompt", "a");
+        await folder.RefusesAsync("out/best: there is no such folder in the run out.", "generate", "out/best", "--prompt", "a");
         await folder.RefusesAsync(": there is no such folder", "evaluate", "", "--data", "train.jsonl");
     }
 
